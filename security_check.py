@@ -1,0 +1,1484 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["boto3>=1.36", "xlwt>=1.3"]
+# ///
+"""Audit an AWS account: six checks, one workbook, and nothing unread is called clean.
+
+The file reads from top to bottom:
+
+    constants   what counts as old, public, high-risk; the words of the sheets
+    rows        what a check yields, and how a check is declared
+    account     the only code that talks to AWS
+    targets     what a check is run over: regions, users, buckets
+    checks      six generators, (account, target) -> rows, each below its rules
+    runner      the only place that survives a failure: it becomes a row
+    workbook    rows to cells; knows nothing of the checks
+    main        arguments, preflight, exit code
+
+A seventh check is one function under `@check`; nothing else changes.
+Severities are those that AWS Security Hub publishes for the control named beside
+each rule; where no control is named, the rule and its severity are ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import io
+import os
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+if TYPE_CHECKING:  # at run time imported late, so that --help and bad arguments answer at once
+    import boto3
+    import xlwt
+
+__version__ = "1.0"
+
+# === constants ========================================================================
+
+MAX_KEY_AGE = 90  # days; Security Hub IAM.3
+SOON = timedelta(days=31)  # a key that falls due before the next monthly run
+
+CRITICAL, HIGH, MEDIUM, LOW = SEVERITIES = ("Critical", "High", "Medium", "Low")
+OK, FINDING, NOT_CHECKED = "OK", "FINDING", "NOT CHECKED"
+
+ROOT = "<root_account>"  # as in the credential report; no IAM user name can contain "<"
+EVERYONE = "http://acs.amazonaws.com/groups/global/AllUsers"
+ANY_AWS_ACCOUNT = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"
+LOG_DELIVERY = "http://acs.amazonaws.com/groups/s3/LogDelivery"
+
+# Time-outs in seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but
+# only twice when nothing answers: a silent region must not hold up the run.
+CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
+ATTEMPTS = 8
+SILENT_CALLS = 3
+THREADS = 32
+THREADS_IAM = 12  # IAM throttles the account as a whole
+
+REPORT_POLLS, REPORT_PAUSE = 30, 2  # a minute for the credential report
+
+EXPIRED = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "RequestExpired",
+    "CredentialRetrievalError",
+    "SSOTokenLoadError",
+    "TokenRetrievalError",
+    "UnauthorizedSSOTokenError",
+}
+GONE = {"NoSuchEntity", "NoSuchBucket"}  # deleted between listing and asking
+
+# === rows =============================================================================
+
+Cell = str | int | bool | datetime | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a sheet.
+
+    `id` names the row from run to run, `cells` fill the check's own columns in order,
+    `result` says it in words. `severity` and `control` are blank unless a person should act.
+    """
+
+    id: str
+    cells: tuple[Cell, ...]
+    result: str
+    severity: str = ""
+    control: str = ""
+    status: str = OK
+
+
+Rows = Iterator[Row]
+
+
+def finding(id: str, cells: tuple[Cell, ...], result: str, severity: str, control: str = "") -> Row:
+    return Row(id, cells, result, severity, control, FINDING)
+
+
+def gap(id: str, cells: tuple[Cell, ...], why: Exception | str) -> Row:
+    """The row for what AWS did not let us look at."""
+    return Row(id, cells, str(why), status=NOT_CHECKED)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check and its sheet. `nothing` is what an empty sheet says; it may use
+    {targets} and {looked_at}, the numbers looked at."""
+
+    title: str
+    over: Callable[[Account], Iterable[str]]
+    columns: tuple[str, ...]
+    nothing: str
+    rows: Callable[[Account, str], Rows]
+    threads: int = THREADS
+
+    @property
+    def name(self) -> str:
+        return self.title.lower().replace(" ", "-")
+
+
+CHECKS: list[Check] = []
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+
+
+def check(title: str, **sheet: Any) -> Callable[[Rule], Rule]:
+    """Declare a check: a generator (account, target) -> rows, which may return how many
+    things it looked at. Definition order is run order is sheet order."""
+
+    def register(rows: Rule) -> Rule:
+        CHECKS.append(Check(title, rows=rows, **sheet))
+        return rows
+
+    return register
+
+
+# === account ==========================================================================
+
+
+class Unanswered(Exception):
+    """AWS did not answer a question: str() is the code and the call."""
+
+    def __init__(self, code: str, call: str) -> None:
+        super().__init__(f"{code}: {call}")
+        self.code = code
+
+
+class Answer(dict[str, Any]):
+    """What AWS answered. A field that AWS always sends and that is not there means that
+    something else answered (a proxy, a sign-in page): that is no answer."""
+
+    def __init__(self, answer: dict[str, Any], call: str) -> None:
+        super().__init__(answer)
+        self.call = call
+
+    def __missing__(self, field: str) -> Any:
+        raise Unanswered("MalformedAnswer", f"{self.call} without {field}")
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Account:
+    """The account under audit, and the only way to AWS. `now` is the one moment that the
+    audit calls now; `only` limits the regions; `max_key_age` is in days."""
+
+    def __init__(
+        self,
+        session: boto3.Session,
+        now: datetime,
+        only: Collection[str] = (),
+        max_key_age: int = MAX_KEY_AGE,
+    ) -> None:
+        self.session = session
+        self.now = now
+        self.only = only
+        self.max_key_age = max_key_age
+        elsewhere = [region for region in only if region.startswith(("cn-", "us-gov-"))]
+        self.region: str = session.region_name or [*elsewhere, "us-east-1"][0]
+        self.number = self.arn = ""  # known once AWS has said who asks
+        self.clients: dict[tuple[str, str], Any] = {}
+        self.answers: dict[Any, Future[Any]] = {}
+        self.silent: Counter[tuple[str, ...]] = Counter()
+        self.expired: Unanswered | None = None
+        self.lock = threading.RLock()
+
+    def ask(
+        self,
+        service: str,
+        operation: str,
+        region: str = "",
+        absent: Collection[str] = (),
+        **params: Any,
+    ) -> Answer:
+        """One answer of AWS. An error code in `absent` is an answer too: an empty one."""
+        region = region or self.region
+        call = f"{service} {operation}"
+        try:
+            return Answer(self._call(service, operation, region, params), call)
+        except Unanswered as error:
+            if error.code in absent:
+                return Answer({}, call)
+            raise
+
+    def _call(self, service: str, operation: str, region: str, params: dict[str, Any]) -> Any:
+        from botocore import xform_name
+
+        return self._answered(
+            *(service, operation, region),
+            lambda: getattr(self.client(service, region), xform_name(operation))(**params),
+        )
+
+    def fetch(
+        self,
+        service: str,
+        operation: str,
+        items: str,
+        region: str = "",
+        page_size: int = 1000,
+        **params: Any,
+    ) -> Iterator[Any]:
+        """All the items of all pages, streamed."""
+        region = region or self.region
+        pages = self._pages(service, operation, region, page_size, params)
+        while page := self._answered(service, operation, region, lambda: next(pages, None)):
+            yield from Answer(page, f"{service} {operation}")[items]
+
+    def _pages(
+        self, service: str, operation: str, region: str, page_size: int, params: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        from botocore import xform_name
+
+        client, method = self.client(service, region), xform_name(operation)
+        if client.can_paginate(method):
+            config = {"PageSize": page_size}
+            yield from client.get_paginator(method).paginate(**params, PaginationConfig=config)
+            return
+        page = getattr(client, method)(**params)
+        yield page
+        while token := page.get("NextToken"):
+            page = getattr(client, method)(**params, NextToken=token)
+            yield page
+
+    def _answered(self, service: str, operation: str, region: str, call: Callable[[], T]) -> T:
+        """The one place where a failure to reach AWS, or a refusal, becomes Unanswered.
+
+        Whatever is raised here comes from botocore: its parsers raise more than BotoCoreError.
+        """
+        if self.expired:
+            raise self.expired
+        if self.silent[service, operation, region] >= SILENT_CALLS:
+            raise Unanswered("NoAnswer", f"{service} {operation} (asked {SILENT_CALLS} times)")
+        try:
+            answer = call()
+        except Exception as error:
+            raise self._failure(error, service, operation, region) from error
+        self.silent[service, operation, region] = self.silent[region,] = 0
+        return answer
+
+    def _failure(self, error: Exception, service: str, operation: str, region: str) -> Unanswered:
+        from botocore.exceptions import ClientError
+
+        code = error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
+        failure = Unanswered(code or type(error).__name__, f"{service} {operation}")
+        with self.lock:
+            if is_silence(error):
+                self.silent.update([(service, operation, region), (region,)])
+            if failure.code in EXPIRED:
+                self.expired = failure = self.expired or failure
+        return failure
+
+    def client(self, service: str, region: str) -> Any:
+        """The client for a service in a region, made once. Making one is not thread-safe."""
+        from botocore.config import Config
+
+        config = Config(
+            connect_timeout=CONNECT_TIMEOUT,
+            read_timeout=READ_TIMEOUT,
+            retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS},
+            max_pool_connections=THREADS,
+        )
+        with self.lock:
+            if (service, region) not in self.clients:
+                client: Any = self.session.client(service, region, config=config)  # type: ignore[call-overload]
+                event = f"needs-retry.{client.meta.service_model.service_id.hyphenize()}"
+                give_up = functools.partial(self._give_up_on_silence, region)
+                client.meta.events.register_first(event, give_up)
+                self.clients[service, region] = client
+            return self.clients[service, region]
+
+    def _give_up_on_silence(
+        self, region: str, attempts: int, caught_exception: Exception | None, **_: Any
+    ) -> None:
+        """Ask twice where nothing answers, once where the region was silent before.
+
+        botocore has one number of attempts for all failures; raising is how to leave early.
+        """
+        if is_silence(caught_exception) and (attempts > 1 or self.silent[region,]):
+            raise caught_exception
+
+
+def is_silence(error: Exception | None) -> bool:
+    from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
+
+    return isinstance(error, (ConnectTimeoutError, ReadTimeoutError))
+
+
+def once(question: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate[Account, P], T]:
+    """Put a question once an audit, whatever number of threads want to know. A failure is
+    an answer too, and the same for all. A question must not wait for another check's."""
+
+    @functools.wraps(question)
+    def asked(aws: Account, *args: P.args, **kwargs: P.kwargs) -> T:
+        with aws.lock:
+            first = (key := (question, args)) not in aws.answers
+            answer = aws.answers.setdefault(key, Future())
+        if first:
+            try:
+                answer.set_result(question(aws, *args, **kwargs))
+            except BaseException as error:
+                answer.set_exception(error)
+        known: T = answer.result()
+        return known
+
+    return asked
+
+
+# === targets ==========================================================================
+
+
+@once
+def enabled_regions(aws: Account) -> list[str]:
+    answer = aws.ask("ec2", "DescribeRegions")["Regions"]
+    return sorted(region["RegionName"] for region in answer)
+
+
+def regions(aws: Account) -> list[str]:
+    """The regions that are enabled in the account, or of these the ones asked for."""
+    return sorted(aws.only) or enabled_regions(aws)
+
+
+@once
+def user_list(aws: Account) -> dict[str, dict[str, Any]]:
+    return {user["UserName"]: user for user in aws.fetch("iam", "ListUsers", "Users")}
+
+
+def users(aws: Account) -> Iterator[str]:
+    """The names of all users, root first."""
+    yield ROOT
+    yield from user_list(aws)
+
+
+@once
+def bucket_list(aws: Account) -> dict[str, str]:
+    """The region of every bucket by name, blank where ListBuckets does not tell it."""
+    found = aws.fetch("s3", "ListBuckets", "Buckets")
+    return {bucket["Name"]: bucket.get("BucketRegion", "") for bucket in found}
+
+
+def buckets(aws: Account) -> Iterator[str]:
+    yield from bucket_list(aws)
+
+
+# === check 1: EC2-Classic =============================================================
+
+
+def is_classic(instance: dict[str, Any]) -> bool:
+    """Whether an instance stands outside a VPC.
+
+    An instance that is going or gone has lost its VpcId too:
+    https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_Instance.html
+    """
+    leaving = instance["State"]["Name"] in ("shutting-down", "terminated")
+    return not instance.get("VpcId") and not leaving
+
+
+def name_tag(instance: dict[str, Any]) -> str:
+    tags = instance.get("Tags") or ()
+    return next((tag["Value"] for tag in tags if tag["Key"] == "Name"), "")
+
+
+@check(
+    "EC2-Classic",
+    over=regions,
+    columns=("Region", "Instance ID", "Name", "State", "Launched"),
+    nothing="No instance outside a VPC among {looked_at:,} in {targets:,} regions",
+)
+def check_ec2_classic(aws: Account, region: str) -> Rows:
+    """Instances outside a VPC. The severity is ours: AWS retired EC2-Classic."""
+    instances = 0
+    for reservation in aws.fetch("ec2", "DescribeInstances", "Reservations", region):
+        for instance in reservation["Instances"]:
+            instances += 1
+            if is_classic(instance):
+                id, state = instance["InstanceId"], instance["State"]["Name"]
+                cells = (region, id, name_tag(instance), state, instance["LaunchTime"])
+                yield finding(f"{region}/{id}", cells, "Instance outside a VPC", HIGH)
+    return instances
+
+
+# === check 2: security groups =========================================================
+
+# Addresses that no host on the Internet has; what is left of IPv6 is 2000::/3.
+# https://www.iana.org/assignments/iana-ipv4-special-registry
+NOT_INTERNET: list[Any] = [
+    ip_network(cidr)
+    for cidr in (
+        "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 "
+        "192.168.0.0/16 224.0.0.0/3 ::/3 4000::/2 8000::/1"
+    ).split()
+]
+WIDE = {4: 7, 6: 12}  # prefix lengths; IANA gives a whole regional registry an IPv6 /12
+
+# Security Hub EC2.19, and what it allows in EC2.18.
+HIGH_RISK_PORTS = {
+    20: "FTP data", 21: "FTP", 22: "SSH", 23: "Telnet", 25: "SMTP", 110: "POP3", 135: "RPC",
+    143: "IMAP", 445: "SMB", 1433: "SQL Server", 1434: "SQL Server", 3000: "Node.js",
+    3306: "MySQL", 3389: "RDP", 4333: "mSQL", 5000: "Flask", 5432: "PostgreSQL", 5500: "VNC",
+    5601: "OpenSearch Dashboards", 8080: "HTTP proxy", 8088: "HTTP", 8888: "HTTP",
+    9200: "OpenSearch", 9300: "OpenSearch",
+}  # fmt: skip
+WEB_PORTS = {80: "HTTP", 443: "HTTPS"}
+PORT_NAMES = HIGH_RISK_PORTS | WEB_PORTS
+
+# https://www.iana.org/assignments/protocol-numbers
+PROTOCOLS = {
+    "-1": "ALL", "1": "ICMP", "2": "IGMP", "4": "IPv4", "6": "TCP", "17": "UDP", "41": "IPv6",
+    "47": "GRE", "50": "ESP", "51": "AH", "58": "ICMPv6", "89": "OSPF", "112": "VRRP",
+    "132": "SCTP",
+}  # fmt: skip
+
+
+def whole_internet(cidrs: Iterable[str]) -> list[str]:
+    """Which of 0.0.0.0/0 and ::/0 the CIDRs cover together, be it in pieces.
+
+    Host bits do not count: AWS reads 10.0.0.0/0 as 0.0.0.0/0.
+    """
+    networks: list[Any] = [ip_network(cidr, strict=False) for cidr in cidrs] + NOT_INTERNET
+    families = (
+        collapse_addresses(net for net in networks if net.version == version) for version in (4, 6)
+    )
+    return [str(net) for family in families for net in family if net.prefixlen == 0]
+
+
+def wide_sources(cidrs: Iterable[str]) -> list[str]:
+    """The public CIDRs that are too wide to mean somebody in particular."""
+    networks: list[Any] = [ip_network(cidr, strict=False) for cidr in cidrs]
+    return [
+        str(net)
+        for net in networks
+        if net.prefixlen <= WIDE[net.version]
+        and not any(net.version == no.version and net.subnet_of(no) for no in NOT_INTERNET)
+    ]
+
+
+def protocol_name(protocol: str) -> str:
+    return PROTOCOLS.get(protocol) or ("ICMPv6" if protocol == "icmpv6" else protocol.upper())
+
+
+def opened_ports(protocol: str, first: int | None, last: int | None) -> range:
+    """The ports that a rule opens: none where the protocol (by name) has no ports."""
+    if protocol == "ALL" or (protocol in ("TCP", "UDP") and first in (None, -1)):
+        return range(65536)
+    if protocol in ("TCP", "UDP") and first is not None:
+        return range(first, (first if last is None else last) + 1)
+    return range(0)
+
+
+def port_words(protocol: str, first: int | None, last: int | None) -> str:
+    """`22 (SSH)`, `8000-9000`, `ALL`; ICMP has types and codes in their place."""
+    if protocol.startswith("ICMP"):
+        if first in (None, -1):
+            return "ALL types"
+        return f"type {first}" if last in (None, -1) else f"type {first} code {last}"
+    ports = opened_ports(protocol, first, last)
+    if len(ports) in (0, 65536):
+        return "ALL"
+    if len(ports) > 1:
+        return f"{ports[0]}-{ports[-1]}"
+    return f"{ports[0]} ({PORT_NAMES[ports[0]]})" if ports[0] in PORT_NAMES else str(ports[0])
+
+
+def port_severity(protocol: str, ports: range) -> tuple[str, str]:
+    """Severity and control of ports that are open to the whole Internet."""
+    if any(port in ports for port in HIGH_RISK_PORTS):
+        return CRITICAL, "EC2.19"
+    if protocol.startswith("ICMP") or (
+        protocol == "TCP" and len(ports) == 1 and ports[0] in WEB_PORTS
+    ):
+        return LOW, ""
+    return HIGH, "EC2.18"
+
+
+def lowered(severity: str) -> str:
+    return SEVERITIES[min(SEVERITIES.index(severity) + 1, 3)]
+
+
+@dataclass(frozen=True)
+class Door:
+    """A rule of a security group that lets in the Internet, or may: `error` says what
+    could not be read."""
+
+    group: dict[str, Any]
+    protocol: str
+    ports: str
+    open_to: str
+    result: str
+    severity: str
+    control: str
+    error: Unanswered | None = None
+
+    @property
+    def id(self) -> str:
+        ports = self.ports.split(" (")[0].replace(" ", "-")
+        return f"{self.group['GroupId']}/{self.protocol}/{ports}/{self.open_to}".replace(", ", ",")
+
+    def cells(self, region: str, used_by: str = "", blocked_by: str = "") -> tuple[Cell, ...]:
+        group = self.group
+        ids = (group["GroupId"], group.get("GroupName", ""), group.get("VpcId", ""))
+        return (region, *ids, self.protocol, self.ports, self.open_to, used_by, blocked_by)
+
+
+@once
+def prefix_list(aws: Account, region: str, id: str) -> list[str]:
+    call = "GetManagedPrefixListEntries"
+    entries = aws.fetch("ec2", call, "Entries", region, page_size=100, PrefixListId=id)
+    return [entry["Cidr"] for entry in entries]
+
+
+def rules(group: dict[str, Any]) -> dict[tuple[Any, ...], tuple[list[str], list[str]]]:
+    """A group's rules by protocol, first and last port: their CIDRs and prefix lists."""
+    merged: dict[tuple[Any, ...], tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for rule in group["IpPermissions"]:
+        protocol = protocol_name(rule["IpProtocol"])
+        cidrs, lists = merged[protocol, rule.get("FromPort"), rule.get("ToPort")]
+        cidrs += [source["CidrIp"] for source in rule.get("IpRanges") or ()]
+        cidrs += [source["CidrIpv6"] for source in rule.get("Ipv6Ranges") or ()]
+        lists += [source["PrefixListId"] for source in rule.get("PrefixListIds") or ()]
+    return merged
+
+
+def doors(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Door]:
+    for (protocol, first, last), (cidrs, lists) in rules(group).items():
+        ports = opened_ports(protocol, first, last)
+        where = (group, protocol, port_words(protocol, first, last))
+        try:
+            for id in lists:
+                cidrs = cidrs + prefix_list(aws, region, id)
+        except Unanswered as error:
+            if not whole_internet(cidrs):
+                yield Door(*where, ", ".join(lists), "", "", "", error)
+                continue
+        if internet := whole_internet(cidrs):
+            verdict = ("Open to the Internet", *port_severity(protocol, ports))
+            yield Door(*where, ", ".join(internet), *verdict)
+        elif wide := ", ".join(wide_sources(cidrs)):
+            yield Door(*where, wide, f"Open to {wide}", MEDIUM, "")
+
+
+def interfaces(aws: Account, region: str, groups: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """The network interfaces that have each of the groups."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    ids = sorted(groups)
+    for some in (ids[i : i + 200] for i in range(0, len(ids), 200)):  # 200 values a filter
+        filters = [{"Name": "group-id", "Values": some}]
+        for interface in aws.fetch(
+            "ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", region, Filters=filters
+        ):
+            for group in interface["Groups"]:
+                found[group["GroupId"]].append(interface)
+    return found
+
+
+def is_public(interface: dict[str, Any]) -> bool:
+    """Whether an interface has an address of the Internet: IPv4 or Elastic IP, or IPv6."""
+    addresses = interface.get("PrivateIpAddresses") or ()
+    if any(address.get("Association") for address in (interface, *addresses)):
+        return True
+    ipv6 = interface.get("Ipv6Addresses") or ()
+    return any(ip_address(address["Ipv6Address"]).is_global for address in ipv6)
+
+
+def used_by(interfaces: Sequence[dict[str, Any]]) -> str:
+    if not interfaces:
+        return "not in use"
+    number = f"{len(interfaces):,} interface{'s' if len(interfaces) > 1 else ''}"
+    return f"{number}, {sum(map(is_public, interfaces)):,} public"
+
+
+@dataclass(frozen=True)
+class Ingress:
+    """A region's VPC block public access: its mode, and the VPCs and subnets let off."""
+
+    mode: str
+    excluded: frozenset[str]
+
+    def blocks(self, vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
+        """The mode, where it stops what comes in through an Internet gateway, else blank.
+
+        https://docs.aws.amazon.com/vpc/latest/userguide/security-vpc-bpa.html
+        """
+        places = {vpc, *(interface.get("SubnetId", "") for interface in interfaces)}
+        if not self.mode.startswith("block-") or places & self.excluded:
+            return ""
+        return f"VPC block public access ({self.mode})"
+
+
+@once
+def ingress(aws: Account, region: str) -> Ingress:
+    options = aws.ask("ec2", "DescribeVpcBlockPublicAccessOptions", region)
+    mode = options["VpcBlockPublicAccessOptions"].get("InternetGatewayBlockMode", "off")
+    if mode == "off":
+        return Ingress(mode, frozenset())
+    call = "DescribeVpcBlockPublicAccessExclusions"
+    exclusions = aws.fetch("ec2", call, "VpcBlockPublicAccessExclusions", region)
+    return Ingress(
+        mode,
+        frozenset(
+            exclusion["ResourceArn"].rpartition("/")[2]
+            for exclusion in exclusions
+            if exclusion["InternetGatewayExclusionMode"] == "allow-bidirectional"
+            and exclusion["State"] not in ("create-failed", "delete-complete", "disable-complete")
+        ),
+    )
+
+
+@check(
+    "Security groups",
+    over=regions,
+    columns=(
+        *("Region", "Group ID", "Group name", "VPC", "Protocol", "Ports", "Open to"),
+        *("Used by", "Blocked by"),
+    ),
+    nothing="No rule open to the Internet in {looked_at:,} groups in {targets:,} regions",
+)
+def check_security_groups(aws: Account, region: str) -> Rows:
+    """Inbound rules that let in the whole Internet, or a large part of it.
+
+    A group in no use is one severity less, a door behind VPC block public access is Low.
+    """
+    groups, found = 0, []
+    for group in aws.fetch("ec2", "DescribeSecurityGroups", "SecurityGroups", region):
+        groups += 1
+        found += doors(aws, region, group)
+    try:
+        users = interfaces(aws, region, {door.group["GroupId"] for door in found})
+        blocks = ingress(aws, region) if found else Ingress("off", frozenset())
+    except Unanswered as error:
+        yield from (gap(f"{region}/{door.id}", door.cells(region), error) for door in found)
+        return groups
+    for door in found:
+        yield judged(door, region, users[door.group["GroupId"]], blocks)
+    return groups
+
+
+def judged(door: Door, region: str, users: list[dict[str, Any]], blocks: Ingress) -> Row:
+    """A door as a row, in the light of who uses its group and what stands in front of it."""
+    blocked_by = blocks.blocks(door.group.get("VpcId", ""), users)
+    id, cells = f"{region}/{door.id}", door.cells(region, used_by(users), blocked_by)
+    if door.error:
+        return gap(id, cells, door.error)
+    severity = door.severity if users else lowered(door.severity)
+    return finding(id, cells, door.result, LOW if blocked_by else severity, door.control)
+
+
+# === check 3: access keys =============================================================
+
+
+@once
+def account_summary(aws: Account) -> dict[str, int]:
+    summary: dict[str, int] = aws.ask("iam", "GetAccountSummary")["SummaryMap"]
+    return summary
+
+
+def key_age(created: datetime, now: datetime) -> int:
+    """Whole days since the key was made. A key cannot be rotated, only replaced."""
+    return (now - created).days
+
+
+def due_day(created: datetime, max_age: int) -> datetime:
+    """The first moment at which the key is older than allowed."""
+    return created + timedelta(days=max_age + 1)
+
+
+@check(
+    "Access keys",
+    over=users,
+    threads=THREADS_IAM,
+    columns=("User", "Access key ID", "Key status", "Created", "Age (days)", "Last used"),
+    nothing="No access key among {targets:,} users",
+)
+def check_access_keys(aws: Account, user: str) -> Rows:
+    """IAM.3: keys older than allowed. IAM.4: any key of root. An inactive old key is ours."""
+    if user == ROOT:
+        if account_summary(aws)["AccountAccessKeysPresent"]:
+            cells = (ROOT, "", "", None, None, "")
+            yield finding(f"{ROOT}/keys", cells, "Root has access keys", CRITICAL, "IAM.4")
+        return
+    for key in aws.fetch("iam", "ListAccessKeys", "AccessKeyMetadata", UserName=user):
+        id, created = key["AccessKeyId"], key["CreateDate"]
+        age = key_age(created, aws.now)
+        cells: tuple[Cell, ...] = (user, id, key["Status"], created, age)
+        if age <= aws.max_key_age:
+            due = due_day(created, aws.max_key_age)
+            soon = f", due {due:%Y-%m-%d}" if due - aws.now <= SOON else ""
+            yield Row(f"{user}/{id}", (*cells, ""), f"Key is rotated{soon}")
+            continue
+        yield old_key(aws, f"{user}/{id}", cells, active=key["Status"] == "Active")
+
+
+def old_key(aws: Account, id: str, cells: tuple[Cell, ...], active: bool) -> Row:
+    key = id.rpartition("/")[2]
+    try:
+        answer = aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=key)
+    except Unanswered as error:
+        return gap(id, (*cells, ""), error)
+    cells = (*cells, answer["AccessKeyLastUsed"].get("LastUsedDate", "never"))
+    severity, control = (MEDIUM, "IAM.3") if active else (LOW, "")
+    return finding(id, cells, f"Key not rotated for {aws.max_key_age} days", severity, control)
+
+
+# === check 4: MFA =====================================================================
+
+
+@once
+def credential_report(aws: Account) -> tuple[bool, dict[str, dict[str, str]]]:
+    """Whether the report was made for this run, and its rows by user; empty where AWS gives
+    none: then everything is asked live.
+
+    AWS keeps a report for four hours, and starts a new one only when that is over:
+    https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_getting-report.html
+    """
+    waiting = ("ReportInProgress", "ReportNotPresent", "ReportExpired")
+    try:
+        fresh = aws.ask("iam", "GenerateCredentialReport")["State"] == "STARTED"
+        for _ in range(REPORT_POLLS):
+            if answer := aws.ask("iam", "GetCredentialReport", absent=waiting):
+                text = answer["Content"].decode()
+                return fresh, {row["user"]: row for row in csv.DictReader(io.StringIO(text))}
+            time.sleep(REPORT_PAUSE)
+    except Unanswered:
+        pass
+    return False, {}
+
+
+@once
+def virtual_mfa_users(aws: Account) -> set[str]:
+    """Who has a virtual MFA device now, by ARN."""
+    call, items = "ListVirtualMFADevices", "VirtualMFADevices"
+    devices = aws.fetch("iam", call, items, AssignmentStatus="Assigned")
+    return {device["User"]["Arn"] for device in devices if device.get("User")}
+
+
+def has_mfa(aws: Account, user: str) -> bool:
+    """What a fresh report says, else what is true now: an old report may show what an
+    administrator has just mended."""
+    fresh, report = credential_report(aws)
+    if fresh and user in report:
+        return report[user]["mfa_active"] == "true"
+    if user_list(aws).get(user, {}).get("Arn") in virtual_mfa_users(aws):
+        return True
+    return any(aws.fetch("iam", "ListMFADevices", "MFADevices", UserName=user))
+
+
+def has_password(aws: Account, user: str) -> bool:
+    _, report = credential_report(aws)
+    if user in report:
+        return report[user]["password_enabled"] == "true"
+    return bool(aws.ask("iam", "GetLoginProfile", UserName=user, absent={"NoSuchEntity"}))
+
+
+def report_date(text: str) -> Cell:
+    """A date of the credential report; its words for 'no date' are `N/A`, `no_information`
+    and `not_supported`."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")) if text[:1].isdigit() else ""
+
+
+@check(
+    "MFA",
+    over=users,
+    threads=THREADS_IAM,
+    columns=("User", "Console password", "Last sign-in", "MFA"),
+    nothing="No user",
+)
+def check_mfa(aws: Account, user: str) -> Rows:
+    """IAM.9 for root, IAM.5 for users with a console password, IAM.19 for the others."""
+    if user == ROOT:
+        yield root_mfa(aws)
+        return
+    mfa, password = has_mfa(aws, user), has_password(aws, user)
+    last = user_list(aws).get(user, {}).get("PasswordLastUsed", "never" if password else "")
+    cells = (user, "yes" if password else "no", last, "yes" if mfa else "no")
+    if mfa:
+        yield Row(user, cells, "Enabled")
+    else:
+        yield finding(user, cells, "Not Enabled", MEDIUM, "IAM.5" if password else "IAM.19")
+
+
+def root_mfa(aws: Account) -> Row:
+    """Any kind of MFA will do. Where an organization has removed the root credentials there
+    is nothing to protect: neither password nor keys."""
+    summary = account_summary(aws)
+    mfa, password = summary["AccountMFAEnabled"], summary.get("AccountPasswordPresent", 1)
+    _, report = credential_report(aws)
+    last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
+    cells = (ROOT, "yes" if password else "no", last, "yes" if mfa else "no")
+    if mfa:
+        return Row(ROOT, cells, "Enabled")
+    if not password and not summary["AccountAccessKeysPresent"]:
+        return Row(ROOT, cells, "Root has no credentials")
+    return finding(ROOT, cells, "Not Enabled", CRITICAL, "IAM.9")
+
+
+# === check 5: CloudTrail ==============================================================
+
+READ, WRITE = "read", "write"
+KINDS = {"All": {READ, WRITE}, "ReadOnly": {READ}, "WriteOnly": {WRITE}}
+
+
+def advanced_kinds(selector: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Which management events an advanced event selector records, and the sources it leaves
+    out. One narrowed down in another way is not counted as recording anything."""
+    kinds, excluded, management = {READ, WRITE}, set(), False
+    for field in selector["FieldSelectors"]:
+        name, conditions = field["Field"], {k: v for k, v in field.items() if k != "Field" and v}
+        if name == "eventCategory":
+            management = conditions == {"Equals": ["Management"]}
+        elif name == "readOnly" and conditions in ({"Equals": ["true"]}, {"Equals": ["false"]}):
+            kinds = {READ} if conditions["Equals"] == ["true"] else {WRITE}
+        elif name == "eventSource" and set(conditions) == {"NotEquals"}:
+            excluded = set(conditions["NotEquals"])
+        else:
+            return set(), set()
+    return (kinds, excluded) if management else (set(), set())
+
+
+def management_events(selectors: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Which management events a trail records (read, write), and the sources left out.
+
+    `selectors` is the answer of GetEventSelectors. What one selector leaves out another
+    may record:
+    https://docs.aws.amazon.com/awscloudtrail/latest/userguide/logging-management-events-with-cloudtrail.html
+    """
+    each = [advanced_kinds(selector) for selector in selectors.get("AdvancedEventSelectors") or ()]
+    each += [
+        (KINDS[selector["ReadWriteType"]], set(selector.get("ExcludeManagementEventSources") or ()))
+        for selector in selectors.get("EventSelectors") or ()
+        if selector["IncludeManagementEvents"]
+    ]
+    recorded: set[str] = set().union(*(kinds for kinds, _ in each))
+    left_out = (
+        set.intersection(*(excluded for kinds, excluded in each if kind in kinds))
+        for kind in recorded
+    )
+    return recorded, set().union(*left_out)
+
+
+@dataclass(frozen=True)
+class Trail:
+    """A trail and what is known of it: `problem` is why it does not record; `flaws` are what
+    is wrong although it does, each as (name, words, control)."""
+
+    about: dict[str, Any]
+    logging: str = ""
+    events: str = ""
+    problem: str = ""
+    flaws: tuple[tuple[str, str, str], ...] = ()
+    error: Unanswered | None = None
+
+    def rank(self) -> tuple[bool, bool, int]:
+        """The trail that proves most comes first."""
+        return bool(self.problem), self.error is not None, len(self.flaws)
+
+    def row(self, region: str) -> Row:
+        about, yes_no = self.about, {True: "yes", False: "no", None: "no"}
+        where = (region, about["Name"], about["HomeRegion"], yes_no[about["IsMultiRegionTrail"]])
+        validation = yes_no[about.get("LogFileValidationEnabled")]
+        cells = (*where, self.logging, self.events, validation)
+        if self.error:
+            return gap(f"{region}/not-enabled", cells, self.error)
+        if self.problem:
+            result = f"Not Enabled: {self.problem}"
+            return finding(f"{region}/not-enabled", cells, result, HIGH, "CloudTrail.1")
+        if not self.flaws:
+            return Row(region, cells, "Enabled")
+        names, words, controls = zip(*self.flaws, strict=True)
+        control = ", ".join(sorted(filter(None, controls)))
+        result = f"Enabled, but {', '.join(words)}"
+        return finding(f"{region}/{'+'.join(names)}", cells, result, LOW, control)
+
+
+def weigh(about: dict[str, Any], status: dict[str, Any], selectors: dict[str, Any]) -> Trail:
+    """What a trail is worth, from DescribeTrails, GetTrailStatus and GetEventSelectors."""
+    recorded, left_out = management_events(selectors)
+    sources, error = ", ".join(sorted(left_out)), status.get("LatestDeliveryError")
+    events = {0: "none", 2: "read and write"}.get(
+        len(recorded), f"{min(recorded, default='')} only"
+    )
+    problems = [] if status["IsLogging"] else ["logging stopped"]
+    problems += [] if len(recorded) == 2 else [f"management events: {events}"]
+    validated = about.get("LogFileValidationEnabled")
+    flaws = [
+        sources and ("events-left-out", f"no events of {sources}", "CloudTrail.1"),
+        not validated and ("log-file-validation", "log file validation off", "CloudTrail.4"),
+        not about.get("IncludeGlobalServiceEvents", True)
+        and ("global-events", "no global service events", ""),
+        error and ("delivery", f"log delivery fails: {error}", ""),
+    ]
+    return Trail(
+        about,
+        "yes" if status["IsLogging"] else "no",
+        f"{events} without {sources}" if sources else events,
+        ", ".join(problems),
+        tuple(flaw for flaw in flaws if flaw),
+    )
+
+
+@once
+def trails(aws: Account, region: str) -> list[dict[str, Any]]:
+    """The trails that cover a region, also those at home elsewhere or of the organization."""
+    found: list[dict[str, Any]] = aws.ask(
+        "cloudtrail", "DescribeTrails", region, includeShadowTrails=True
+    )["trailList"]
+    return found
+
+
+@once
+def trail_state(aws: Account, arn: str, home: str, custom: bool) -> tuple[Answer, dict[str, Any]]:
+    """Status and event selectors. The default selector, which a member account may not be
+    allowed to read of its organization's trail, records all management events."""
+    status = aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn)
+    if custom:
+        return status, aws.ask("cloudtrail", "GetEventSelectors", home, TrailName=arn)
+    return status, {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
+
+
+def weighed(aws: Account, about: dict[str, Any]) -> Trail:
+    custom = about.get("HasCustomEventSelectors", True)
+    try:
+        return weigh(about, *trail_state(aws, about["TrailARN"], about["HomeRegion"], custom))
+    except Unanswered as error:
+        return Trail(about, error=error)
+
+
+def seen_elsewhere(aws: Account, denied: str) -> Iterator[Trail]:
+    """Multi-region trails as other regions show them: they cover the denied region too."""
+    for region in regions(aws):
+        try:
+            found = trails(aws, region) if region != denied else ()
+        except Unanswered:
+            continue
+        yield from (weighed(aws, about) for about in found if about["IsMultiRegionTrail"])
+
+
+@check(
+    "CloudTrail",
+    over=regions,
+    columns=(
+        *("Region", "Trail", "Home region", "Multi-region", "Logging"),
+        *("Management events", "Log file validation"),
+    ),
+    nothing="No region",
+)
+def check_cloudtrail(aws: Account, region: str) -> Rows:
+    """CloudTrail.1: a trail that covers the region logs now and records management events,
+    read and write. CloudTrail.4: log file validation. Of several trails the best counts."""
+    try:
+        found = [weighed(aws, about) for about in trails(aws, region)]
+    except Unanswered:
+        proof = min(seen_elsewhere(aws, region), key=Trail.rank, default=None)
+        if proof is None or proof.problem or proof.error:
+            raise
+        found = [proof]
+    if found:
+        yield min(found, key=Trail.rank).row(region)
+    else:
+        cells, result = (region, *[""] * 6), "Not Enabled: no trail"
+        yield finding(f"{region}/not-enabled", cells, result, HIGH, "CloudTrail.1")
+
+
+# === check 6: S3 ACLs =================================================================
+
+# What a permission lets the public do, by the control that fails.
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/acl-overview.html#permissions
+PUBLIC_CONTROLS = {
+    "READ": "S3.2",
+    "READ_ACP": "S3.2",
+    "WRITE": "S3.3",
+    "WRITE_ACP": "S3.3",
+    "FULL_CONTROL": "S3.2, S3.3",
+}
+GROUPS = {
+    EVERYONE: ("AllUsers", "Everyone (AllUsers)"),
+    ANY_AWS_ACCOUNT: ("AuthenticatedUsers", "Any AWS account (AuthenticatedUsers)"),
+    LOG_DELIVERY: ("LogDelivery", "S3 log delivery"),
+}
+
+
+def grantee_words(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
+    """A short name and words for a grantee. AWS no longer tells display names."""
+    if uri := grantee.get("URI"):
+        return GROUPS.get(uri, (uri, uri))
+    id = grantee.get("ID") or grantee.get("EmailAddress", "")
+    if id == owner:
+        return "Owner", "Owner"
+    name = grantee.get("DisplayName")
+    return id, f"{name} ({id})" if name else id
+
+
+def grant_severity(grantee: dict[str, Any], owner: str, permission: str) -> tuple[str, str]:
+    """Severity and control of a grant, before any public access block; blank if harmless."""
+    if grantee.get("URI") in (EVERYONE, ANY_AWS_ACCOUNT):
+        return CRITICAL, PUBLIC_CONTROLS[permission]
+    if grantee.get("URI") == LOG_DELIVERY or grantee.get("ID") == owner:
+        return "", ""
+    return MEDIUM, "S3.12"
+
+
+NO_BLOCK = {"NoSuchPublicAccessBlockConfiguration"}
+
+
+@once
+def account_block(aws: Account, number: str) -> dict[str, bool]:
+    answer = aws.ask("s3control", "GetPublicAccessBlock", absent=NO_BLOCK, AccountId=number)
+    return dict(answer["PublicAccessBlockConfiguration"]) if answer else {}
+
+
+@once
+def bucket_block(aws: Account, bucket: str, region: str) -> dict[str, bool]:
+    answer = aws.ask("s3", "GetPublicAccessBlock", region, absent=NO_BLOCK, Bucket=bucket)
+    return dict(answer["PublicAccessBlockConfiguration"]) if answer else {}
+
+
+def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
+    """Which public access block has the setting on, blank if none. One that has it on is
+    proof enough, if the other may not be read or not."""
+    unread: Unanswered | None = None
+    questions: list[tuple[str, Callable[[], dict[str, bool]]]] = [
+        ("account", lambda: account_block(aws, aws.number)),
+        ("bucket", lambda: bucket_block(aws, bucket, region)),
+    ]
+    for level, question in questions:
+        try:
+            if question().get(setting):
+                return f"{level} public access block"
+        except Unanswered as error:
+            unread = error
+    if unread:
+        raise unread
+    return ""
+
+
+@check(
+    "S3 ACLs",
+    over=buckets,
+    columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
+    nothing="No grant on any of {targets:,} buckets",
+)
+def check_s3_acls(aws: Account, bucket: str) -> Rows:
+    """Every grant on a bucket, and whether its policy makes it public."""
+    region = bucket_list(aws)[bucket]
+    acl = aws.ask("s3", "GetBucketAcl", region, Bucket=bucket)
+    owner: str = acl["Owner"]["ID"]
+    where = (bucket, region, acl["Owner"].get("DisplayName") or owner)
+    for grant in acl["Grants"]:
+        grantee, permission = grant["Grantee"], grant["Permission"]
+        short, words = grantee_words(grantee, owner)
+        id, result = f"{bucket}/{short}/{permission}", f"{words} has {permission}"
+        severity, control = grant_severity(grantee, owner, permission)
+        cells = (*where, words, permission)
+        if severity == CRITICAL:
+            yield public(aws, id, cells, result, control, "IgnorePublicAcls")
+        elif severity:
+            yield finding(id, (*cells, ""), f"Another account has {permission}", severity, control)
+        else:
+            yield Row(id, (*cells, ""), result)
+    absent = {"NoSuchBucketPolicy"}
+    policy = aws.ask("s3", "GetBucketPolicyStatus", region, absent=absent, Bucket=bucket)
+    if policy and policy["PolicyStatus"].get("IsPublic"):
+        cells = (*where, "Everyone (bucket policy)", "policy")
+        result, setting = "Public by bucket policy", "RestrictPublicBuckets"
+        yield public(aws, f"{bucket}/policy", cells, result, "S3.2, S3.3", setting)
+
+
+def public(
+    aws: Account, id: str, cells: tuple[Any, ...], result: str, control: str, setting: str
+) -> Row:
+    """The row for what is public unless a block, by the setting, makes it void."""
+    try:
+        blocked = blocked_by(aws, cells[0], cells[1], setting)
+    except Unanswered as error:
+        return gap(id, (*cells, ""), error)
+    return finding(id, (*cells, blocked), result, LOW if blocked else CRITICAL, control)
+
+
+# === runner ===========================================================================
+
+
+@dataclass
+class Sheet:
+    """A check that has been run. `unread` are the targets that could not be looked at."""
+
+    check: Check
+    rows: list[Row]
+    unread: list[str]
+
+    def count(self, what: str) -> int:
+        """The number of rows of a severity or a status."""
+        return sum(what in (row.severity, row.status) for row in self.rows)
+
+
+@dataclass
+class Examined:
+    target: str
+    rows: list[Row]
+    looked_at: int = 0
+    failed: bool = False
+
+
+def examine(check: Check, aws: Account, target: str) -> Examined:
+    """The rows of one target. A failure costs what is left of this target, and says so."""
+    rows: list[Row] = []
+    found = check.rows(aws, target)
+    try:
+        while True:
+            rows.append(next(found))
+    except StopIteration as end:
+        return Examined(target, rows, end.value or 0)
+    except Unanswered as error:
+        if error.code in GONE:
+            return Examined(target, [])
+        return failed(target, rows, error)
+    except Exception as error:
+        traceback.print_exc()
+        return failed(target, rows, f"InternalError: {type(error).__name__}: {error}")
+
+
+def failed(target: str, rows: list[Row], why: Exception | str) -> Examined:
+    return Examined(target, [*rows, gap(f"{target}/not-checked", (target,), why)], failed=True)
+
+
+def run(check: Check, aws: Account, progress: Callable[[str], None]) -> Sheet:
+    """Run a check over all its targets side by side; the rows come in target order."""
+    pool = ThreadPoolExecutor(check.threads)
+    jobs: list[Future[Examined]] = []
+    results = []
+    try:
+        try:
+            jobs.extend(pool.submit(examine, check, aws, target) for target in check.over(aws))
+        except Unanswered as error:
+            jobs.append(pool.submit(failed, check.over.__name__, [], error))
+        for done, job in enumerate(jobs, 1):
+            progress(f"{check.title}: {done:,} of {len(jobs):,} {check.over.__name__}")
+            results.append(job.result())
+    finally:  # when interrupted, threads that still wait for AWS must not hold the run
+        pool.shutdown(wait=False, cancel_futures=True)
+    return summed_up(check, results, aws.expired)
+
+
+def summed_up(check: Check, results: list[Examined], expired: Unanswered | None) -> Sheet:
+    rows = [row for result in results for row in result.rows]
+    unread = [result.target for result in results if result.failed]
+    if expired:  # said once a check, not once a target
+        lost = [row for row in rows if row.result == str(expired)]
+        rows = [row for row in rows if row.result != str(expired)]
+        where = f"{len(lost):,} {check.over.__name__}"
+        rows += [gap("expired/not-checked", (where,), expired)] if lost else []
+    checked = [result for result in results if not result.failed]
+    if all(row.status == NOT_CHECKED for row in rows) and (checked or not rows):
+        looked_at = sum(result.looked_at for result in checked)
+        words = check.nothing.format(targets=len(checked), looked_at=looked_at)
+        rows.insert(0, Row("nothing", (), words))
+    return Sheet(check, rows, unread)
+
+
+# === workbook =========================================================================
+
+MAX_ROWS, MAX_TEXT = 65_536, 32_767  # of the .xls format
+ENDING = ("Result", "Severity", "Status", "Control", "ID")
+COLOURS = {
+    CRITICAL: "pattern: pattern solid, fore_colour dark_red; font: colour white, bold on",
+    HIGH: "pattern: pattern solid, fore_colour coral; font: bold on",
+    MEDIUM: "pattern: pattern solid, fore_colour light_yellow; font: bold on",
+    LOW: "pattern: pattern solid, fore_colour ice_blue",
+    FINDING: "font: bold on",
+    OK: "font: colour green",
+    NOT_CHECKED: "pattern: pattern solid, fore_colour gray25; font: bold on",
+    "title": "font: bold on, height 320",
+    "header": "font: bold on; pattern: pattern solid, fore_colour gray25; borders: bottom thin",
+}
+
+
+@functools.cache
+def style(name: str = "", date: bool = False) -> xlwt.XFStyle:
+    """A style of COLOURS. The format allows 4,094 styles in a workbook, so they are shared."""
+    import xlwt
+
+    align = "alignment: vertical top, wrap on"
+    look = f"{COLOURS[name]}; {align}" if name in COLOURS else align
+    return xlwt.easyxf(look, num_format_str="yyyy-mm-dd" if date else "General")
+
+
+def cell_value(value: Cell) -> Cell:
+    """What the format can hold: dates without a zone (UTC), text of limited length."""
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).replace(tzinfo=None)
+    if isinstance(value, str):
+        text = value.encode("utf-16", "replace").decode("utf-16")
+        return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+    return value
+
+
+class Page:
+    """A worksheet that is written from top to bottom and knows how wide its columns are."""
+
+    def __init__(self, book: xlwt.Workbook, title: str) -> None:
+        self.sheet = book.add_sheet(title)
+        self.sheet.set_panes_frozen(True)
+        self.sheet.set_remove_splits(True)
+        self.widths: Counter[int] = Counter()
+        self.next = 0
+
+    def write(self, values: Iterable[Cell], name: str = "") -> None:
+        for column, value in enumerate(values):
+            if value is None or value == "":
+                continue
+            own = name or (str(value) if value in COLOURS else "")
+            self.sheet.write(
+                self.next, column, cell_value(value), style(own, isinstance(value, datetime))
+            )
+            width = 10 if isinstance(value, datetime) else len(str(value))
+            self.widths[column] = max(self.widths[column], min(width + 2, 60))
+        self.next += 1
+
+    def close(self) -> None:
+        for column, width in self.widths.items():
+            self.sheet.col(column).width = 256 * max(width, 9)
+
+
+def sheet_rows(sheet: Sheet) -> Iterator[list[Cell]]:
+    """The rows as cells, the most serious first."""
+    order = {CRITICAL: 0, HIGH: 1, MEDIUM: 2, LOW: 3, "": 4}
+    for row in sorted(sheet.rows, key=lambda row: (order[row.severity], row.status == OK)):
+        blanks = [""] * (len(sheet.check.columns) - len(row.cells))
+        id = f"{sheet.check.name}/{row.id}"
+        yield [*row.cells, *blanks, row.result, row.severity, row.status, row.control, id]
+
+
+def write_sheet(book: xlwt.Workbook, sheet: Sheet) -> None:
+    """One sheet, continued on others where the format's number of rows runs out."""
+    page: Page | None = None
+    pages = 0
+    for cells in sheet_rows(sheet):
+        if page is None or page.next == MAX_ROWS:
+            pages += 1
+            page = Page(book, sheet.check.title + (f" ({pages})" if pages > 1 else ""))
+            page.write((*sheet.check.columns, *ENDING), "header")
+            page.sheet.set_horz_split_pos(1)
+        page.write(cells)
+        page.close()
+
+
+def workbook(about: list[tuple[str, Cell]], sheets: list[Sheet]) -> bytes:
+    """The whole workbook as the bytes of its file."""
+    import xlwt
+
+    book = xlwt.Workbook(encoding="utf-8")
+    page = Page(book, "Summary")
+    page.write(["AWS security check"], "title")
+    for pair in about:
+        page.write(pair)
+    page.next += 1
+    columns = (*SEVERITIES, OK, NOT_CHECKED)
+    page.write(("Check", *columns), "header")
+    for sheet in sheets:
+        page.write([sheet.check.title, *(sheet.count(column) for column in columns)])
+    page.close()
+    for sheet in sheets:
+        write_sheet(book, sheet)
+    file = io.BytesIO()
+    book.save(file)
+    return file.getvalue()
+
+
+def save(data: bytes, path: Path) -> None:
+    """Write a file for its owner only, in one move: a crash leaves the old one or the new."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".security_check-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+# === main =============================================================================
+
+EPILOG = """\
+exit codes:
+  0  everything was checked, nothing found
+  1  everything was checked, there are findings
+  2  could not start or could not write; no workbook
+  3  the workbook is written, but something was NOT CHECKED
+
+Credentials, regions and proxies are configured as for the AWS CLI."""
+
+
+class CannotRun(Exception):
+    """Why there is no workbook, in one line for the administrator."""
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="security_check.py",
+        description="Audit an AWS account with six read-only checks, and write a workbook.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--profile", metavar="NAME", help="use this profile of the AWS configuration")
+    add(
+        *("--region",),
+        **{"action": "append", "default": [], "metavar": "REGION"},
+        help="limit the regional checks to this region; may be repeated (all that are enabled)",
+    )
+    add(
+        *("--output",),
+        **{"metavar": "FILE", "type": Path},
+        help="the workbook (security_check_ACCOUNT_DATE_TIME.xls in this folder)",
+    )
+    add(
+        *("--max-key-age",),
+        **{"metavar": "DAYS", "type": whole_days, "default": MAX_KEY_AGE},
+        help="an access key older than this is a finding (%(default)s)",
+    )
+    add("--debug", action="store_true", help="log the calls to AWS on standard error")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser.parse_args(argv)
+
+
+def whole_days(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
+    return int(text)
+
+
+def check_output(path: Path) -> None:
+    """Find out before the audit, not after it, whether the workbook can be written."""
+    try:
+        if path.is_dir():
+            raise CannotRun(f"{path} is a folder, not a file")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise CannotRun(f"{path} is write-protected")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CannotRun(f"cannot write into {path.parent}: {error.strerror or error}") from error
+
+
+REFUSED = {
+    "AuthFailure",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
+}
+
+
+def advice(error: Exception, profile: str | None) -> str:
+    """What to do about credentials that do not work."""
+    code = getattr(error, "code", type(error).__name__)
+    option = f" --profile {profile}" if profile else ""
+    if code == "NoCredentialsError":
+        return f"no AWS credentials found: run `aws configure{option}` or set AWS_PROFILE"
+    if code in EXPIRED and ("SSO" in code or "Token" in code and "Error" in code):
+        return f"the SSO session has expired: run `aws sso login{option}`"
+    if code in EXPIRED:
+        return "the credentials have expired: renew them and run again"
+    if code in REFUSED:
+        return "AWS does not accept these credentials: check the access key and the clock"
+    reason = error.__cause__ or error
+    return f"cannot reach the account: {' '.join(str(reason).split())}"
+
+
+def connect(options: argparse.Namespace, now: datetime) -> Account:
+    """An account that has answered who we are, and that has the regions asked for."""
+    import boto3
+    from botocore.exceptions import BotoCoreError, ProfileNotFound
+
+    try:
+        session = boto3.Session(profile_name=options.profile)
+    except ProfileNotFound as error:
+        known = ", ".join(boto3.Session().available_profiles) or "none"
+        raise CannotRun(f"{error} (profiles: {known})") from error
+    except BotoCoreError as error:
+        raise CannotRun(advice(error, options.profile)) from error
+    aws = Account(session, now, options.region, options.max_key_age)
+    try:
+        identity = aws.ask("sts", "GetCallerIdentity")
+        aws.number, aws.arn = identity["Account"], identity["Arn"]
+    except Unanswered as error:
+        raise CannotRun(advice(error, options.profile)) from error
+    check_regions(aws)
+    return aws
+
+
+def check_regions(aws: Account) -> None:
+    try:
+        unknown = sorted(set(aws.only) - set(enabled_regions(aws))) if aws.only else []
+    except Unanswered:  # not ours to list: the checks will say what they cannot read
+        return
+    if unknown:
+        valid = ", ".join(enabled_regions(aws))
+        raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
+
+
+def about(aws: Account) -> list[tuple[str, Cell]]:
+    """What the Summary says of the run."""
+    try:
+        alias = ", ".join(aws.fetch("iam", "ListAccountAliases", "AccountAliases"))
+    except Unanswered as error:
+        alias = f"{NOT_CHECKED}: {error}"
+    try:
+        where = ", ".join(regions(aws))
+    except Unanswered as error:
+        where = f"{NOT_CHECKED}: {error}"
+    return [
+        ("Account", aws.number),
+        ("Alias", alias),
+        ("Audited by", aws.arn),
+        ("Time", f"{aws.now:%Y-%m-%d %H:%M} UTC"),
+        ("Regions", where),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Audit an account; the arguments are the command line's, the result is the exit code."""
+    options = arguments(argv)
+    now = datetime.now(timezone.utc)
+    try:
+        return audit(options, now)
+    except CannotRun as error:
+        print(f"security_check.py: {error}", file=sys.stderr)
+        return 2
+
+
+def audit(options: argparse.Namespace, now: datetime) -> int:
+    check_output(options.output or Path("security_check.xls"))
+    aws = connect(options, now)
+    name = f"security_check_{aws.number}_{now:%Y-%m-%d_%H%M}.xls"
+    path = options.output or Path(name)
+    summary = about(aws)
+    sheets = [run(check, aws, lambda text: None) for check in CHECKS]
+    save(workbook(summary, sheets), path)
+    for sheet in sheets:
+        print(sheet.check.title, sheet.count(FINDING), sheet.count(OK), sheet.count(NOT_CHECKED))
+    print(path.resolve())
+    return exit_code(summary, sheets)
+
+
+def exit_code(summary: list[tuple[str, Cell]], sheets: list[Sheet]) -> int:
+    gaps = sum(str(value).startswith(NOT_CHECKED) for _, value in summary)
+    if gaps or any(sheet.count(NOT_CHECKED) for sheet in sheets):
+        return 3
+    return 1 if any(sheet.count(FINDING) for sheet in sheets) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
