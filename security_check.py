@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["boto3>=1.36", "xlwt>=1.3"]
+# dependencies = ["boto3>=1.44", "xlwt>=1.3"]
 # ///
 """Audit an AWS account: six checks, one workbook, and nothing unread is called clean.
 
@@ -13,8 +13,11 @@ The file reads from top to bottom:
     targets     what a check is run over: regions, users, buckets
     checks      six generators, (account, target) -> rows, each below its rules
     runner      the only place that survives a failure: it becomes a row
+    months      what was accepted, what is new since last time, what is gone
+    report      an audit, whole: counts, exit code, what it says on a terminal
     workbook    rows to cells; knows nothing of the checks
-    main        arguments, preflight, exit code
+    files       JSON, CSV, and how a file is written without harm
+    main        arguments, preflight, one audit a profile
 
 A seventh check is one function under `@check`; nothing else changes.
 Severities are those that AWS Security Hub publishes for the control named beside
@@ -24,23 +27,31 @@ each rule; where no control is named, the rule and its severity are ours.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import functools
 import io
+import json
+import logging
 import os
+import re
+import signal
+import struct
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta, timezone
+from fnmatch import fnmatchcase
+from ipaddress import collapse_addresses, ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TextIO, TypeVar
+from urllib.parse import quote
 
 if TYPE_CHECKING:  # at run time imported late, so that --help and bad arguments answer at once
     import boto3
@@ -54,7 +65,8 @@ MAX_KEY_AGE = 90  # days; Security Hub IAM.3
 SOON = timedelta(days=31)  # a key that falls due before the next monthly run
 
 CRITICAL, HIGH, MEDIUM, LOW = SEVERITIES = ("Critical", "High", "Medium", "Low")
-OK, FINDING, NOT_CHECKED = "OK", "FINDING", "NOT CHECKED"
+OK, FINDING, NOT_CHECKED, ACCEPTED = "OK", "FINDING", "NOT CHECKED", "ACCEPTED"
+NEW = "New"
 
 ROOT = "<root_account>"  # as in the credential report; no IAM user name can contain "<"
 EVERYONE = "http://acs.amazonaws.com/groups/global/AllUsers"
@@ -76,6 +88,8 @@ EXPIRED = {
     "ExpiredTokenException",
     "RequestExpired",
     "CredentialRetrievalError",
+    "LoginRefreshRequired",
+    "LoginTokenLoadError",
     "SSOTokenLoadError",
     "TokenRetrievalError",
     "UnauthorizedSSOTokenError",
@@ -93,6 +107,7 @@ class Row:
 
     `id` names the row from run to run, `cells` fill the check's own columns in order,
     `result` says it in words. `severity` and `control` are blank unless a person should act.
+    `first_seen` is a day, where a state is kept.
     """
 
     id: str
@@ -101,9 +116,11 @@ class Row:
     severity: str = ""
     control: str = ""
     status: str = OK
+    first_seen: str = ""
+    new: bool = False
 
 
-Rows = Iterator[Row]
+Rows = Generator[Row, None, Any]  # may return how many things were looked at
 
 
 def finding(id: str, cells: tuple[Cell, ...], result: str, severity: str, control: str = "") -> Row:
@@ -117,14 +134,22 @@ def gap(id: str, cells: tuple[Cell, ...], why: Exception | str) -> Row:
 
 @dataclass(frozen=True)
 class Check:
-    """A check and its sheet. `nothing` is what an empty sheet says; it may use
-    {targets} and {looked_at}, the numbers looked at."""
+    """A check and its sheet.
+
+    `about` says what the sheet shows and what to do about a finding, `docs` is AWS's page on
+    that. `nothing` is what an empty sheet says; it may use {targets} and {looked_at}, the
+    numbers looked at. `links` are pages of the AWS console by column; they may use the other
+    columns of the row.
+    """
 
     title: str
     over: Callable[[Account], Iterable[str]]
     columns: tuple[str, ...]
+    about: str
+    docs: str
     nothing: str
     rows: Callable[[Account, str], Rows]
+    links: dict[str, str] = field(default_factory=dict)
     threads: int = THREADS
 
     @property
@@ -309,7 +334,8 @@ class Account:
 
         botocore has one number of attempts for all failures; raising is how to leave early.
         """
-        if is_silence(caught_exception) and (attempts > 1 or self.silent[region,]):
+        silent = is_silence(caught_exception)
+        if caught_exception and silent and (attempts > 1 or self.silent[region,]):
             raise caught_exception
 
 
@@ -336,7 +362,7 @@ def once(question: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate
         known: T = answer.result()
         return known
 
-    return asked
+    return asked  # type: ignore[return-value]
 
 
 # === targets ==========================================================================
@@ -397,12 +423,17 @@ def name_tag(instance: dict[str, Any]) -> str:
     "EC2-Classic",
     over=regions,
     columns=("Region", "Instance ID", "Name", "State", "Launched"),
+    about="Instances outside a VPC. Move each into a VPC: nothing isolates it from other tenants.",
+    docs="https://docs.aws.amazon.com/vpc/latest/userguide/what-is-amazon-vpc.html",
+    links={"Instance ID": "ec2/home?region={Region}#InstanceDetails:instanceId={Instance ID}"},
     nothing="No instance outside a VPC among {looked_at:,} in {targets:,} regions",
 )
 def check_ec2_classic(aws: Account, region: str) -> Rows:
     """Instances outside a VPC. The severity is ours: AWS retired EC2-Classic."""
     instances = 0
-    for reservation in aws.fetch("ec2", "DescribeInstances", "Reservations", region):
+    for reservation in aws.fetch(
+        "ec2", "DescribeInstances", "Reservations", region, IncludeManagedResources=True
+    ):
         for instance in reservation["Instances"]:
             instances += 1
             if is_classic(instance):
@@ -578,8 +609,9 @@ def interfaces(aws: Account, region: str, groups: set[str]) -> dict[str, list[di
     for some in (ids[i : i + 200] for i in range(0, len(ids), 200)):  # 200 values a filter
         filters = [{"Name": "group-id", "Values": some}]
         for interface in aws.fetch(
-            "ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", region, Filters=filters
-        ):
+            "ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", region,
+            Filters=filters, IncludeManagedResources=True,
+        ):  # fmt: skip
             for group in interface["Groups"]:
                 found[group["GroupId"]].append(interface)
     return found
@@ -645,6 +677,9 @@ def ingress(aws: Account, region: str) -> Ingress:
         *("Region", "Group ID", "Group name", "VPC", "Protocol", "Ports", "Open to"),
         *("Used by", "Blocked by"),
     ),
+    about="Inbound rules open to the Internet. Narrow each to those who need it, or remove it.",
+    docs="https://docs.aws.amazon.com/vpc/latest/userguide/security-group-rules.html",
+    links={"Group ID": "ec2/home?region={Region}#SecurityGroup:groupId={Group ID}"},
     nothing="No rule open to the Internet in {looked_at:,} groups in {targets:,} regions",
 )
 def check_security_groups(aws: Account, region: str) -> Rows:
@@ -652,7 +687,7 @@ def check_security_groups(aws: Account, region: str) -> Rows:
 
     A group in no use is one severity less, a door behind VPC block public access is Low.
     """
-    groups, found = 0, []
+    groups, found = 0, list[Door]()
     for group in aws.fetch("ec2", "DescribeSecurityGroups", "SecurityGroups", region):
         groups += 1
         found += doors(aws, region, group)
@@ -701,14 +736,16 @@ def due_day(created: datetime, max_age: int) -> datetime:
     over=users,
     threads=THREADS_IAM,
     columns=("User", "Access key ID", "Key status", "Created", "Age (days)", "Last used"),
+    about="Every access key and its age. Replace an old key, then delete it.",
+    docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id-credentials-access-keys-update.html",
+    links={"User": "iam/home#/users/details/{User}?section=security_credentials"},
     nothing="No access key among {targets:,} users",
 )
 def check_access_keys(aws: Account, user: str) -> Rows:
     """IAM.3: keys older than allowed. IAM.4: any key of root. An inactive old key is ours."""
     if user == ROOT:
         if account_summary(aws)["AccountAccessKeysPresent"]:
-            cells = (ROOT, "", "", None, None, "")
-            yield finding(f"{ROOT}/keys", cells, "Root has access keys", CRITICAL, "IAM.4")
+            yield finding(f"{ROOT}/keys", (ROOT,), "Root has access keys", CRITICAL, "IAM.4")
         return
     for key in aws.fetch("iam", "ListAccessKeys", "AccessKeyMetadata", UserName=user):
         id, created = key["AccessKeyId"], key["CreateDate"]
@@ -770,7 +807,7 @@ def has_mfa(aws: Account, user: str) -> bool:
     administrator has just mended."""
     fresh, report = credential_report(aws)
     if fresh and user in report:
-        return report[user]["mfa_active"] == "true"
+        return report[user]["mfa_active"].lower() == "true"
     if user_list(aws).get(user, {}).get("Arn") in virtual_mfa_users(aws):
         return True
     return any(aws.fetch("iam", "ListMFADevices", "MFADevices", UserName=user))
@@ -779,7 +816,7 @@ def has_mfa(aws: Account, user: str) -> bool:
 def has_password(aws: Account, user: str) -> bool:
     _, report = credential_report(aws)
     if user in report:
-        return report[user]["password_enabled"] == "true"
+        return report[user]["password_enabled"].lower() == "true"
     return bool(aws.ask("iam", "GetLoginProfile", UserName=user, absent={"NoSuchEntity"}))
 
 
@@ -794,6 +831,9 @@ def report_date(text: str) -> Cell:
     over=users,
     threads=THREADS_IAM,
     columns=("User", "Console password", "Last sign-in", "MFA"),
+    about="Who signs in with a password alone. Give every user, and root, an MFA device.",
+    docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_mfa.html",
+    links={"User": "iam/home#/users/details/{User}?section=security_credentials"},
     nothing="No user",
 )
 def check_mfa(aws: Account, user: str) -> Rows:
@@ -814,7 +854,9 @@ def root_mfa(aws: Account) -> Row:
     """Any kind of MFA will do. Where an organization has removed the root credentials there
     is nothing to protect: neither password nor keys."""
     summary = account_summary(aws)
-    mfa, password = summary["AccountMFAEnabled"], summary.get("AccountPasswordPresent", 1)
+    govcloud = aws.region.startswith("us-gov-")  # there root cannot sign in at all
+    mfa = summary["AccountMFAEnabled"]
+    password = summary.get("AccountPasswordPresent", 1) and not govcloud
     _, report = credential_report(aws)
     last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
     cells = (ROOT, "yes" if password else "no", last, "yes" if mfa else "no")
@@ -835,8 +877,8 @@ def advanced_kinds(selector: dict[str, Any]) -> tuple[set[str], set[str]]:
     """Which management events an advanced event selector records, and the sources it leaves
     out. One narrowed down in another way is not counted as recording anything."""
     kinds, excluded, management = {READ, WRITE}, set(), False
-    for field in selector["FieldSelectors"]:
-        name, conditions = field["Field"], {k: v for k, v in field.items() if k != "Field" and v}
+    for part in selector["FieldSelectors"]:
+        name, conditions = part["Field"], {k: v for k, v in part.items() if k != "Field" and v}
         if name == "eventCategory":
             management = conditions == {"Equals": ["Management"]}
         elif name == "readOnly" and conditions in ({"Equals": ["true"]}, {"Equals": ["false"]}):
@@ -973,6 +1015,9 @@ def seen_elsewhere(aws: Account, denied: str) -> Iterator[Trail]:
         *("Region", "Trail", "Home region", "Multi-region", "Logging"),
         *("Management events", "Log file validation"),
     ),
+    about="Whether each region's API calls are recorded. One multi-region trail covers them all.",
+    docs="https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-multi-region-trails.html",
+    links={"Trail": "cloudtrailv2/home?region={Home region}#/trails"},
     nothing="No region",
 )
 def check_cloudtrail(aws: Account, region: str) -> Rows:
@@ -1068,6 +1113,9 @@ def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
     "S3 ACLs",
     over=buckets,
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
+    about="Who is granted what on every bucket. Turn ACLs off, and block public access.",
+    docs="https://docs.aws.amazon.com/AmazonS3/latest/userguide/about-object-ownership.html",
+    links={"Bucket": "s3/buckets/{Bucket}?region={Region}"},
     nothing="No grant on any of {targets:,} buckets",
 )
 def check_s3_acls(aws: Account, bucket: str) -> Rows:
@@ -1118,9 +1166,16 @@ class Sheet:
     rows: list[Row]
     unread: list[str]
 
+    def id(self, row: Row) -> str:
+        return f"{self.check.name}/{row.id}"
+
     def count(self, what: str) -> int:
-        """The number of rows of a severity or a status."""
-        return sum(what in (row.severity, row.status) for row in self.rows)
+        """The number of rows of a status, or of findings of a severity, or of new ones."""
+        if what == NEW:
+            return sum(row.new and row.status == FINDING for row in self.rows)
+        if what in SEVERITIES:
+            return sum(row.severity == what and row.status == FINDING for row in self.rows)
+        return sum(row.status == what for row in self.rows)
 
 
 @dataclass
@@ -1140,16 +1195,18 @@ def examine(check: Check, aws: Account, target: str) -> Examined:
             rows.append(next(found))
     except StopIteration as end:
         return Examined(target, rows, end.value or 0)
-    except Unanswered as error:
-        if error.code in GONE:
+    except Exception as error:
+        if isinstance(error, Unanswered) and error.code in GONE:
             return Examined(target, [])
         return failed(target, rows, error)
-    except Exception as error:
+
+
+def failed(target: str, rows: list[Row], error: Exception) -> Examined:
+    """What a target gives when AWS did not answer, or when we, or who answered, blundered."""
+    why = str(error)
+    if not isinstance(error, Unanswered):
         traceback.print_exc()
-        return failed(target, rows, f"InternalError: {type(error).__name__}: {error}")
-
-
-def failed(target: str, rows: list[Row], why: Exception | str) -> Examined:
+        why = f"InternalError: {type(error).__name__}: {error}"
     return Examined(target, [*rows, gap(f"{target}/not-checked", (target,), why)], failed=True)
 
 
@@ -1161,7 +1218,7 @@ def run(check: Check, aws: Account, progress: Callable[[str], None]) -> Sheet:
     try:
         try:
             jobs.extend(pool.submit(examine, check, aws, target) for target in check.over(aws))
-        except Unanswered as error:
+        except Exception as error:
             jobs.append(pool.submit(failed, check.over.__name__, [], error))
         for done, job in enumerate(jobs, 1):
             progress(f"{check.title}: {done:,} of {len(jobs):,} {check.over.__name__}")
@@ -1175,10 +1232,11 @@ def summed_up(check: Check, results: list[Examined], expired: Unanswered | None)
     rows = [row for result in results for row in result.rows]
     unread = [result.target for result in results if result.failed]
     if expired:  # said once a check, not once a target
-        lost = [row for row in rows if row.result == str(expired)]
+        lost = [r.target for r in results if any(row.result == str(expired) for row in r.rows)]
         rows = [row for row in rows if row.result != str(expired)]
         where = f"{len(lost):,} {check.over.__name__}"
         rows += [gap("expired/not-checked", (where,), expired)] if lost else []
+        unread += lost
     checked = [result for result in results if not result.failed]
     if all(row.status == NOT_CHECKED for row in rows) and (checked or not rows):
         looked_at = sum(result.looked_at for result in checked)
@@ -1187,34 +1245,281 @@ def summed_up(check: Check, results: list[Examined], expired: Unanswered | None)
     return Sheet(check, rows, unread)
 
 
+# === every month: what was accepted, what is new, what is gone =========================
+
+ACCEPT_LINE = re.compile(r"(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
+SCHEMA = 1  # of the state file and of the JSON report
+
+Known = dict[str, dict[str, str]]  # by the ID of a finding: first_seen, result
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """A decision to live with findings: IDs like `pattern`, up to and with the day `until`."""
+
+    pattern: str
+    until: str
+    reason: str
+
+    def words(self) -> str:
+        return f"until {self.until}: {self.reason}" if self.until else self.reason
+
+
+def is_day(text: str) -> bool:
+    try:
+        return str(date.fromisoformat(text)) == text
+    except ValueError:
+        return False
+
+
+def acceptances(text: str, name: str) -> list[Acceptance]:
+    """The decisions in a file: a line each, `ID [until YYYY-MM-DD] # reason`; the ID may be a
+    glob. Blank lines and lines that begin with # do not count."""
+    found = []
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if not line or line.startswith("#"):
+            continue
+        match = ACCEPT_LINE.fullmatch(line)
+        if not match:
+            raise CannotRun(f"{name}, line {number}: not `ID [until YYYY-MM-DD] # reason`")
+        if match[2] and not is_day(match[2]):
+            raise CannotRun(f"{name}, line {number}: {match[2]} is not a date like 2030-12-31")
+        found.append(Acceptance(match[1], match[2] or "", match[3]))
+    return found
+
+
+def accepted(row: Row, id: str, decisions: Iterable[Acceptance], today: str) -> Row:
+    """The row as the decisions leave it. One that is past its date is named, and void."""
+    matching = [one for one in decisions if fnmatchcase(id, one.pattern)]
+    if row.status == OK or not matching:
+        return row
+    for one in matching:
+        if not one.until or one.until >= today:
+            return replace(row, status=ACCEPTED, result=f"{row.result} (accepted {one.words()})")
+    return replace(row, result=f"{row.result} (acceptance expired, {matching[0].words()})")
+
+
+def settled(
+    sheet: Sheet, decisions: Iterable[Acceptance], known: Known | None, today: str
+) -> Sheet:
+    """The sheet with what was accepted, and with the day on which each finding was first
+    seen; `known` is None where no state is kept."""
+    rows = []
+    for row in sheet.rows:
+        id = sheet.id(row)
+        if known is not None and row.status != OK:
+            first = known.get(id, {}).get("first_seen", "")
+            fresh = not first and row.status == FINDING
+            row = replace(row, first_seen=today if fresh else first, new=fresh)
+        rows.append(accepted(row, id, decisions, today))
+    return replace(sheet, rows=rows)
+
+
+def not_asked(sheet: Sheet, id: str, only: Collection[str]) -> bool:
+    """Whether the run could not tell if a finding that it does not show is gone."""
+    target, over = id.split("/")[1], sheet.check.over
+    unread = target in sheet.unread or over.__name__ in sheet.unread
+    return unread or (over is regions and bool(only) and target not in only)
+
+
+def compared(sheets: list[Sheet], known: Known, only: Collection[str]) -> tuple[Known, Known]:
+    """What to remember, and what is gone since last time. What could not be looked at is
+    neither new nor gone: it is remembered as it was."""
+    now: Known = {}
+    for sheet in sheets:
+        for row in sheet.rows:
+            if row.first_seen:
+                entry = {"first_seen": row.first_seen, "result": row.result}
+                now[sheet.id(row)] = known.get(sheet.id(row), entry)
+    ran = {sheet.check.name: sheet for sheet in sheets}
+    gone: Known = {}
+    for id in sorted(known.keys() - now.keys()):
+        name = id.partition("/")[0]
+        kept = now if name not in ran or not_asked(ran[name], id, only) else gone
+        kept[id] = known[id]
+    return now, gone
+
+
+def read_state(path: Path) -> dict[str, Known]:
+    """What was found before, by account; empty if the file is not there yet."""
+    try:
+        state = json.loads(path.read_text("utf-8"))
+        schema, accounts = state["schema"], state["accounts"]
+        days = [entry["first_seen"] for known in accounts.values() for entry in known.values()]
+        sound = schema != SCHEMA or all(map(is_day, days))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise CannotRun(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CannotRun(f"{path} is damaged or no state file: mend or remove it") from error
+    if not sound:
+        raise CannotRun(f"{path} is damaged: mend or remove it")
+    if schema != SCHEMA:
+        raise CannotRun(f"{path} is of version {schema}, this script knows {SCHEMA}")
+    return dict(accounts)
+
+
+def write_state(path: Path, number: str, known: Known) -> None:
+    """Replace what is remembered of one account. The folder is locked meanwhile, so that two
+    runs do not lose each other's accounts."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(ImportError):  # Windows has no fcntl
+            import fcntl
+
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        state = {"schema": SCHEMA, "accounts": {**read_state(path), number: known}}
+        save(json.dumps(state, indent=1, sort_keys=True).encode(), path)
+    finally:
+        os.close(folder)
+
+
+# === report ===========================================================================
+
+
+@dataclass
+class Report:
+    """An audit, whole. `gone` is what was resolved since last time, None without a state."""
+
+    aws: Account
+    alias: str
+    sheets: list[Sheet]
+    gone: Known | None = None
+    seconds: float = 0
+    path: Path = Path()
+
+    def count(self, what: str) -> int:
+        return sum(sheet.count(what) for sheet in self.sheets)
+
+    def gaps(self) -> int:
+        return self.count(NOT_CHECKED) + self.alias.startswith(NOT_CHECKED)
+
+    def exit_code(self) -> int:
+        return 3 if self.gaps() else 1 if self.count(FINDING) else 0
+
+    def is_calm(self) -> bool:
+        """Whether there is nothing that a person should read today."""
+        unknown = self.count(FINDING) if self.gone is None else self.count(NEW)
+        return not unknown and not self.gaps()
+
+    def about(self) -> dict[str, str]:
+        """The run in words, for the Summary and for JSON."""
+        return {
+            "Account": self.aws.number,
+            "Alias": self.alias,
+            "Audited by": self.aws.arn,
+            "Started": f"{self.aws.now:%Y-%m-%d %H:%M} UTC",
+            "Duration": f"{self.seconds:.0f} s",
+            "Regions": ", ".join(region_names(self.aws)),
+        }
+
+    def counted(self) -> list[str]:
+        """What is counted in a line a check."""
+        return [*SEVERITIES, *([NEW] if self.gone is not None else []), OK, ACCEPTED, NOT_CHECKED]
+
+    def headline(self) -> str:
+        new = (
+            "" if self.gone is None else f" ({self.count(NEW):,} new, {len(self.gone):,} resolved)"
+        )
+        gaps = f", {self.gaps():,} {NOT_CHECKED}" if self.gaps() else ", everything was checked"
+        return f"{counted(self.count(FINDING), 'finding')}{new}{gaps}"
+
+    def text(self) -> str:
+        """What is printed: at most 80 columns, the path last so that it can be copied."""
+        alias = f" ({self.alias})" if self.alias else ""
+        columns = self.counted()
+        table = [["", *columns]]
+        table += [[s.check.title, *(f"{s.count(c) or '-'}" for c in columns)] for s in self.sheets]
+        width = [max(len(c), 5) + 1 for c in columns]
+        lines = [
+            f"{row[0]:16}" + "".join(f"{cell:>{w}}" for cell, w in zip(row[1:], width, strict=True))
+            for row in table
+        ]
+        new = [f"{s.id(row)}: {row.result}" for s in self.sheets for row in s.rows if row.new]
+        lines += ["", self.headline(), *listed("New", new if self.gone is not None else [])]
+        lines += listed("Resolved", list(self.gone or ()))
+        return "\n".join([f"AWS account {self.aws.number}{alias}", "", *lines, str(self.path)])
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def listed(title: str, lines: list[str]) -> list[str]:
+    """Ten lines at most, and how many more."""
+    more = [f"  and {len(lines) - 10:,} more"] if len(lines) > 10 else []
+    return [f"{title}:", *(f"  {line}" for line in lines[:10]), *more] if lines else []
+
+
+def region_names(aws: Account) -> list[str]:
+    try:
+        return regions(aws)
+    except Unanswered as error:
+        return [f"{NOT_CHECKED}: {error}"]
+
+
+def account_aliases(aws: Account) -> str:
+    try:
+        return ", ".join(aws.fetch("iam", "ListAccountAliases", "AccountAliases"))
+    except Unanswered as error:
+        return f"{NOT_CHECKED}: {error}"
+
+
 # === workbook =========================================================================
 
-MAX_ROWS, MAX_TEXT = 65_536, 32_767  # of the .xls format
-ENDING = ("Result", "Severity", "Status", "Control", "ID")
-COLOURS = {
+MAX_ROWS, MAX_TEXT, MAX_WIDTH = 65_536, 32_767, 60  # rows and text: what .xls can hold
+ENDING = ("Result", "Severity", "Status", "Control", "First seen", "ID")
+
+LOOKS = {
     CRITICAL: "pattern: pattern solid, fore_colour dark_red; font: colour white, bold on",
-    HIGH: "pattern: pattern solid, fore_colour coral; font: bold on",
+    HIGH: "pattern: pattern solid, fore_colour tan; font: bold on",
     MEDIUM: "pattern: pattern solid, fore_colour light_yellow; font: bold on",
     LOW: "pattern: pattern solid, fore_colour ice_blue",
     FINDING: "font: bold on",
     OK: "font: colour green",
-    NOT_CHECKED: "pattern: pattern solid, fore_colour gray25; font: bold on",
+    NOT_CHECKED: "pattern: pattern solid, fore_colour black; font: colour white, bold on",
+    ACCEPTED: "font: colour gray50, italic on",
     "title": "font: bold on, height 320",
-    "header": "font: bold on; pattern: pattern solid, fore_colour gray25; borders: bottom thin",
+    "note": "font: italic on",
+    "header": "font: bold on; pattern: pattern solid, fore_colour gray25",
+    "link": "font: colour blue, underline single",
+    "jump": "font: colour blue, underline single",
+    "plain": "",
+    "free": "",
+}
+CONSOLES = {
+    "cn-": "console.amazonaws.cn",
+    "us-gov-": "console.amazonaws-us-gov.com",
+    "": "console.aws.amazon.com",
+}
+# The IAM action behind a call, where S3 gives it another name.
+ACTIONS = {
+    "s3:ListBuckets": "s3:ListAllMyBuckets",
+    "s3:GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
+    "s3control:GetPublicAccessBlock": "s3:GetAccountPublicAccessBlock",
+}
+FREE = ("title", "note", "free", "jump")  # what runs over its cell and does not make a column wide
+MEANING = {
+    FINDING: "A person should act.",
+    NOT_CHECKED: "AWS did not let the script look: it says nothing about what is there.",
+    ACCEPTED: "A finding, or a gap, that somebody has decided to live with, and why.",
+    OK: "Looked at, nothing wrong.",
 }
 
 
 @functools.cache
-def style(name: str = "", date: bool = False) -> xlwt.XFStyle:
-    """A style of COLOURS. The format allows 4,094 styles in a workbook, so they are shared."""
+def style(look: str, date: bool = False, number: bool = False) -> xlwt.XFStyle:
+    """One of LOOKS. The format allows 4,094 styles in a workbook, so they are shared."""
     import xlwt
 
-    align = "alignment: vertical top, wrap on"
-    look = f"{COLOURS[name]}; {align}" if name in COLOURS else align
-    return xlwt.easyxf(look, num_format_str="yyyy-mm-dd" if date else "General")
+    align = f"alignment: vertical top, horizontal {'right' if number else 'left'}"
+    grid = ", wrap on; borders: bottom hair, bottom_colour gray40"
+    parts = f"{LOOKS[look]}; {align}{'' if look in FREE else grid}".removeprefix("; ")
+    return xlwt.easyxf(parts, num_format_str="yyyy-mm-dd" if date else "General")
 
 
-def cell_value(value: Cell) -> Cell:
+def clean(value: Cell) -> Cell:
     """What the format can hold: dates without a zone (UTC), text of limited length."""
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).replace(tzinfo=None)
@@ -1224,76 +1529,217 @@ def cell_value(value: Cell) -> Cell:
     return value
 
 
+def link_record(row: int, column: int, target: str) -> bytes:
+    """An HLINK record, which xlwt cannot write: a formula in its place would have no value
+    for those who read the file without Excel. `#Sheet!A1` is a place in the workbook.
+
+    [MS-XLS] 2.4.140, [MS-OSHARED] 2.3.7.1
+    """
+    text = (target.removeprefix("#") + "\0").encode("utf-16-le")
+    if target.startswith("#"):
+        link = struct.pack("<III", 2, 8, len(text) // 2) + text
+    else:
+        moniker = bytes.fromhex("E0C9EA79F9BACE118C8200AA004BA90B")
+        link = struct.pack("<II", 2, 3) + moniker + struct.pack("<I", len(text)) + text
+    place = struct.pack("<HHHH", row, row, column, column)
+    data = place + bytes.fromhex("D0C9EA79F9BACE118C8200AA004BA90B") + link
+    return struct.pack("<HH", 0x01B8, len(data)) + data
+
+
 class Page:
-    """A worksheet that is written from top to bottom and knows how wide its columns are."""
+    """A worksheet that is written from top to bottom."""
 
-    def __init__(self, book: xlwt.Workbook, title: str) -> None:
-        self.sheet = book.add_sheet(title)
-        self.sheet.set_panes_frozen(True)
-        self.sheet.set_remove_splits(True)
+    def __init__(self, book: xlwt.Workbook, title: str, footer: str) -> None:
+        self.sheet, self.next = book.add_sheet(title), 0
         self.widths: Counter[int] = Counter()
-        self.next = 0
+        self.links: list[bytes] = []
+        self.sheet.portrait = False
+        self.sheet.fit_num_pages, self.sheet.fit_height_to_pages = 1, 0  # one page wide
+        self.sheet.header_str, self.sheet.footer_str = b"", f"&L{footer}&R&P / &N".encode()
+        written = self.sheet.get_biff_data
+        self.sheet.get_biff_data = lambda: b"".join((written()[:-4], *self.links, written()[-4:]))
 
-    def write(self, values: Iterable[Cell], name: str = "") -> None:
+    def write(
+        self, values: Iterable[Cell], look: str = "", links: dict[int, str] | None = None
+    ) -> None:
+        """A row of cells; words that are a severity or a status have their own look."""
         for column, value in enumerate(values):
+            target = (links or {}).get(column)
             if value is None or value == "":
                 continue
-            own = name or (str(value) if value in COLOURS else "")
-            self.sheet.write(
-                self.next, column, cell_value(value), style(own, isinstance(value, datetime))
-            )
-            width = 10 if isinstance(value, datetime) else len(str(value))
-            self.widths[column] = max(self.widths[column], min(width + 2, 60))
+            own = look or ("link" if target else str(value) if value in LOOKS else "plain")
+            date, number = isinstance(value, datetime), isinstance(value, int)
+            self.sheet.write(self.next, column, clean(value), style(own, date, number))
+            if target:
+                self.links.append(link_record(self.next, column, target))
+            if look not in FREE:
+                width = 10 if date else max(map(len, str(value).splitlines() or [""]))
+                self.widths[column] = max(self.widths[column], min(width + 2, MAX_WIDTH))
         self.next += 1
 
     def close(self) -> None:
         for column, width in self.widths.items():
-            self.sheet.col(column).width = 256 * max(width, 9)
+            self.sheet.col(column).width = 256 * max(width, 6)
 
 
-def sheet_rows(sheet: Sheet) -> Iterator[list[Cell]]:
-    """The rows as cells, the most serious first."""
-    order = {CRITICAL: 0, HIGH: 1, MEDIUM: 2, LOW: 3, "": 4}
-    for row in sorted(sheet.rows, key=lambda row: (order[row.severity], row.status == OK)):
-        blanks = [""] * (len(sheet.check.columns) - len(row.cells))
-        id = f"{sheet.check.name}/{row.id}"
-        yield [*row.cells, *blanks, row.result, row.severity, row.status, row.control, id]
+def console_link(check: Check, column: str, row: Row, aws: Account) -> str:
+    """The page in the AWS console of what a cell names."""
+    named = dict(zip(check.columns, map(str, row.cells), strict=False))
+    template = check.links.get(column, "")
+    if not template or not named.get(column) or named[column] == ROOT:
+        return ""
+    quoted = {name: quote(value, safe="") for name, value in named.items()}
+    region = named.get("Region") or aws.region
+    domain = next((CONSOLES[part] for part in CONSOLES if region.startswith(part)), CONSOLES[""])
+    return f"https://{region}.{domain}/{template.format_map(quoted)}"
 
 
-def write_sheet(book: xlwt.Workbook, sheet: Sheet) -> None:
+def seriousness(row: Row) -> int:
+    """The place of a row on its sheet: findings by severity, gaps, accepted, fine."""
+    later = {NOT_CHECKED: 4, ACCEPTED: 5, OK: 6}
+    return later.get(row.status) or SEVERITIES.index(row.severity)
+
+
+TOP = 3  # rows above the first of a table: title, note, header
+
+Line = tuple[list[Cell], str, dict[int, str]]  # cells, look, links by column
+
+
+def sheet_lines(sheet: Sheet, aws: Account) -> Iterator[Line]:
+    columns = sheet.check.columns
+    for row in sorted(sheet.rows, key=seriousness):
+        cells = [*row.cells, *[""] * (len(columns) - len(row.cells))]
+        seen = datetime.fromisoformat(row.first_seen) if row.first_seen else ""
+        result = f"NEW: {row.result}" if row.new else row.result
+        links = {n: console_link(sheet.check, name, row, aws) for n, name in enumerate(columns)}
+        ending = (result, row.severity, row.status, row.control, seen, sheet.id(row))
+        yield [*cells, *ending], ACCEPTED if row.status == ACCEPTED else "", links
+
+
+def write_table(
+    book: xlwt.Workbook, title: str, note: str, docs: str, header: Sequence[str],
+    lines: Iterable[Line], footer: str,
+) -> None:  # fmt: skip
     """One sheet, continued on others where the format's number of rows runs out."""
-    page: Page | None = None
-    pages = 0
-    for cells in sheet_rows(sheet):
-        if page is None or page.next == MAX_ROWS:
-            pages += 1
-            page = Page(book, sheet.check.title + (f" ({pages})" if pages > 1 else ""))
-            page.write((*sheet.check.columns, *ENDING), "header")
-            page.sheet.set_horz_split_pos(1)
-        page.write(cells)
+    pages: list[Page] = []
+    for cells, look, links in lines:
+        if not pages or pages[-1].next == MAX_ROWS:
+            pages.append(Page(book, f"{title} ({len(pages) + 1})" if pages else title, footer))
+            page = pages[-1]
+            page.write([title, *[""] * 3, "Summary"], "title")
+            page.links.append(link_record(0, 4, "#Summary!A1"))
+            page.write([note, *[""] * 7, "AWS documentation" if docs else ""], "note", {8: docs})
+            page.write(header, "header")
+            page.sheet.panes_frozen, page.sheet.horz_split_pos = True, TOP
+        pages[-1].write(cells, look, links)
+    for page in pages:
         page.close()
 
 
-def workbook(about: list[tuple[str, Cell]], sheets: list[Sheet]) -> bytes:
+def worst(sheets: Iterable[Sheet], wanted: Callable[[Row], bool]) -> list[tuple[Sheet, int, Row]]:
+    """The rows that are wanted, the most serious first, with their places on their sheets."""
+    found = [
+        (sheet, place, row)
+        for sheet in sheets
+        for place, row in enumerate(sorted(sheet.rows, key=seriousness))
+        if wanted(row)
+    ]
+    return sorted(found, key=lambda one: seriousness(one[2]))
+
+
+def permission(result: str) -> str:
+    """The IAM action of the call that a gap names; S3 calls some of its actions otherwise."""
+    call = ":".join(result.partition(": ")[2].split()[:2])
+    return ACTIONS.get(call, call)
+
+
+def write_summary(book: xlwt.Workbook, report: Report, footer: str) -> None:
+    page = Page(book, "Summary", footer)
+    page.sheet.fit_height_to_pages = 1
+    page.write(["AWS security check"], "title")
+    page.write([report.headline()], "note")
+    page.next += 1
+    for name, value in report.about().items():
+        page.write([name, value], "free")
+    page.next += 1
+    counts = report.counted()
+    page.write(["Check", *counts], "header")
+    for sheet in report.sheets:
+        cells: list[Cell] = [sheet.check.title, *(sheet.count(what) for what in counts)]
+        page.write(cells, links={0: f"#'{sheet.check.title}'!A1"})
+    findings = worst(report.sheets, lambda row: row.status == FINDING)
+    gaps = worst(report.sheets, lambda row: row.status == NOT_CHECKED)
+    for title, rows in (("Worst findings", findings), ("Not checked", gaps)):
+        page.next += 1
+        page.write([title if rows else f"{title}: none"], "header")
+        for sheet, place, row in rows[:10]:
+            needs = f" (needs {permission(row.result)})" if row.status == NOT_CHECKED else ""
+            page.write([row.severity or row.status])
+            page.next -= 1
+            link = f"#'{sheet.check.title}'!A{TOP + 1 + place}"
+            page.write(
+                ["", f"{sheet.check.title}: {row.result}{needs}: {row.id}"], "jump", {1: link}
+            )
+        if len(rows) > 10:
+            page.write(["", f"and {len(rows) - 10:,} more"], "free")
+    page.next += 1
+    page.write(["What a status means"], "header")
+    for status, meaning in MEANING.items():
+        page.write([status])
+        page.next -= 1
+        page.write(["", meaning], "free")
+    page.close()
+
+
+def repeat_headers(book: Any, sheets: Iterable[tuple[int, int]]) -> None:
+    """Print the header rows again on every page, for sheets by (index, header row): a
+    built-in name of each sheet, Print_Titles, which xlwt cannot write.
+
+    [MS-XLS] 2.4.150
+    """
+    names = b""
+    book.setup_ownbook()
+    refs = book._Workbook__sheet_refs
+    for index, row in sheets:
+        ref = refs.setdefault((book._ownbook_supbookx, index, index), len(refs))
+        area = struct.pack("<BHHHHH", 0x3B, ref, row, row, 0, 255)
+        data = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(area), 0, index + 1, 0, 0, 7) + area
+        names += struct.pack("<HH", 0x18, len(data)) + data
+    links = book._Workbook__all_links_rec
+    book._Workbook__all_links_rec = lambda: links() + names
+
+
+def workbook(report: Report) -> bytes:
     """The whole workbook as the bytes of its file."""
     import xlwt
 
     book = xlwt.Workbook(encoding="utf-8")
-    page = Page(book, "Summary")
-    page.write(["AWS security check"], "title")
-    for pair in about:
-        page.write(pair)
-    page.next += 1
-    columns = (*SEVERITIES, OK, NOT_CHECKED)
-    page.write(("Check", *columns), "header")
-    for sheet in sheets:
-        page.write([sheet.check.title, *(sheet.count(column) for column in columns)])
-    page.close()
-    for sheet in sheets:
-        write_sheet(book, sheet)
+    footer = f"AWS account {report.aws.number}, {report.aws.now:%Y-%m-%d}"
+    write_summary(book, report, footer)
+    for sheet in report.sheets:
+        check, header = sheet.check, [*sheet.check.columns, *ENDING]
+        lines = sheet_lines(sheet, report.aws)
+        write_table(book, check.title, check.about, check.docs, header, lines, footer)
+    if report.gone is not None:
+        note = "What was found last time and is gone."
+        header = ["Finding", "What it was", "First seen", "Stood (days)"]
+        lines = resolved_lines(report.gone, report.aws.now)
+        write_table(book, "Resolved", note, "", header, lines, footer)
+    repeat_headers(book, [(index, TOP - 1) for index in range(1, len(book._Workbook__worksheets))])
     file = io.BytesIO()
     book.save(file)
     return file.getvalue()
+
+
+def resolved_lines(gone: Known, now: datetime) -> Iterator[Line]:
+    for id, entry in gone.items():
+        first = datetime.fromisoformat(entry["first_seen"]).replace(tzinfo=timezone.utc)
+        yield [id, entry["result"], first, (now - first).days], "", {}
+    if not gone:
+        yield ["Nothing was resolved since last time"], "", {}
+
+
+# === files ============================================================================
 
 
 def save(data: bytes, path: Path) -> None:
@@ -1302,15 +1748,76 @@ def save(data: bytes, path: Path) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink()
         raise
+
+
+def deliver(data: bytes, path: Path) -> None:
+    """Save the results, elsewhere if need be: an audit is not run twice for a full disk."""
+    try:
+        save(data, path)
+    except OSError as error:
+        why = f"cannot write {path}: {error.strerror or error}"
+        rescue = Path(tempfile.mkdtemp(prefix="security_check-")) / path.name
+        try:
+            save(data, rescue)
+        except OSError:
+            raise CannotRun(
+                f"{why}, nor a copy into {rescue.parent}: the results are lost"
+            ) from error
+        raise CannotRun(f"{why}; the results are in {rescue}") from error
+
+
+ROW_FIELDS = ("status", "severity", "control", "result", "first_seen", "new")
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report for machines; tests/report.schema.json describes it."""
+
+    def plain(value: Cell) -> Cell:
+        return value.isoformat() if isinstance(value, datetime) else value
+
+    return {
+        **{name.lower().replace(" ", "_"): value for name, value in report.about().items()},
+        "checks": [
+            {
+                "name": sheet.check.name,
+                "title": sheet.check.title,
+                "rows": [
+                    {
+                        "id": sheet.id(row),
+                        **{name: getattr(row, name) for name in ROW_FIELDS},
+                        "cells": dict(
+                            zip(sheet.check.columns, map(plain, row.cells), strict=False)
+                        ),
+                    }
+                    for row in sheet.rows
+                ],
+            }
+            for sheet in report.sheets
+        ],
+        "resolved": [{"id": id, **entry} for id, entry in (report.gone or {}).items()],
+    }
+
+
+def as_csv(sheet: Sheet, aws: Account) -> bytes:
+    """A sheet as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
+    file = io.StringIO()
+    table = csv.writer(file)
+    table.writerow([*sheet.check.columns, *ENDING])
+    for cells, _, _ in sheet_lines(sheet, aws):
+        texts = [f"{cell:%Y-%m-%d}" if isinstance(cell, datetime) else str(cell) for cell in cells]
+        table.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in texts)
+    return file.getvalue().encode("utf-8-sig")
 
 
 # === main =============================================================================
 
 EPILOG = """\
+(*) may be repeated. Checks: {checks}.
+
 exit codes:
   0  everything was checked, nothing found
   1  everything was checked, there are findings
@@ -1318,6 +1825,15 @@ exit codes:
   3  the workbook is written, but something was NOT CHECKED
 
 Credentials, regions and proxies are configured as for the AWS CLI."""
+CHECK_NAMES = [check.name for check in CHECKS]
+WORST = (0, 1, 3, 2)  # of several exit codes, the last of these
+REFUSED = {
+    "AuthFailure",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
+}
 
 
 class CannotRun(Exception):
@@ -1328,39 +1844,39 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="security_check.py",
         description="Audit an AWS account with six read-only checks, and write a workbook.",
-        epilog=EPILOG,
+        epilog=EPILOG.format(checks=", ".join(CHECK_NAMES)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    several: dict[str, Any] = {"action": "append", "default": []}
+    file: dict[str, Any] = {"metavar": "FILE", "type": Path}
     add = parser.add_argument
-    add("--profile", metavar="NAME", help="use this profile of the AWS configuration")
-    add(
-        *("--region",),
-        **{"action": "append", "default": [], "metavar": "REGION"},
-        help="limit the regional checks to this region; may be repeated (all that are enabled)",
-    )
-    add(
-        *("--output",),
-        **{"metavar": "FILE", "type": Path},
-        help="the workbook (security_check_ACCOUNT_DATE_TIME.xls in this folder)",
-    )
-    add(
-        *("--max-key-age",),
-        **{"metavar": "DAYS", "type": whole_days, "default": MAX_KEY_AGE},
-        help="an access key older than this is a finding (%(default)s)",
-    )
+    add("--profile", **several, metavar="NAME", help="a profile of the AWS configuration (*)")
+    add("--region", **several, metavar="REGION", help="limit regional checks to a region (*)")
+    add("--check", **several, metavar="CHECK", choices=CHECK_NAMES, help="run only this check (*)")
+    add("--output", **file, help="the workbook (security_check_ACCOUNT_DATE_TIME.xls)")
+    add("--json", metavar="FILE", help="write the report as JSON too; - is standard output")
+    add("--csv", metavar="FOLDER", type=Path, help="write every sheet as a CSV file too")
+    add("--state", **file, help="remember findings here, to tell which are new or gone")
+    add("--accept", **file, help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")
+    add("--max-key-age", metavar="DAYS", type=whole_days, default=MAX_KEY_AGE,
+        help="an access key older than this is a finding (%(default)s)")  # fmt: skip
+    add("--quiet", action="store_true", help="be silent but for new findings, gaps and errors")
     add("--debug", action="store_true", help="log the calls to AWS on standard error")
     add("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.output and len(options.profile) > 1:
+        parser.error("--output names one workbook: leave it out with several profiles")
+    return options
 
 
 def whole_days(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
+    if not (text.isascii() and text.isdigit() and len(text) < 6):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
     return int(text)
 
 
-def check_output(path: Path) -> None:
-    """Find out before the audit, not after it, whether the workbook can be written."""
+def check_writable(path: Path) -> None:
+    """Find out before the audit, not after it, whether a file can be written."""
     try:
         if path.is_dir():
             raise CannotRun(f"{path} is a folder, not a file")
@@ -1372,13 +1888,22 @@ def check_output(path: Path) -> None:
         raise CannotRun(f"cannot write into {path.parent}: {error.strerror or error}") from error
 
 
-REFUSED = {
-    "AuthFailure",
-    "InvalidAccessKeyId",
-    "InvalidClientTokenId",
-    "SignatureDoesNotMatch",
-    "UnrecognizedClientException",
-}
+def prepare(options: argparse.Namespace) -> list[Acceptance]:
+    """Everything that can be wrong before the first call; the decisions of --accept."""
+    check_writable(options.output or Path("security_check.xls"))
+    if options.json and options.json != "-":
+        check_writable(Path(options.json))
+    if options.csv:
+        check_writable(options.csv / "a.csv")
+    if options.state:
+        check_writable(options.state)
+        read_state(options.state)
+    if not options.accept:
+        return []
+    try:
+        return acceptances(options.accept.read_text("utf-8"), str(options.accept))
+    except (OSError, UnicodeError) as error:
+        raise CannotRun(f"cannot read {options.accept}: {error}") from error
 
 
 def advice(error: Exception, profile: str | None) -> str:
@@ -1387,7 +1912,9 @@ def advice(error: Exception, profile: str | None) -> str:
     option = f" --profile {profile}" if profile else ""
     if code == "NoCredentialsError":
         return f"no AWS credentials found: run `aws configure{option}` or set AWS_PROFILE"
-    if code in EXPIRED and ("SSO" in code or "Token" in code and "Error" in code):
+    if code.startswith("Login"):
+        return f"the login session has expired: run `aws login{option}`"
+    if code in ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"):
         return f"the SSO session has expired: run `aws sso login{option}`"
     if code in EXPIRED:
         return "the credentials have expired: renew them and run again"
@@ -1397,24 +1924,22 @@ def advice(error: Exception, profile: str | None) -> str:
     return f"cannot reach the account: {' '.join(str(reason).split())}"
 
 
-def connect(options: argparse.Namespace, now: datetime) -> Account:
+def connect(options: argparse.Namespace, profile: str | None) -> Account:
     """An account that has answered who we are, and that has the regions asked for."""
     import boto3
     from botocore.exceptions import BotoCoreError, ProfileNotFound
 
+    now = datetime.now(timezone.utc)
     try:
-        session = boto3.Session(profile_name=options.profile)
-    except ProfileNotFound as error:
-        known = ", ".join(boto3.Session().available_profiles) or "none"
-        raise CannotRun(f"{error} (profiles: {known})") from error
-    except BotoCoreError as error:
-        raise CannotRun(advice(error, options.profile)) from error
-    aws = Account(session, now, options.region, options.max_key_age)
-    try:
+        session = boto3.Session(profile_name=profile)
+        aws = Account(session, now, options.region, options.max_key_age)
         identity = aws.ask("sts", "GetCallerIdentity")
         aws.number, aws.arn = identity["Account"], identity["Arn"]
-    except Unanswered as error:
-        raise CannotRun(advice(error, options.profile)) from error
+    except ProfileNotFound as error:
+        known = ", ".join(boto3.session.Session().available_profiles) or "none"
+        raise CannotRun(f"{error} (profiles: {known})") from error
+    except (BotoCoreError, Unanswered) as error:
+        raise CannotRun(advice(error, profile)) from error
     check_regions(aws)
     return aws
 
@@ -1429,56 +1954,124 @@ def check_regions(aws: Account) -> None:
         raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
 
 
-def about(aws: Account) -> list[tuple[str, Cell]]:
-    """What the Summary says of the run."""
-    try:
-        alias = ", ".join(aws.fetch("iam", "ListAccountAliases", "AccountAliases"))
-    except Unanswered as error:
-        alias = f"{NOT_CHECKED}: {error}"
-    try:
-        where = ", ".join(regions(aws))
-    except Unanswered as error:
-        where = f"{NOT_CHECKED}: {error}"
-    return [
-        ("Account", aws.number),
-        ("Alias", alias),
-        ("Audited by", aws.arn),
-        ("Time", f"{aws.now:%Y-%m-%d %H:%M} UTC"),
-        ("Regions", where),
-    ]
+def show_progress(started: float, text: str) -> None:
+    """A line that stays where it is, for somebody who waits at a terminal."""
+    if sys.stderr and sys.stderr.isatty():
+        seconds = f"{time.monotonic() - started:.0f} s"
+        sys.stderr.write(f"\r\x1b[K{text[:68]}  {seconds}" if text else "\r\x1b[K")
+        sys.stderr.flush()
+
+
+def audit(options: argparse.Namespace, decisions: list[Acceptance], profile: str | None) -> Report:
+    """Audit one account and write its workbook and state."""
+    started = time.monotonic()
+    aws = connect(options, profile)
+    progress = functools.partial(show_progress, started if not options.quiet else 0)
+    aliases = account_aliases(aws)
+    state = read_state(options.state) if options.state else {}
+    known = state.get(aws.number, {}) if options.state else None
+    today = f"{aws.now:%Y-%m-%d}"
+    wanted = [check for check in CHECKS if check.name in (options.check or check.name)]
+    sheets = [settled(run(check, aws, progress), decisions, known, today) for check in wanted]
+    progress("")
+    now, gone = compared(sheets, known or {}, aws.only)
+    report = Report(
+        aws, aliases, sheets, gone if options.state else None, time.monotonic() - started
+    )
+    name = f"security_check_{aws.number}_{aws.now:%Y-%m-%d_%H%M}.xls"
+    report.path = (options.output or Path(name)).resolve()
+    deliver(workbook(report), report.path)
+    if options.csv:
+        for sheet in sheets:
+            deliver(as_csv(sheet, aws), options.csv / f"{aws.number}-{sheet.check.name}.csv")
+    if options.state:
+        write_state(options.state, aws.number, now)
+    return report
+
+
+def say(text: str, stream: TextIO | Any = None) -> None:
+    """Print, whatever has become of the stream: a closed pipe does not undo an audit."""
+    stream = stream or sys.stdout
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(
+            text.encode(stream.encoding, "replace").decode(stream.encoding), file=stream, flush=True
+        )
+
+
+def complain(text: str) -> None:
+    say(f"security_check.py: {text}", sys.stderr)
+
+
+def redacted(record: logging.LogRecord) -> bool:
+    """Take the session token and signatures out of botocore's log."""
+    text = re.sub(r"(?i)(token|signature)(\W{1,6})[^\s'\",&]+", r"\1\2***", record.getMessage())
+    record.msg, record.args = text, ()
+    return True
+
+
+def log_calls() -> None:
+    """botocore's log on standard error, but for what was answered: it holds reports."""
+    handler = logging.StreamHandler()
+    handler.addFilter(redacted)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(name)s %(message)s")
+    logging.getLogger("botocore").setLevel(logging.DEBUG)
+    for secretive in ("botocore.auth", "botocore.parsers", "botocore.hooks"):
+        logging.getLogger(secretive).setLevel(logging.INFO)
+
+
+def unmatched(decisions: list[Acceptance], reports: list[Report]) -> Iterator[str]:
+    ids = [sheet.id(row) for report in reports for sheet in report.sheets for row in sheet.rows]
+    for one in decisions:
+        if not any(fnmatchcase(id, one.pattern) for id in ids):
+            yield f"accepted, but nothing is like it: {one.pattern}"
+
+
+def audit_all(options: argparse.Namespace) -> int:
+    decisions = prepare(options)
+    reports, codes = [], []
+    for profile in options.profile or [None]:
+        try:
+            report = audit(options, decisions, profile)
+        except CannotRun as why:
+            complain(f"{profile}: {why}" if len(options.profile) > 1 else str(why))
+            codes.append(2)
+            continue
+        reports.append(report)
+        codes.append(report.exit_code())
+        if options.json != "-" and not (options.quiet and report.is_calm()):
+            say(report.text())
+    if not (options.check or options.region or options.quiet):
+        for warning in unmatched(decisions, reports):
+            complain(warning)
+    if options.json:
+        document = {"schema": SCHEMA, "version": __version__, "accounts": [*map(as_json, reports)]}
+        text = json.dumps(document, indent=1)
+        if options.json == "-":
+            say(text)
+        else:
+            deliver(text.encode(), Path(options.json))
+    return max(codes, key=WORST.index)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Audit an account; the arguments are the command line's, the result is the exit code."""
+    """Audit accounts; the arguments are the command line's, the result is the exit code."""
     options = arguments(argv)
-    now = datetime.now(timezone.utc)
+    if options.debug:
+        log_calls()
     try:
-        return audit(options, now)
-    except CannotRun as error:
-        print(f"security_check.py: {error}", file=sys.stderr)
+        return audit_all(options)
+    except CannotRun as why:
+        complain(str(why))
         return 2
 
 
-def audit(options: argparse.Namespace, now: datetime) -> int:
-    check_output(options.output or Path("security_check.xls"))
-    aws = connect(options, now)
-    name = f"security_check_{aws.number}_{now:%Y-%m-%d_%H%M}.xls"
-    path = options.output or Path(name)
-    summary = about(aws)
-    sheets = [run(check, aws, lambda text: None) for check in CHECKS]
-    save(workbook(summary, sheets), path)
-    for sheet in sheets:
-        print(sheet.check.title, sheet.count(FINDING), sheet.count(OK), sheet.count(NOT_CHECKED))
-    print(path.resolve())
-    return exit_code(summary, sheets)
-
-
-def exit_code(summary: list[tuple[str, Cell]], sheets: list[Sheet]) -> int:
-    gaps = sum(str(value).startswith(NOT_CHECKED) for _, value in summary)
-    if gaps or any(sheet.count(NOT_CHECKED) for sheet in sheets):
-        return 3
-    return 1 if any(sheet.count(FINDING) for sheet in sheets) else 0
+def stop(number: int, _: object) -> None:
+    """Leave at once. No file is half written, and threads that wait for AWS are let go."""
+    complain(f"interrupted by {signal.Signals(number).name}: no workbook was written")
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     raise SystemExit(main())
