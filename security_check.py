@@ -43,7 +43,9 @@ import threading
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence,
+)  # fmt: skip
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone
@@ -448,11 +450,9 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
 # Addresses that no host on the Internet has; what is left of IPv6 is 2000::/3.
 # https://www.iana.org/assignments/iana-ipv4-special-registry
 NOT_INTERNET: list[Any] = [
-    ip_network(cidr)
-    for cidr in (
-        "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 "
-        "192.168.0.0/16 224.0.0.0/3 ::/3 4000::/2 8000::/1"
-    ).split()
+    *map(ip_network, ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8")),
+    *map(ip_network, ("169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/3")),
+    *map(ip_network, ("::/3", "4000::/2", "8000::/1")),
 ]
 WIDE = {4: 7, 6: 12}  # prefix lengths; IANA gives a whole regional registry an IPv6 /12
 
@@ -1468,25 +1468,33 @@ def account_aliases(aws: Account) -> str:
 
 # === workbook =========================================================================
 
-MAX_ROWS, MAX_TEXT, MAX_WIDTH = 65_536, 32_767, 60  # rows and text: what .xls can hold
-ENDING = ("Result", "Severity", "Status", "Control", "First seen", "ID")
+MAX_ROWS, MAX_TEXT = 65_536, 32_767  # what the .xls format can hold
+MAX_WIDTH = 36  # characters; longer text wraps
+TOP = 3  # rows above the first of a table: title, note, header
 
 LOOKS = {
-    CRITICAL: "pattern: pattern solid, fore_colour dark_red; font: colour white, bold on",
-    HIGH: "pattern: pattern solid, fore_colour tan; font: bold on",
-    MEDIUM: "pattern: pattern solid, fore_colour light_yellow; font: bold on",
+    CRITICAL: "font: colour white, bold on; pattern: pattern solid, fore_colour dark_red",
+    HIGH: "font: bold on; pattern: pattern solid, fore_colour tan",
+    MEDIUM: "font: bold on; pattern: pattern solid, fore_colour light_yellow",
     LOW: "pattern: pattern solid, fore_colour ice_blue",
     FINDING: "font: bold on",
-    OK: "font: colour green",
-    NOT_CHECKED: "pattern: pattern solid, fore_colour black; font: colour white, bold on",
+    NOT_CHECKED: "font: colour white, bold on; pattern: pattern solid, fore_colour gray80",
     ACCEPTED: "font: colour gray50, italic on",
-    "title": "font: bold on, height 320",
-    "note": "font: italic on",
+    OK: "font: colour green",
     "header": "font: bold on; pattern: pattern solid, fore_colour gray25",
     "link": "font: colour blue, underline single",
+    "cell": "font: bold off",
+    "title": "font: bold on, height 320",
+    "note": "font: italic on",
     "jump": "font: colour blue, underline single",
-    "plain": "",
-    "free": "",
+    "free": "font: bold off",
+}
+FREE = ("title", "note", "jump", "free")  # what may run over its cell, and has no lines
+MEANING = {
+    FINDING: "A person should act.",
+    NOT_CHECKED: "AWS did not let the script look. Nothing is known of what is there.",
+    ACCEPTED: "A finding, or a gap, that somebody decided to live with, and why.",
+    OK: "Looked at, nothing wrong.",
 }
 CONSOLES = {
     "cn-": "console.amazonaws.cn",
@@ -1499,24 +1507,19 @@ ACTIONS = {
     "s3:GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
     "s3control:GetPublicAccessBlock": "s3:GetAccountPublicAccessBlock",
 }
-FREE = ("title", "note", "free", "jump")  # what runs over its cell and does not make a column wide
-MEANING = {
-    FINDING: "A person should act.",
-    NOT_CHECKED: "AWS did not let the script look: it says nothing about what is there.",
-    ACCEPTED: "A finding, or a gap, that somebody has decided to live with, and why.",
-    OK: "Looked at, nothing wrong.",
-}
+
+Line = tuple[list[Cell], str, dict[int, str]]  # cells, look, links by column
 
 
 @functools.cache
-def style(look: str, date: bool = False, number: bool = False) -> xlwt.XFStyle:
+def style(look: str, kind: Hashable) -> xlwt.XFStyle:
     """One of LOOKS. The format allows 4,094 styles in a workbook, so they are shared."""
     import xlwt
 
-    align = f"alignment: vertical top, horizontal {'right' if number else 'left'}"
-    grid = ", wrap on; borders: bottom hair, bottom_colour gray40"
-    parts = f"{LOOKS[look]}; {align}{'' if look in FREE else grid}".removeprefix("; ")
-    return xlwt.easyxf(parts, num_format_str="yyyy-mm-dd" if date else "General")
+    align = f"alignment: vertical top, horizontal {'right' if kind is int else 'left'}"
+    grid = "" if look in FREE else ", wrap on; borders: bottom hair, bottom_colour gray40"
+    date = "yyyy-mm-dd" if kind is datetime else "General"
+    return xlwt.easyxf(f"{LOOKS[look]}; {align}{grid}", num_format_str=date)
 
 
 def clean(value: Cell) -> Cell:
@@ -1546,52 +1549,67 @@ def link_record(row: int, column: int, target: str) -> bytes:
     return struct.pack("<HH", 0x01B8, len(data)) + data
 
 
-class Page:
-    """A worksheet that is written from top to bottom."""
+def repeat_headers(book: Any, sheets: Iterable[int]) -> None:
+    """Print the header again on every page: a built-in name of each sheet, Print_Titles,
+    which xlwt cannot write.
 
-    def __init__(self, book: xlwt.Workbook, title: str, footer: str) -> None:
+    [MS-XLS] 2.4.150
+    """
+    names = b""
+    book.setup_ownbook()
+    refs = book._Workbook__sheet_refs
+    for sheet in sheets:
+        ref = refs.setdefault((book._ownbook_supbookx, sheet, sheet), len(refs))
+        area = struct.pack("<BHHHHH", 0x3B, ref, TOP - 1, TOP - 1, 0, 255)
+        data = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(area), 0, sheet + 1, 0, 0, 7) + area
+        names += struct.pack("<HH", 0x18, len(data)) + data
+    links = book._Workbook__all_links_rec
+    book._Workbook__all_links_rec = lambda: links() + names
+
+
+class Page:
+    """A worksheet that is written from top to bottom; closing it sets the widths."""
+
+    def __init__(self, book: xlwt.Workbook, title: str, report: Report) -> None:
         self.sheet, self.next = book.add_sheet(title), 0
         self.widths: Counter[int] = Counter()
         self.links: list[bytes] = []
         self.sheet.portrait = False
         self.sheet.fit_num_pages, self.sheet.fit_height_to_pages = 1, 0  # one page wide
-        self.sheet.header_str, self.sheet.footer_str = b"", f"&L{footer}&R&P / &N".encode()
-        written = self.sheet.get_biff_data
-        self.sheet.get_biff_data = lambda: b"".join((written()[:-4], *self.links, written()[-4:]))
+        footer = f"&LAWS account {report.aws.number}, {report.aws.now:%Y-%m-%d}&R&P / &N"
+        self.sheet.header_str, self.sheet.footer_str = b"", footer.encode()
+        plain = self.sheet.get_biff_data
+        self.sheet.get_biff_data = lambda: b"".join((plain()[:-4], *self.links, plain()[-4:]))
 
     def write(
         self, values: Iterable[Cell], look: str = "", links: dict[int, str] | None = None
     ) -> None:
-        """A row of cells; words that are a severity or a status have their own look."""
+        """A row. Without a look, words that are a severity or a status have their own."""
         for column, value in enumerate(values):
-            target = (links or {}).get(column)
-            if value is None or value == "":
-                continue
-            own = look or ("link" if target else str(value) if value in LOOKS else "plain")
-            date, number = isinstance(value, datetime), isinstance(value, int)
-            self.sheet.write(self.next, column, clean(value), style(own, date, number))
-            if target:
+            own = look or (str(value) if value in LOOKS else "cell")
+            if target := (links or {}).get(column):
                 self.links.append(link_record(self.next, column, target))
-            if look not in FREE:
-                width = 10 if date else max(map(len, str(value).splitlines() or [""]))
-                self.widths[column] = max(self.widths[column], min(width + 2, MAX_WIDTH))
+                own = "jump" if look in FREE else "link"
+            if value or own not in FREE:
+                text = "" if value is None else clean(value)
+                self.sheet.write(self.next, column, text, style(own, type(value)))
+            if own not in FREE:
+                width = 10 if isinstance(value, datetime) else len(str(value)) + 1
+                self.widths[column] = max(self.widths[column], min(width, MAX_WIDTH))
+        if look == "title":
+            self.sheet.row(self.next).height_mismatch = True
+            self.sheet.row(self.next).height = 440
         self.next += 1
+
+    def write_beside(self, first: Cell, second: str, target: str = "") -> None:
+        """A word with its look, and free text beside it."""
+        self.write([first])
+        self.next -= 1
+        self.write(["", second], "free", {1: target})
 
     def close(self) -> None:
         for column, width in self.widths.items():
-            self.sheet.col(column).width = 256 * max(width, 6)
-
-
-def console_link(check: Check, column: str, row: Row, aws: Account) -> str:
-    """The page in the AWS console of what a cell names."""
-    named = dict(zip(check.columns, map(str, row.cells), strict=False))
-    template = check.links.get(column, "")
-    if not template or not named.get(column) or named[column] == ROOT:
-        return ""
-    quoted = {name: quote(value, safe="") for name, value in named.items()}
-    region = named.get("Region") or aws.region
-    domain = next((CONSOLES[part] for part in CONSOLES if region.startswith(part)), CONSOLES[""])
-    return f"https://{region}.{domain}/{template.format_map(quoted)}"
+            self.sheet.col(column).width = 300 * max(width, 6)
 
 
 def seriousness(row: Row) -> int:
@@ -1600,113 +1618,105 @@ def seriousness(row: Row) -> int:
     return later.get(row.status) or SEVERITIES.index(row.severity)
 
 
-TOP = 3  # rows above the first of a table: title, note, header
+def console_link(check: Check, column: str, row: Row, home: str) -> str:
+    """The page in the AWS console of what a cell names, blank if there is none."""
+    named = dict(zip(check.columns, map(str, row.cells), strict=False))
+    if not named.get(column) or column not in check.links or named[column] == ROOT:
+        return ""
+    region = named.get("Region") or home
+    console = next(host for start, host in CONSOLES.items() if region.startswith(start))
+    quoted = {name: quote(value, safe="") for name, value in named.items()}
+    return f"https://{region}.{console}/{check.links[column].format_map(quoted)}"
 
-Line = tuple[list[Cell], str, dict[int, str]]  # cells, look, links by column
+
+def columns(sheet: Sheet, report: Report) -> list[str]:
+    seen = [] if report.gone is None else ["First seen"]
+    return [*sheet.check.columns, "Result", "Severity", "Status", "Control", *seen, "ID"]
 
 
-def sheet_lines(sheet: Sheet, aws: Account) -> Iterator[Line]:
-    columns = sheet.check.columns
+def sheet_lines(sheet: Sheet, report: Report) -> Iterator[Line]:
+    """The rows as cells, the most serious first."""
+    names = sheet.check.columns
     for row in sorted(sheet.rows, key=seriousness):
-        cells = [*row.cells, *[""] * (len(columns) - len(row.cells))]
-        seen = datetime.fromisoformat(row.first_seen) if row.first_seen else ""
+        cells = [*row.cells, *[""] * (len(names) - len(row.cells))]
         result = f"NEW: {row.result}" if row.new else row.result
-        links = {n: console_link(sheet.check, name, row, aws) for n, name in enumerate(columns)}
-        ending = (result, row.severity, row.status, row.control, seen, sheet.id(row))
-        yield [*cells, *ending], ACCEPTED if row.status == ACCEPTED else "", links
+        cells += [result, row.severity, row.status, row.control]
+        if report.gone is not None:
+            cells.append(datetime.fromisoformat(row.first_seen) if row.first_seen else "")
+        cells.append(sheet.id(row))
+        links = {
+            n: console_link(sheet.check, name, row, report.aws.region)
+            for n, name in enumerate(names)
+        }
+        yield cells, ACCEPTED if row.status == ACCEPTED else "", links
 
 
 def write_table(
-    book: xlwt.Workbook, title: str, note: str, docs: str, header: Sequence[str],
-    lines: Iterable[Line], footer: str,
+    book: xlwt.Workbook, report: Report, title: str, about: tuple[str, str],
+    header: list[str], lines: Iterable[Line],
 ) -> None:  # fmt: skip
     """One sheet, continued on others where the format's number of rows runs out."""
     pages: list[Page] = []
     for cells, look, links in lines:
         if not pages or pages[-1].next == MAX_ROWS:
-            pages.append(Page(book, f"{title} ({len(pages) + 1})" if pages else title, footer))
-            page = pages[-1]
-            page.write([title, *[""] * 3, "Summary"], "title")
-            page.links.append(link_record(0, 4, "#Summary!A1"))
-            page.write([note, *[""] * 7, "AWS documentation" if docs else ""], "note", {8: docs})
+            page = Page(book, f"{title} ({len(pages) + 1})" if pages else title, report)
+            note, docs = about
+            jumps = ["Summary", "AWS documentation" if docs else ""]
+            page.write([title, "", "", *jumps], "title", {3: "#Summary!A1", 4: docs})
+            page.write([note], "note")
             page.write(header, "header")
             page.sheet.panes_frozen, page.sheet.horz_split_pos = True, TOP
+            pages.append(page)
         pages[-1].write(cells, look, links)
     for page in pages:
         page.close()
 
 
-def worst(sheets: Iterable[Sheet], wanted: Callable[[Row], bool]) -> list[tuple[Sheet, int, Row]]:
-    """The rows that are wanted, the most serious first, with their places on their sheets."""
+def worst(sheets: Iterable[Sheet], status: str) -> list[tuple[Sheet, int, Row]]:
+    """The rows of a status, the most serious first, with their places on their sheets."""
     found = [
         (sheet, place, row)
         for sheet in sheets
         for place, row in enumerate(sorted(sheet.rows, key=seriousness))
-        if wanted(row)
+        if row.status == status
     ]
     return sorted(found, key=lambda one: seriousness(one[2]))
 
 
-def permission(result: str) -> str:
-    """The IAM action of the call that a gap names; S3 calls some of its actions otherwise."""
-    call = ":".join(result.partition(": ")[2].split()[:2])
-    return ACTIONS.get(call, call)
+def needs(row: Row) -> str:
+    """The IAM action whose lack a gap may be, in words."""
+    call = ":".join(row.result.partition(": ")[2].split()[:2])
+    denied = row.status == NOT_CHECKED and ("Denied" in row.result or "Unauthorized" in row.result)
+    return f" (needs {ACTIONS.get(call, call)})" if denied else ""
 
 
-def write_summary(book: xlwt.Workbook, report: Report, footer: str) -> None:
-    page = Page(book, "Summary", footer)
+def write_summary(book: xlwt.Workbook, report: Report) -> None:
+    page = Page(book, "Summary", report)
     page.sheet.fit_height_to_pages = 1
     page.write(["AWS security check"], "title")
     page.write([report.headline()], "note")
-    page.next += 1
     for name, value in report.about().items():
-        page.write([name, value], "free")
+        page.write_beside(name, value)
     page.next += 1
-    counts = report.counted()
-    page.write(["Check", *counts], "header")
+    page.write(["Check", *report.counted()], "header")
     for sheet in report.sheets:
-        cells: list[Cell] = [sheet.check.title, *(sheet.count(what) for what in counts)]
-        page.write(cells, links={0: f"#'{sheet.check.title}'!A1"})
-    findings = worst(report.sheets, lambda row: row.status == FINDING)
-    gaps = worst(report.sheets, lambda row: row.status == NOT_CHECKED)
-    for title, rows in (("Worst findings", findings), ("Not checked", gaps)):
+        counts = (sheet.count(what) or "" for what in report.counted())
+        page.write([sheet.check.title, *counts], links={0: f"#'{sheet.check.title}'!A1"})
+    for title, status in (("Worst findings", FINDING), ("Not checked", NOT_CHECKED)):
+        rows = worst(report.sheets, status)
         page.next += 1
         page.write([title if rows else f"{title}: none"], "header")
         for sheet, place, row in rows[:10]:
-            needs = f" (needs {permission(row.result)})" if row.status == NOT_CHECKED else ""
-            page.write([row.severity or row.status])
-            page.next -= 1
-            link = f"#'{sheet.check.title}'!A{TOP + 1 + place}"
-            page.write(
-                ["", f"{sheet.check.title}: {row.result}{needs}: {row.id}"], "jump", {1: link}
-            )
+            words = f"{sheet.check.title}: {row.result}{needs(row)}, {row.id}"
+            target = f"#'{sheet.check.title}'!A{TOP + 1 + place}"
+            page.write_beside(row.severity or row.status, words, target)
         if len(rows) > 10:
-            page.write(["", f"and {len(rows) - 10:,} more"], "free")
+            page.write_beside("", f"and {len(rows) - 10:,} more")
     page.next += 1
     page.write(["What a status means"], "header")
     for status, meaning in MEANING.items():
-        page.write([status])
-        page.next -= 1
-        page.write(["", meaning], "free")
+        page.write_beside(status, meaning)
     page.close()
-
-
-def repeat_headers(book: Any, sheets: Iterable[tuple[int, int]]) -> None:
-    """Print the header rows again on every page, for sheets by (index, header row): a
-    built-in name of each sheet, Print_Titles, which xlwt cannot write.
-
-    [MS-XLS] 2.4.150
-    """
-    names = b""
-    book.setup_ownbook()
-    refs = book._Workbook__sheet_refs
-    for index, row in sheets:
-        ref = refs.setdefault((book._ownbook_supbookx, index, index), len(refs))
-        area = struct.pack("<BHHHHH", 0x3B, ref, row, row, 0, 255)
-        data = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(area), 0, index + 1, 0, 0, 7) + area
-        names += struct.pack("<HH", 0x18, len(data)) + data
-    links = book._Workbook__all_links_rec
-    book._Workbook__all_links_rec = lambda: links() + names
 
 
 def workbook(report: Report) -> bytes:
@@ -1714,28 +1724,25 @@ def workbook(report: Report) -> bytes:
     import xlwt
 
     book = xlwt.Workbook(encoding="utf-8")
-    footer = f"AWS account {report.aws.number}, {report.aws.now:%Y-%m-%d}"
-    write_summary(book, report, footer)
+    write_summary(book, report)
     for sheet in report.sheets:
-        check, header = sheet.check, [*sheet.check.columns, *ENDING]
-        lines = sheet_lines(sheet, report.aws)
-        write_table(book, check.title, check.about, check.docs, header, lines, footer)
+        about, lines = (sheet.check.about, sheet.check.docs), sheet_lines(sheet, report)
+        write_table(book, report, sheet.check.title, about, columns(sheet, report), lines)
     if report.gone is not None:
-        note = "What was found last time and is gone."
         header = ["Finding", "What it was", "First seen", "Stood (days)"]
-        lines = resolved_lines(report.gone, report.aws.now)
-        write_table(book, "Resolved", note, "", header, lines, footer)
-    repeat_headers(book, [(index, TOP - 1) for index in range(1, len(book._Workbook__worksheets))])
+        about = ("Findings of the last report that are gone.", "")
+        write_table(book, report, "Resolved", about, header, resolved(report))
+    repeat_headers(book, range(1, len(book._Workbook__worksheets)))
     file = io.BytesIO()
     book.save(file)
     return file.getvalue()
 
 
-def resolved_lines(gone: Known, now: datetime) -> Iterator[Line]:
-    for id, entry in gone.items():
+def resolved(report: Report) -> Iterator[Line]:
+    for id, entry in (report.gone or {}).items():
         first = datetime.fromisoformat(entry["first_seen"]).replace(tzinfo=timezone.utc)
-        yield [id, entry["result"], first, (now - first).days], "", {}
-    if not gone:
+        yield [id, entry["result"], first, (report.aws.now - first).days], "", {}
+    if not report.gone:
         yield ["Nothing was resolved since last time"], "", {}
 
 
@@ -1802,12 +1809,12 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def as_csv(sheet: Sheet, aws: Account) -> bytes:
+def as_csv(sheet: Sheet, report: Report) -> bytes:
     """A sheet as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
     file = io.StringIO()
     table = csv.writer(file)
-    table.writerow([*sheet.check.columns, *ENDING])
-    for cells, _, _ in sheet_lines(sheet, aws):
+    table.writerow(columns(sheet, report))
+    for cells, _, _ in sheet_lines(sheet, report):
         texts = [f"{cell:%Y-%m-%d}" if isinstance(cell, datetime) else str(cell) for cell in cells]
         table.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in texts)
     return file.getvalue().encode("utf-8-sig")
@@ -1983,7 +1990,7 @@ def audit(options: argparse.Namespace, decisions: list[Acceptance], profile: str
     deliver(workbook(report), report.path)
     if options.csv:
         for sheet in sheets:
-            deliver(as_csv(sheet, aws), options.csv / f"{aws.number}-{sheet.check.name}.csv")
+            deliver(as_csv(sheet, report), options.csv / f"{aws.number}-{sheet.check.name}.csv")
     if options.state:
         write_state(options.state, aws.number, now)
     return report
