@@ -43,9 +43,7 @@ import threading
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import (
-    Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence,
-)  # fmt: skip
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone
@@ -1469,7 +1467,8 @@ def account_aliases(aws: Account) -> str:
 # === workbook =========================================================================
 
 MAX_ROWS, MAX_TEXT = 65_536, 32_767  # what the .xls format can hold
-MAX_WIDTH = 36  # characters; longer text wraps
+MAX_WIDTH = 44  # characters; longer text wraps
+DOCS = "AWS documentation"
 TOP = 3  # rows above the first of a table: title, note, header
 
 LOOKS = {
@@ -1512,7 +1511,7 @@ Line = tuple[list[Cell], str, dict[int, str]]  # cells, look, links by column
 
 
 @functools.cache
-def style(look: str, kind: Hashable) -> xlwt.XFStyle:
+def style(look: str, kind: Any) -> xlwt.XFStyle:
     """One of LOOKS. The format allows 4,094 styles in a workbook, so they are shared."""
     import xlwt
 
@@ -1585,6 +1584,7 @@ class Page:
         self, values: Iterable[Cell], look: str = "", links: dict[int, str] | None = None
     ) -> None:
         """A row. Without a look, words that are a severity or a status have their own."""
+        lines = 1
         for column, value in enumerate(values):
             own = look or (str(value) if value in LOOKS else "cell")
             if target := (links or {}).get(column):
@@ -1596,9 +1596,10 @@ class Page:
             if own not in FREE:
                 width = 10 if isinstance(value, datetime) else len(str(value)) + 1
                 self.widths[column] = max(self.widths[column], min(width, MAX_WIDTH))
-        if look == "title":
+                lines = max(lines, min(-(-width // MAX_WIDTH), 20))
+        if look == "title" or lines > 1:
             self.sheet.row(self.next).height_mismatch = True
-            self.sheet.row(self.next).height = 440
+            self.sheet.row(self.next).height = 440 if look == "title" else 255 * lines
         self.next += 1
 
     def write_beside(self, first: Cell, second: str, target: str = "") -> None:
@@ -1661,8 +1662,9 @@ def write_table(
         if not pages or pages[-1].next == MAX_ROWS:
             page = Page(book, f"{title} ({len(pages) + 1})" if pages else title, report)
             note, docs = about
-            jumps = ["Summary", "AWS documentation" if docs else ""]
-            page.write([title, "", "", *jumps], "title", {3: "#Summary!A1", 4: docs})
+            jumps = {header.index("Result"): "#Summary!A1", len(header) - 1: docs}
+            texts = {0: title, header.index("Result"): "Summary", len(header) - 1: docs and DOCS}
+            page.write([texts.get(n, "") for n in range(len(header))], "title", jumps)
             page.write([note], "note")
             page.write(header, "header")
             page.sheet.panes_frozen, page.sheet.horz_split_pos = True, TOP
@@ -1729,7 +1731,7 @@ def workbook(report: Report) -> bytes:
         about, lines = (sheet.check.about, sheet.check.docs), sheet_lines(sheet, report)
         write_table(book, report, sheet.check.title, about, columns(sheet, report), lines)
     if report.gone is not None:
-        header = ["Finding", "What it was", "First seen", "Stood (days)"]
+        header = ["Finding", "Result", "First seen", "Stood (days)"]
         about = ("Findings of the last report that are gone.", "")
         write_table(book, report, "Resolved", about, header, resolved(report))
     repeat_headers(book, range(1, len(book._Workbook__worksheets)))
