@@ -49,6 +49,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from ipaddress import collapse_addresses, ip_address, ip_network
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TextIO, TypeVar
 from urllib.parse import quote
@@ -184,12 +185,16 @@ class Unanswered(Exception):
 
 
 class Answer(dict[str, Any]):
-    """What AWS answered. A field that AWS always sends and that is not there means that
-    something else answered (a proxy, a sign-in page): that is no answer."""
+    """What AWS answered. A field that AWS always sends and that is not there, at whatever
+    depth, means that something else answered (a proxy, a sign-in page): that is no answer."""
 
     def __init__(self, answer: dict[str, Any], call: str) -> None:
         super().__init__(answer)
         self.call = call
+
+    def __getitem__(self, field: str) -> Any:
+        value = super().__getitem__(field)
+        return Answer(value, self.call) if isinstance(value, dict) else value
 
     def __missing__(self, field: str) -> Any:
         raise Unanswered("MalformedAnswer", f"{self.call} without {field}")
@@ -283,7 +288,8 @@ class Account:
     def _answered(self, service: str, operation: str, region: str, call: Callable[[], T]) -> T:
         """The one place where a failure to reach AWS, or a refusal, becomes Unanswered.
 
-        Whatever is raised here comes from botocore: its parsers raise more than BotoCoreError.
+        Whatever is raised here comes from botocore, whose parsers raise all sorts of errors
+        at what is not an answer of AWS.
         """
         if self.expired:
             raise self.expired
@@ -297,10 +303,12 @@ class Account:
         return answer
 
     def _failure(self, error: Exception, service: str, operation: str, region: str) -> Unanswered:
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
-        code = error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
-        failure = Unanswered(code or type(error).__name__, f"{service} {operation}")
+        code = type(error).__name__ if isinstance(error, BotoCoreError) else "MalformedAnswer"
+        if isinstance(error, ClientError):
+            code = error.response["Error"]["Code"]
+        failure = Unanswered(code, f"{service} {operation}")
         with self.lock:
             if is_silence(error):
                 self.silent.update([(service, operation, region), (region,)])
@@ -540,12 +548,13 @@ def lowered(severity: str) -> str:
 
 @dataclass(frozen=True)
 class Door:
-    """A rule of a security group that lets in the Internet, or may: `error` says what
-    could not be read."""
+    """A rule of a security group that lets in the Internet, or may: `error` says what could
+    not be read. `source` names the CIDRs, or the prefix lists that hold them."""
 
     group: dict[str, Any]
     protocol: str
     ports: str
+    source: str
     open_to: str
     result: str
     severity: str
@@ -555,7 +564,7 @@ class Door:
     @property
     def id(self) -> str:
         ports = self.ports.split(" (")[0].replace(" ", "-")
-        return f"{self.group['GroupId']}/{self.protocol}/{ports}/{self.open_to}".replace(", ", ",")
+        return f"{self.group['GroupId']}/{self.protocol}/{ports}/{self.source}".replace(", ", ",")
 
     def cells(self, region: str, used_by: str = "", blocked_by: str = "") -> tuple[Cell, ...]:
         group = self.group
@@ -584,20 +593,22 @@ def rules(group: dict[str, Any]) -> dict[tuple[Any, ...], tuple[list[str], list[
 
 def doors(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Door]:
     for (protocol, first, last), (cidrs, lists) in rules(group).items():
-        ports = opened_ports(protocol, first, last)
         where = (group, protocol, port_words(protocol, first, last))
+        sources = [] if whole_internet(cidrs) else lists
         try:
-            for id in lists:
-                cidrs = cidrs + prefix_list(aws, region, id)
+            listed = [cidr for id in sources for cidr in prefix_list(aws, region, id)]
         except Unanswered as error:
-            if not whole_internet(cidrs):
-                yield Door(*where, ", ".join(lists), "", "", "", error)
-                continue
-        if internet := whole_internet(cidrs):
-            verdict = ("Open to the Internet", *port_severity(protocol, ports))
-            yield Door(*where, ", ".join(internet), *verdict)
-        elif wide := ", ".join(wide_sources(cidrs)):
-            yield Door(*where, wide, f"Open to {wide}", MEDIUM, "")
+            yield Door(*where, ", ".join(sources), ", ".join(sources), "", "", "", error)
+            continue
+        internet, wide = whole_internet(cidrs + listed), wide_sources(cidrs + listed)
+        open_to = ", ".join(internet or wide)
+        via = ", ".join(sources)
+        words = f"{open_to} ({via})" if via else open_to
+        if internet:
+            verdict = port_severity(protocol, opened_ports(protocol, first, last))
+            yield Door(*where, via or open_to, words, "Open to the Internet", *verdict)
+        elif wide:
+            yield Door(*where, via or open_to, words, f"Open to {open_to}", MEDIUM, "")
 
 
 def interfaces(aws: Account, region: str, groups: set[str]) -> dict[str, list[dict[str, Any]]]:
@@ -652,7 +663,7 @@ class Ingress:
 @once
 def ingress(aws: Account, region: str) -> Ingress:
     options = aws.ask("ec2", "DescribeVpcBlockPublicAccessOptions", region)
-    mode = options["VpcBlockPublicAccessOptions"].get("InternetGatewayBlockMode", "off")
+    mode = options["VpcBlockPublicAccessOptions"]["InternetGatewayBlockMode"]
     if mode == "off":
         return Ingress(mode, frozenset())
     call = "DescribeVpcBlockPublicAccessExclusions"
@@ -715,8 +726,7 @@ def judged(door: Door, region: str, users: list[dict[str, Any]], blocks: Ingress
 
 @once
 def account_summary(aws: Account) -> dict[str, int]:
-    summary: dict[str, int] = aws.ask("iam", "GetAccountSummary")["SummaryMap"]
-    return summary
+    return aws.ask("iam", "GetAccountSummary")["SummaryMap"]  # type: ignore[no-any-return]
 
 
 def key_age(created: datetime, now: datetime) -> int:
@@ -898,7 +908,7 @@ def management_events(selectors: dict[str, Any]) -> tuple[set[str], set[str]]:
     each = [advanced_kinds(selector) for selector in selectors.get("AdvancedEventSelectors") or ()]
     each += [
         (KINDS[selector["ReadWriteType"]], set(selector.get("ExcludeManagementEventSources") or ()))
-        for selector in selectors.get("EventSelectors") or ()
+        for selector in (() if each else selectors["EventSelectors"])
         if selector["IncludeManagementEvents"]
     ]
     recorded: set[str] = set().union(*(kinds for kinds, _ in each))
@@ -931,7 +941,7 @@ class Trail:
         validation = yes_no[about.get("LogFileValidationEnabled")]
         cells = (*where, self.logging, self.events, validation)
         if self.error:
-            return gap(f"{region}/not-enabled", cells, self.error)
+            return gap(f"{region}/not-checked", cells, self.error)
         if self.problem:
             result = f"Not Enabled: {self.problem}"
             return finding(f"{region}/not-enabled", cells, result, HIGH, "CloudTrail.1")
@@ -1077,28 +1087,29 @@ NO_BLOCK = {"NoSuchPublicAccessBlockConfiguration"}
 
 
 @once
-def account_block(aws: Account, number: str) -> dict[str, bool]:
+def account_block(aws: Account, number: str) -> Answer | None:
     answer = aws.ask("s3control", "GetPublicAccessBlock", absent=NO_BLOCK, AccountId=number)
-    return dict(answer["PublicAccessBlockConfiguration"]) if answer else {}
+    return answer["PublicAccessBlockConfiguration"] if answer else None
 
 
 @once
-def bucket_block(aws: Account, bucket: str, region: str) -> dict[str, bool]:
+def bucket_block(aws: Account, bucket: str, region: str) -> Answer | None:
     answer = aws.ask("s3", "GetPublicAccessBlock", region, absent=NO_BLOCK, Bucket=bucket)
-    return dict(answer["PublicAccessBlockConfiguration"]) if answer else {}
+    return answer["PublicAccessBlockConfiguration"] if answer else None
 
 
 def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
     """Which public access block has the setting on, blank if none. One that has it on is
     proof enough, if the other may not be read or not."""
     unread: Unanswered | None = None
-    questions: list[tuple[str, Callable[[], dict[str, bool]]]] = [
+    questions: list[tuple[str, Callable[[], Answer | None]]] = [
         ("account", lambda: account_block(aws, aws.number)),
         ("bucket", lambda: bucket_block(aws, bucket, region)),
     ]
     for level, question in questions:
         try:
-            if question().get(setting):
+            block = question()
+            if block is not None and block[setting]:
                 return f"{level} public access block"
         except Unanswered as error:
             unread = error
@@ -1136,7 +1147,7 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
             yield Row(id, (*cells, ""), result)
     absent = {"NoSuchBucketPolicy"}
     policy = aws.ask("s3", "GetBucketPolicyStatus", region, absent=absent, Bucket=bucket)
-    if policy and policy["PolicyStatus"].get("IsPublic"):
+    if policy and policy["PolicyStatus"]["IsPublic"]:
         cells = (*where, "Everyone (bucket policy)", "policy")
         result, setting = "Public by bucket policy", "RestrictPublicBuckets"
         yield public(aws, f"{bucket}/policy", cells, result, "S3.2, S3.3", setting)
@@ -1228,7 +1239,7 @@ def run(check: Check, aws: Account, progress: Callable[[str], None]) -> Sheet:
 
 def summed_up(check: Check, results: list[Examined], expired: Unanswered | None) -> Sheet:
     rows = [row for result in results for row in result.rows]
-    unread = [result.target for result in results if result.failed]
+    unread = [r.target for r in results if f"{r.target}/not-checked" in (row.id for row in r.rows)]
     if expired:  # said once a check, not once a target
         lost = [r.target for r in results if any(row.result == str(expired) for row in r.rows)]
         rows = [row for row in rows if row.result != str(expired)]
@@ -1511,13 +1522,14 @@ Line = tuple[list[Cell], str, dict[int, str]]  # cells, look, links by column
 
 
 @functools.cache
-def style(look: str, kind: Any) -> xlwt.XFStyle:
+def style(look: str, kind: str) -> xlwt.XFStyle:
     """One of LOOKS. The format allows 4,094 styles in a workbook, so they are shared."""
     import xlwt
 
-    align = f"alignment: vertical top, horizontal {'right' if kind is int else 'left'}"
+    side = "right" if kind == "int" else "left"
+    align = f"alignment: vertical top, horizontal {side}"
     grid = "" if look in FREE else ", wrap on; borders: bottom hair, bottom_colour gray40"
-    date = "yyyy-mm-dd" if kind is datetime else "General"
+    date = "yyyy-mm-dd" if kind == "datetime" else "General"
     return xlwt.easyxf(f"{LOOKS[look]}; {align}{grid}", num_format_str=date)
 
 
@@ -1592,7 +1604,7 @@ class Page:
                 own = "jump" if look in FREE else "link"
             if value or own not in FREE:
                 text = "" if value is None else clean(value)
-                self.sheet.write(self.next, column, text, style(own, type(value)))
+                self.sheet.write(self.next, column, text, style(own, type(value).__name__))
             if own not in FREE:
                 width = 10 if isinstance(value, datetime) else len(str(value)) + 1
                 self.widths[column] = max(self.widths[column], min(width, MAX_WIDTH))
@@ -1621,8 +1633,8 @@ def seriousness(row: Row) -> int:
 
 def console_link(check: Check, column: str, row: Row, home: str) -> str:
     """The page in the AWS console of what a cell names, blank if there is none."""
-    named = dict(zip(check.columns, map(str, row.cells), strict=False))
-    if not named.get(column) or column not in check.links or named[column] == ROOT:
+    named = dict(zip_longest(check.columns, map(str, row.cells), fillvalue=""))
+    if not named[column] or column not in check.links or named[column] == ROOT:
         return ""
     region = named.get("Region") or home
     console = next(host for start, host in CONSOLES.items() if region.startswith(start))
@@ -1825,7 +1837,8 @@ def as_csv(sheet: Sheet, report: Report) -> bytes:
 # === main =============================================================================
 
 EPILOG = """\
-(*) may be repeated. Checks: {checks}.
+(*) may be repeated. The checks are:
+  {checks}
 
 exit codes:
   0  everything was checked, nothing found
@@ -2045,6 +2058,8 @@ def audit_all(options: argparse.Namespace) -> int:
             complain(f"{profile}: {why}" if len(options.profile) > 1 else str(why))
             codes.append(2)
             continue
+        if report.aws.expired:
+            complain("the credentials expired during the audit: the rest was NOT CHECKED")
         reports.append(report)
         codes.append(report.exit_code())
         if options.json != "-" and not (options.quiet and report.is_calm()):

@@ -6,8 +6,10 @@ cannot: VPC block public access, bucket regions, a credential report with a root
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import threading
 import time
 from collections import Counter
@@ -233,7 +235,8 @@ class Layer:
         if fault.kind == "hang":
             self.ended.wait()
         if fault.kind in ("hang", "drop"):
-            environ["werkzeug.socket"].close()
+            with contextlib.suppress(OSError):
+                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionAbortedError
         if fault.kind == "rubbish":
             start("200 OK", [("Content-Type", "text/html"), ("Content-Length", "27")])
@@ -257,6 +260,8 @@ class Layer:
             return self.reply(call, block.excluded(), start)
         if call.operation == "ListBuckets":
             return self.edit(self.add_bucket_regions, environ, start)
+        if call.operation == "DescribeTrails":
+            return self.edit(self.tell_custom_selectors, environ, start)
         if call.operation == "GetAccountSummary" and self.summary:
             return self.edit(self.edit_summary, environ, start)
         if call.operation == "GetCredentialReport":
@@ -288,6 +293,15 @@ class Layer:
             return f"{match[0]}<BucketRegion>{known[match[1]].region_name}</BucketRegion>"
 
         return re.sub(r"<Name>([^<]+)</Name>", add, text)
+
+    def tell_custom_selectors(self, text: str) -> str:
+        answer = json.loads(text)
+        for trail in answer["trailList"]:
+            known = backends.get_backend("cloudtrail")[DEFAULT_ACCOUNT_ID][trail["HomeRegion"]]
+            kept = known.trails[trail["Name"]]
+            custom = bool(kept.event_selectors or kept.advanced_event_selectors)
+            trail["HasCustomEventSelectors"] = custom
+        return json.dumps(answer)
 
     def edit_summary(self, text: str) -> str:
         for name, value in self.summary.items():
@@ -363,7 +377,7 @@ def running(regions: Iterable[str] = REGIONS) -> Iterator[Cloud]:
     set_regions(regions)
     layer = Layer(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, layer, threaded=True, request_handler=QuietHandler)
-    server.daemon_threads = True
+    setattr(server, "daemon_threads", True)  # noqa: B010
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

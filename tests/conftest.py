@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.loaders
 import pytest
 from botocore import xform_name
 from botocore.stub import Stubber
@@ -17,7 +19,7 @@ from botocore.stub import Stubber
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import cloud as cloud_module
-import security_check
+
 from security_check import Account
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=timezone.utc)
@@ -32,7 +34,7 @@ class Canned(Account):
     """
 
     def __init__(self, **options: Any) -> None:
-        keys = {"aws_access_key_id": "AKIAEXAMPLE", "aws_secret_access_key": "secret"}
+        keys: Any = {"aws_access_key_id": "AKIAEXAMPLE", "aws_secret_access_key": "secret"}
         region = options.pop("region", "us-east-1")
         now = options.pop("now", NOW)
         super().__init__(boto3.Session(region_name=region, **keys), now, **options)
@@ -69,11 +71,38 @@ class Canned(Account):
             stub.assert_no_pending_responses()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "survives_bugs: the test provokes an internal error")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many faults were injected into runs, and what became of them."""
+    reports = [one for found in terminalreporter.stats.values() for one in found]
+    told = Counter(
+        value
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == "outcome of a fault" and report.when == "call"
+    )
+    if told:
+        outcomes = ", ".join(f"{number} {outcome}" for outcome, number in told.items())
+        terminalreporter.write_line(f"{told.total()} faults injected: {outcomes}")
+
+
 @pytest.fixture
 def aws() -> Iterator[Canned]:
     account = Canned()
     yield account
     account.assert_all_asked()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_loader() -> Iterator[None]:
+    """botocore reads its service models once for all sessions of the tests: it is slow."""
+    loader = botocore.loaders.create_loader()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.session.create_loader", lambda *_: loader)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -106,4 +135,4 @@ def no_internal_error(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRe
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("internal error") from sys.exc_info()[1]
 
-    monkeypatch.setattr(security_check.traceback, "print_exc", fail)
+    monkeypatch.setattr("traceback.print_exc", fail)

@@ -1,0 +1,358 @@
+"""How fast is the script? `python tests/benchmark.py [small] [medium] [large] [--rounds N]`
+
+An account behind 60 ms a call, and behind AWS's throttling, is audited three times:
+
+    script  security_check.py, as a user runs it
+    plain   the same questions, one call after another and about everything
+    floor   the fewest calls that answer them, each in flight as soon as it can be, 64 at once,
+            nothing judged, nothing written
+
+Each is a process of its own, and so is the account: its answers are worked out beforehand
+and only repeated, so that moto's own slowness is not measured. Only ratios within one run
+mean something on another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+# Before moto and boto3, which read the configuration of the real account.
+for name in list(os.environ):
+    if name.startswith("AWS_") or name.lower().endswith("_proxy"):
+        del os.environ[name]
+
+SCRIPT = Path(__file__).resolve().parent.parent / "security_check.py"
+DELAY = 0.06  # seconds a call
+REGIONS = (
+    "ap-northeast-1", "ap-northeast-2", "ap-northeast-3", "ap-south-1", "ap-southeast-1",
+    "ap-southeast-2", "ca-central-1", "eu-central-1", "eu-north-1", "eu-south-1", "eu-west-1",
+    "eu-west-2", "eu-west-3", "sa-east-1", "us-east-1", "us-east-2", "us-west-1", "us-west-2",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    users: int
+    buckets: int
+    groups: int  # in each region
+
+
+SIZES = {"small": Size(12, 10, 2), "medium": Size(200, 200, 20), "large": Size(2000, 1000, 200)}
+FITS = {"users": (100, 200, 400), "buckets": (100, 200, 400), "groups": (50, 100, 200)}
+
+# --- the account, in a process of its own -----------------------------------------------
+
+
+class Remembering:
+    """A WSGI application that asks another one once, and then repeats what it said."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.answers: dict[Any, tuple[str, list[Any], bytes]] = {}
+
+    def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read()
+        environ["wsgi.input"].seek(0)
+        scope = environ.get("HTTP_AUTHORIZATION", "").partition(",")[0]
+        names = ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_X_AMZ_TARGET")
+        key = (*(environ.get(name) for name in names), scope, body)
+        if key not in self.answers:
+            began: list[Any] = []
+            text = b"".join(self.app(environ, lambda *args: began.extend(args)))
+            self.answers[key] = (began[0], began[1], text)
+        status, headers, text = self.answers[key]
+        start(status, headers)
+        return [text]
+
+
+def serve(pipe: Connection) -> None:
+    from cloud import running
+
+    with running(REGIONS) as cloud:
+        moto = cloud.layer.app
+        pipe.send(cloud.environment)
+        for order, argument in iter(pipe.recv, None):
+            layer = cloud.layer
+            if order == "fill":
+                from example import fill_many
+
+                cloud.reset()
+                fill_many(cloud, REGIONS, argument.users, argument.buckets, argument.groups)
+                layer.app = Remembering(moto)
+            elif order == "begin":
+                layer.calls, layer.throttled = [], 0
+                layer.delay, layer.buckets = argument
+            pipe.send((len(layer.calls), layer.throttled, allowed(layer.calls)))
+
+
+def allowed(calls: Iterable[Any]) -> float:
+    """The seconds in which the token buckets let these calls through, at best. A call that is
+    repeated because it was throttled counts once."""
+    from cloud import LIMITS
+
+    asked = {(call.service, call.region, call.operation, call.text) for call in calls}
+    numbers: Counter[tuple[str, str, str]] = Counter()
+    for service, region, operation, _ in asked:
+        where = "" if service == "iam" else region
+        numbers[service, where, operation if service == "cloudtrail" else ""] += 1
+    limited = ((number, *LIMITS[key[0]]) for key, number in numbers.items() if key[0] in LIMITS)
+    return max(0.0, *((number - burst) / rate for number, rate, burst in limited))
+
+
+class Server:
+    """The account's process, from outside."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self.environment: dict[str, str] = pipe.recv()
+
+    def order(self, order: str, argument: Any = None) -> tuple[int, int, float]:
+        self.pipe.send((order, argument))
+        answer: tuple[int, int, float] = self.pipe.recv()
+        return answer
+
+
+@contextlib.contextmanager
+def server() -> Iterator[Server]:
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        yield Server(ours)
+    finally:
+        process.kill()
+        process.join()
+
+
+# --- the other two programs --------------------------------------------------------------
+
+
+def clients(**config: Any) -> Callable[..., Any]:
+    import boto3
+    from botocore.config import Config
+
+    session: Any = boto3.Session(region_name="us-east-1")
+    return functools.cache(
+        lambda service, region="us-east-1": session.client(service, region, config=Config(**config))
+    )
+
+
+def pages(client: Any, operation: str, items: str, **params: Any) -> list[Any]:
+    if not client.can_paginate(operation):
+        return list(getattr(client, operation)(**params)[items])
+    found = client.get_paginator(operation).paginate(**params)
+    return [item for page in found for item in page[items]]
+
+
+def plain() -> None:
+    from botocore.exceptions import ClientError
+
+    client = clients(retries={"mode": "standard"})
+    client("sts").get_caller_identity()
+    iam, s3 = client("iam"), client("s3")
+    iam.list_account_aliases()
+    regions = pages(client("ec2"), "describe_regions", "Regions")
+    for region in (region["RegionName"] for region in regions):
+        ec2, cloudtrail = client("ec2", region), client("cloudtrail", region)
+        pages(ec2, "describe_instances", "Reservations")
+        pages(ec2, "describe_security_groups", "SecurityGroups")
+        pages(ec2, "describe_network_interfaces", "NetworkInterfaces")
+        ec2.describe_vpc_block_public_access_options()
+        for trail in cloudtrail.describe_trails()["trailList"]:
+            home = client("cloudtrail", trail["HomeRegion"])
+            home.get_trail_status(Name=trail["TrailARN"])
+            home.get_event_selectors(TrailName=trail["TrailARN"])
+    iam.get_account_summary()
+    iam.generate_credential_report()
+    iam.get_credential_report()  # of root's last sign-in
+    for user in (user["UserName"] for user in pages(iam, "list_users", "Users")):
+        for key in pages(iam, "list_access_keys", "AccessKeyMetadata", UserName=user):
+            iam.get_access_key_last_used(AccessKeyId=key["AccessKeyId"])
+        pages(iam, "list_mfa_devices", "MFADevices", UserName=user)
+        with contextlib.suppress(ClientError):
+            iam.get_login_profile(UserName=user)
+    with contextlib.suppress(ClientError):
+        client("s3control").get_public_access_block(AccountId="123456789012")
+    for bucket in pages(s3, "list_buckets", "Buckets"):
+        here, name = client("s3", bucket["BucketRegion"]), bucket["Name"]
+        here.get_bucket_acl(Bucket=name)
+        with contextlib.suppress(ClientError):
+            here.get_bucket_policy_status(Bucket=name)
+        with contextlib.suppress(ClientError):
+            here.get_public_access_block(Bucket=name)
+
+
+def floor() -> None:
+    """It knows where `fill_many` has put what must be asked about further."""
+    from botocore.exceptions import ClientError
+
+    threads, faulty = 64, 10
+    client = clients(
+        retries={"mode": "adaptive", "total_max_attempts": 20}, max_pool_connections=threads
+    )
+    pool = ThreadPoolExecutor(threads)
+    asked: list[Future[Any]] = []
+
+    def answer(operation: Callable[..., Any], params: dict[str, Any]) -> Any:
+        with contextlib.suppress(ClientError):
+            return operation(**params)
+
+    def ask(service: str, operation: str, region: str = "us-east-1", **params: Any) -> Future[Any]:
+        asked.append(pool.submit(answer, getattr(client(service, region), operation), params))
+        return asked[-1]
+
+    regions = ask("ec2", "describe_regions")
+    users = ask("iam", "list_users", MaxItems=1000)
+    buckets = ask("s3", "list_buckets")
+    ask("sts", "get_caller_identity")
+    for operation in ("list_account_aliases", "get_account_summary"):
+        ask("iam", operation)
+    report = ask("iam", "generate_credential_report")
+    keys = [
+        ask("iam", "list_access_keys", UserName=user["UserName"])
+        for user in users.result()["Users"]
+    ]
+    for number, bucket in enumerate(buckets.result()["Buckets"]):
+        where = {"region": bucket["BucketRegion"], "Bucket": bucket["Name"]}
+        ask("s3", "get_bucket_acl", **where)
+        ask("s3", "get_bucket_policy_status", **where)
+        if number % faulty == 0:
+            ask("s3", "get_public_access_block", **where)
+    report.result()
+    ask("iam", "get_credential_report")
+    ask("s3control", "get_public_access_block", AccountId="123456789012")
+    trails = []
+    for region in (region["RegionName"] for region in regions.result()["Regions"]):
+        trails.append(ask("cloudtrail", "describe_trails", region))
+        for operation in ("instances", "security_groups", "network_interfaces"):
+            ask("ec2", f"describe_{operation}", region, MaxResults=1000)
+        ask("ec2", "describe_vpc_block_public_access_options", region)
+    for key in (key.result()["AccessKeyMetadata"][0] for key in keys[::faulty]):
+        ask("iam", "get_access_key_last_used", AccessKeyId=key["AccessKeyId"])
+    found = [trail for one in trails for trail in one.result()["trailList"]]
+    for arn, region in {trail["TrailARN"]: trail["HomeRegion"] for trail in found}.items():
+        ask("cloudtrail", "get_trail_status", region, Name=arn)
+    for future in asked:
+        future.result()
+
+
+# --- measuring ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    program: str
+    wall: float
+    cpu: float
+    memory: float
+    calls: int
+    throttled: int
+    allowed: float
+    code: int
+
+    def line(self) -> str:
+        failed = "" if self.code in (0, 1) else f"  exit {self.code}"
+        return (
+            f"{self.program:7} {self.wall:7.2f} {self.cpu:7.2f} {self.memory:7.0f}"
+            f" {self.calls:7,} {self.throttled:9,}{failed}"
+        )
+
+
+def measure(server: Server, program: str, delay: float, throttling: bool) -> Measured:
+    own = [str(Path(__file__).resolve()), "--program", program]
+    server.order("begin", (delay, {} if throttling else None))
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, *([str(SCRIPT)] if program == "script" else own)]
+        started = time.monotonic()
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | server.environment, stdout=subprocess.DEVNULL
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.monotonic() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+    calls, throttled, least = server.order("count")
+    memory = used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    cpu = used.ru_utime + used.ru_stime
+    return Measured(program, wall, cpu, memory, calls, throttled, least, process.returncode)
+
+
+def fill(server: Server, size: Size, programs: Iterable[str]) -> None:
+    server.order("fill", size)
+    for program in programs:  # so that all their answers are worked out
+        measure(server, program, 0, throttling=False)
+
+
+def compare(server: Server, name: str, throttling: bool) -> None:
+    print(f"\n{name}, throttling {'on' if throttling else 'off'}")
+    print("            wall     CPU  memory   calls throttled")
+    each = {}
+    for program in ("plain", "floor", "script"):
+        each[program] = measure(server, program, DELAY, throttling)
+        print(each[program].line(), flush=True)
+    script, plain, floor = each["script"], each["plain"], each["floor"]
+    print(f"        {plain.wall / script.wall:.1f} times faster than plain,", end=" ")
+    print(f"{script.wall / floor.wall:.2f} times the floor", end="")
+    if throttling and script.allowed:
+        ratio = script.wall / script.allowed
+        print(f", {ratio:.2f} times the {script.allowed:.1f} s that its calls need", end="")
+    print(f"; {script.calls / plain.calls:.2f} times the calls of plain")
+
+
+def fit(server: Server) -> None:
+    print("\nHow it grows, throttling off")
+    for what, numbers in FITS.items():
+        measured = []
+        for number in numbers:
+            fill(
+                server, Size(**{"users": 12, "buckets": 10, "groups": 2, what: number}), ["script"]
+            )
+            measured.append(measure(server, "script", DELAY, throttling=False))
+        calls = statistics.linear_regression(numbers, [one.calls for one in measured])
+        wall = statistics.linear_regression(numbers, [one.wall for one in measured])
+        print(
+            f"{what:8} {calls.intercept:5.0f} + {calls.slope:.2f} a {what[:-1]} calls,"
+            f" {wall.intercept:5.2f} s + {wall.slope * 1000:.1f} ms a {what[:-1]}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("sizes", nargs="*", metavar="SIZE", help="small, medium, large")
+    parser.add_argument("--rounds", type=int, default=1, help="how often to measure everything")
+    parser.add_argument("--program", choices=("plain", "floor"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.program:
+        return {"plain": plain, "floor": floor}[options.program]()
+    if unknown := set(options.sizes) - set(SIZES):
+        parser.error(f"no such size: {', '.join(sorted(unknown))}")
+    print(f"{len(REGIONS)} regions, {DELAY * 1000:.0f} ms a call; seconds, megabytes")
+    with server() as account:
+        for _ in range(options.rounds):
+            for name in options.sizes or ("small", "medium"):
+                fill(account, SIZES[name], ("script", "plain", "floor"))
+                for throttling in (False, True):
+                    compare(account, name, throttling)
+            fit(account)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""Never wrong in silence: every call that a run makes is made to fail, in every way.
+
+The table of calls is what a clean run was seen to make; each is refused, throttled,
+broken, dropped, hung and answered with rubbish. The outcomes are counted at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud import REGIONS, BlockPublicAccess, Cloud, Fault, set_regions
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import security_check
+from security_check import Account, Report, Sheet
+
+REGION = "eu-west-1"
+Outcome = Callable[[str], None]
+
+
+def fill(cloud: Cloud) -> None:
+    """A small account in which every call of the script has a reason to be made."""
+    ec2 = cloud.client("ec2", REGION)
+    vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    prefixes = ec2.create_managed_prefix_list(
+        PrefixListName="all", MaxEntries=5, AddressFamily="IPv4", Entries=[{"Cidr": "0.0.0.0/0"}]
+    )["PrefixList"]["PrefixListId"]
+    for name, sources in (
+        ("ssh", {"IpRanges": [{"CidrIp": "0.0.0.0/0"}]}),
+        ("listed", {"PrefixListIds": [{"PrefixListId": prefixes}]}),
+    ):
+        group = ec2.create_security_group(GroupName=name, Description=name, VpcId=vpc)["GroupId"]
+        rule = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, **sources}
+        ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
+    cloud.layer.block_public_access[REGION] = BlockPublicAccess("block-ingress")
+    iam = cloud.client("iam")
+    for name in ("alice", "bob"):
+        iam.create_user(UserName=name)
+        iam.create_access_key(UserName=name)
+        for key in cloud.backend("iam").users[name].access_keys:
+            key.create_date = key.create_date.replace(year=2020)
+    iam.create_login_profile(UserName="alice", Password="Correct-horse-1")
+    iam.generate_credential_report()  # from now on an old one, so that users are asked about
+    s3 = cloud.client("s3")
+    for name in ("open-bucket", "closed-bucket"):
+        s3.create_bucket(Bucket=name)
+    s3.put_bucket_acl(Bucket="open-bucket", ACL="public-read")
+    trails = cloud.client("cloudtrail")
+    trails.create_trail(Name="main", S3BucketName="closed-bucket", IsMultiRegionTrail=True)
+    selectors = [{"ReadWriteType": "All", "IncludeManagementEvents": True}]
+    trails.put_event_selectors(TrailName="main", EventSelectors=selectors)
+    trails.start_logging(Name="main")
+
+
+CALLS = [
+    *("sts:GetCallerIdentity", "ec2:DescribeRegions", "iam:ListAccountAliases"),
+    *("ec2:DescribeInstances", "ec2:DescribeSecurityGroups", "ec2:GetManagedPrefixListEntries"),
+    *("ec2:DescribeNetworkInterfaces", "ec2:DescribeVpcBlockPublicAccessOptions"),
+    *("ec2:DescribeVpcBlockPublicAccessExclusions", "iam:ListUsers", "iam:GetAccountSummary"),
+    *("iam:ListAccessKeys", "iam:GetAccessKeyLastUsed", "iam:GenerateCredentialReport"),
+    *("iam:GetCredentialReport", "iam:ListVirtualMFADevices", "iam:ListMFADevices"),
+    *("cloudtrail:DescribeTrails", "cloudtrail:GetTrailStatus", "cloudtrail:GetEventSelectors"),
+    *("s3:ListBuckets", "s3:GetBucketAcl", "s3:GetBucketPolicyStatus"),
+    *("s3:GetPublicAccessBlock", "s3control:GetPublicAccessBlock"),
+]
+# Without the report everything is asked live; only root's last sign-in is not known then.
+REPLACED = {"iam:GenerateCredentialReport", "iam:GetCredentialReport"}
+
+# How each protocol says no; an explicit deny, of a policy or of an SCP, has the same code.
+REFUSED = {"ec2": "UnauthorizedOperation", "cloudtrail": "AccessDeniedException"}
+FOR_GOOD = {
+    "refused": Fault("refused", status=403),
+    "throttled": Fault("Throttling"),
+    "internal error": Fault("InternalError", status=500),
+    "unavailable": Fault("ServiceUnavailable", status=503),
+    "dropped": Fault("drop"),
+    "hung": Fault("hang"),
+    "rubbish": Fault("rubbish"),
+    "truncated": Fault("truncate"),
+}
+# What a gap says: the error code, or the name of botocore's exception.
+CODES = {
+    "refused": {"AccessDenied", *REFUSED.values()},
+    "throttled": {"Throttling"},
+    "internal error": {"InternalError"},
+    "unavailable": {"ServiceUnavailable"},
+    "dropped": {"ConnectionClosedError", "ProxyConnectionError"},
+    "hung": {"ReadTimeoutError"},
+    "rubbish": {"MalformedAnswer"},
+    "truncated": {"MalformedAnswer", "404", "500"},
+}
+FOR_A_WHILE = {
+    "throttled twice": Fault("Throttling", times=2),
+    "unavailable twice": Fault("ServiceUnavailable", status=503, times=2),
+    "dropped once": Fault("drop", times=1),
+    "hung once": Fault("hang", times=1),
+}
+
+
+def fault_for(name: str, fault: Fault) -> Fault:
+    service, operation = name.split(":")
+    kind = REFUSED.get(service, "AccessDenied") if fault.kind == "refused" else fault.kind
+    return replace(fault, kind=kind, service=service, operation=operation)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_region() -> Iterator[None]:
+    set_regions([REGION])
+    yield
+    set_regions(REGIONS)
+
+
+@pytest.fixture
+def outcome(record_property: Callable[[str, object], None]) -> Outcome:
+    """Tell what became of a fault; the suite prints the counts at its end."""
+    return lambda what: record_property("outcome of a fault", what)
+
+
+@pytest.fixture(scope="module")
+def clients() -> dict[Any, Any]:
+    return {}
+
+
+@pytest.fixture
+def quick(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, clients: dict[Any, Any]
+) -> None:
+    """No pauses between attempts, and clients made once for all runs; but where nothing
+    answers, short time-outs, and clients of their own."""
+    monkeypatch.setattr(security_check, "ATTEMPTS", 4)
+    monkeypatch.setattr(security_check, "REPORT_PAUSE", 0)
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff._MAX_BACKOFF", 0)
+    monkeypatch.setattr(
+        "botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.001
+    )
+    monkeypatch.setattr("botocore.retries.bucket.TokenBucket.acquire", lambda *_, **__: True)
+    if "hung" in request.node.name or "answer" in request.node.name:
+        monkeypatch.setattr(security_check, "READ_TIMEOUT", 0.5)
+        return
+    made = Account.client
+
+    def client(self: Account, service: str, region: str) -> Any:
+        kept = clients.get((service, region))
+        if kept is None:
+            kept = clients[service, region] = made(self, service, region)
+        return kept
+
+    monkeypatch.setattr(Account, "client", client)
+
+
+def audit(*arguments: str) -> Report:
+    options = security_check.arguments([*arguments, "--output", "x.xls"])
+    return security_check.audit(options, [], None)
+
+
+def rows(report: Report) -> dict[str, dict[str, security_check.Row]]:
+    """The rows by sheet and ID; the clock must not make a difference."""
+    return {s.check.name: {row.id: row for row in s.rows} for s in report.sheets}
+
+
+def is_covered(sheet: Sheet, id: str) -> bool:
+    """Whether a gap speaks for a row that a clean run would show."""
+    gaps = {row.id for row in sheet.rows if row.status == "NOT CHECKED"}
+    if id == "nothing":
+        return bool(gaps)
+    target, over = id.split("/")[0], sheet.check.over.__name__
+    return bool(gaps & {id, f"{target}/not-checked", f"{over}/not-checked"})
+
+
+def assert_honest(clean: Report, faulty: Report, codes: set[str]) -> None:
+    """Every answer is that of the clean run, or is said to be missing, and why."""
+    expected = rows(clean)
+    for sheet in faulty.sheets:
+        clean_rows = dict(expected[sheet.check.name])
+        for row in sheet.rows:
+            if row.status == "NOT CHECKED":
+                assert row.result.split(": ")[0] in codes, row
+            elif row.id != "nothing":
+                assert row == clean_rows[row.id]
+        for id in clean_rows.keys() - {row.id for row in sheet.rows}:
+            assert is_covered(sheet, id), f"{sheet.check.name}/{id} is missing, and nobody says so"
+
+
+@pytest.fixture(scope="module")
+def clean(server: Cloud) -> dict[str, Report]:
+    return {}
+
+
+def clean_run(cloud: Cloud, clean: dict[str, Report]) -> Report:
+    """The run without a fault, made once: the account is the same in every test."""
+    if "report" not in clean:
+        cloud.reset()
+        fill(cloud)
+        cloud.layer.calls.clear()
+        clean["report"] = audit()
+        assert clean["report"].gaps() == 0
+        assert set(cloud.layer.count()) == set(CALLS)
+    return clean["report"]
+
+
+def test_the_table_of_calls_is_what_a_run_makes(
+    cloud: Cloud, quick: None, clean: dict[str, Report]
+) -> None:
+    clean.clear()
+    clean_run(cloud, clean)
+
+
+@pytest.fixture
+def small(
+    server: Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: None
+) -> Iterator[Cloud]:
+    """The small account as the clean run left it."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    yield server
+    server.layer.faults = []
+
+
+@pytest.mark.parametrize("kind", FOR_GOOD)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_that_fails_for_good(
+    small: Cloud, clean: dict[str, Report], outcome: Outcome, name: str, kind: str
+) -> None:
+    expected = clean_run(small, clean)
+    fault = fault_for(name, FOR_GOOD[kind])
+    small.layer.faults = [fault]
+    began = time.monotonic()
+    if name == "sts:GetCallerIdentity":
+        with pytest.raises(security_check.CannotRun):
+            audit()
+        assert list(Path().iterdir()) == []
+        outcome("could not start")
+        return
+    faulty = audit()
+    assert time.monotonic() - began < 30, "a fault must not hold up a run"
+    assert fault.hits
+    assert_honest(expected, faulty, CODES[kind] | {"NoAnswer"})
+    if name in REPLACED:
+        assert faulty.exit_code() == 1
+        outcome("answered in another way")
+    else:
+        assert faulty.exit_code() == 3
+        outcome("NOT CHECKED")
+
+
+@pytest.mark.parametrize("kind", FOR_A_WHILE)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_that_fails_for_a_while(
+    small: Cloud, clean: dict[str, Report], outcome: Outcome, name: str, kind: str
+) -> None:
+    expected = clean_run(small, clean)
+    fault = fault_for(name, FOR_A_WHILE[kind])
+    small.layer.faults = [fault]
+    assert rows(audit()) == rows(expected)
+    assert fault.hits == fault.times
+    outcome("made good")
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(refused=st.sets(st.sampled_from([name for name in CALLS if name[:3] != "sts"]), min_size=1))
+def test_no_status_is_ok_because_something_could_not_be_read(
+    small: Cloud, clean: dict[str, Report], refused: set[str]
+) -> None:
+    expected = clean_run(small, clean)
+    small.layer.faults = [fault_for(name, FOR_GOOD["refused"]) for name in refused]
+    faulty = audit()
+    assert_honest(expected, faulty, CODES["refused"])
+    found = {
+        kind: {s.id(r) for s in report.sheets for r in s.rows if r.status == "FINDING"}
+        for kind, report in (("clean", expected), ("faulty", faulty))
+    }
+    assert found["faulty"] <= found["clean"]
+
+
+def test_without_report_and_login_profile_a_user_is_not_checked(
+    small: Cloud, clean: dict[str, Report]
+) -> None:
+    expected = clean_run(small, clean)
+    small.layer.faults = [
+        Fault("AccessDenied", "iam", "GetCredentialReport"),
+        Fault("AccessDenied", "iam", "GetLoginProfile", resource="bob"),
+    ]
+    faulty = audit()
+    assert_honest(expected, faulty, {"AccessDenied"})
+    results = {row.id: row.result for row in faulty.sheets[3].rows}
+    assert results["bob/not-checked"] == "AccessDenied: iam GetLoginProfile"
+
+
+# --- a region that does not answer, credentials that expire -----------------------------
+
+
+def test_a_region_that_does_not_answer_is_soon_left_alone(
+    small: Cloud, clean: dict[str, Report]
+) -> None:
+    """What costs time are time-outs one after another: two for the first call, one for each
+    other call of the region, side by side for its buckets. Five of ten seconds in all."""
+    clean.clear()
+    small.reset()
+    fill(small)
+    for n in range(100):
+        place = {"LocationConstraint": REGION}
+        client = small.client("s3", REGION)
+        client.create_bucket(Bucket=f"bucket-{n}", CreateBucketConfiguration=place)
+    small.layer.calls.clear()
+    small.layer.faults = [Fault("hang", region=REGION)]
+    report = audit()
+    asked = Counter(call.operation for call in small.layer.calls if call.region == REGION)
+    assert asked.pop("GetBucketAcl") <= security_check.THREADS + security_check.SILENT_CALLS
+    assert asked == {"DescribeInstances": 2, "DescribeSecurityGroups": 1, "DescribeTrails": 1}
+    results = {row.result for sheet in report.sheets for row in sheet.rows}
+    assert "ReadTimeoutError: ec2 DescribeSecurityGroups" in results
+    assert report.sheets[2].count("FINDING") == 2
+
+
+def test_many_targets_that_do_not_answer_are_not_asked_one_by_one(
+    small: Cloud, clean: dict[str, Report]
+) -> None:
+    clean.clear()
+    small.reset()
+    for n in range(100):
+        small.client("s3").create_bucket(Bucket=f"bucket-{n}")
+    fault = Fault("hang", "s3", "GetBucketAcl")
+    small.layer.faults = [fault]
+    report = audit("--check", "s3-acls")
+    assert report.count("NOT CHECKED") == 100
+    assert fault.hits <= 3 * security_check.THREADS
+    assert "NoAnswer: s3 GetBucketAcl (asked 3 times)" in {r.result for r in report.sheets[0].rows}
+
+
+def test_credentials_that_expire_in_the_middle(
+    small: Cloud, clean: dict[str, Report], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean.clear()
+    small.reset()
+    for n in range(200):
+        small.client("iam").create_user(UserName=f"user-{n}")
+    fault = Fault("ExpiredToken", "iam", "ListAccessKeys")
+    small.layer.faults = [fault, Fault("ExpiredToken", "s3"), Fault("ExpiredToken", "cloudtrail")]
+    assert security_check.main([]) == 3
+    assert fault.hits <= security_check.THREADS_IAM
+    assert small.layer.count()["s3:ListBuckets"] == 0
+    assert len(list(Path().glob("*.xls"))) == 1
+    said = capsys.readouterr().err
+    assert said.count("expired") == 1
