@@ -465,8 +465,8 @@ WIDE = {4: 7, 6: 12}  # prefix lengths; IANA gives a whole regional registry an 
 # Security Hub EC2.19, and what it allows in EC2.18.
 HIGH_RISK_PORTS = {
     20: "FTP data", 21: "FTP", 22: "SSH", 23: "Telnet", 25: "SMTP", 110: "POP3", 135: "RPC",
-    143: "IMAP", 445: "SMB", 1433: "SQL Server", 1434: "SQL Server", 3000: "Node.js",
-    3306: "MySQL", 3389: "RDP", 4333: "mSQL", 5000: "Flask", 5432: "PostgreSQL", 5500: "VNC",
+    143: "IMAP", 445: "SMB", 1433: "SQL Server", 1434: "SQL Server", 3000: "web development",
+    3306: "MySQL", 3389: "RDP", 4333: "mSQL", 5000: "web development", 5432: "PostgreSQL", 5500: "VNC",
     5601: "OpenSearch Dashboards", 8080: "HTTP proxy", 8088: "HTTP", 8888: "HTTP",
     9200: "OpenSearch", 9300: "OpenSearch",
 }  # fmt: skip
@@ -1478,7 +1478,7 @@ def account_aliases(aws: Account) -> str:
 # === workbook =========================================================================
 
 MAX_ROWS, MAX_TEXT = 65_536, 32_767  # what the .xls format can hold
-MAX_WIDTH = 44  # characters; longer text wraps
+MAX_WIDTH = 30  # characters; longer text wraps
 DOCS = "AWS documentation"
 TOP = 3  # rows above the first of a table: title, note, header
 
@@ -1609,9 +1609,8 @@ class Page:
                 width = 10 if isinstance(value, datetime) else len(str(value)) + 1
                 self.widths[column] = max(self.widths[column], min(width, MAX_WIDTH))
                 lines = max(lines, min(-(-width // MAX_WIDTH), 20))
-        if look == "title" or lines > 1:
-            self.sheet.row(self.next).height_mismatch = True
-            self.sheet.row(self.next).height = 440 if look == "title" else 255 * lines
+        self.sheet.row(self.next).height_mismatch = True
+        self.sheet.row(self.next).height = 440 if look == "title" else 300 * lines
         self.next += 1
 
     def write_beside(self, first: Cell, second: str, target: str = "") -> None:
