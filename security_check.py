@@ -1522,15 +1522,15 @@ Line = tuple[list[Cell], str, dict[int, str]]  # cells, look, links by column
 
 
 @functools.cache
-def style(look: str, kind: str) -> xlwt.XFStyle:
+def style(look: str, number: bool, date: bool) -> xlwt.XFStyle:
     """One of LOOKS. The format allows 4,094 styles in a workbook, so they are shared."""
     import xlwt
 
-    side = "right" if kind == "int" else "left"
+    side = "right" if number else "left"
     align = f"alignment: vertical top, horizontal {side}"
     grid = "" if look in FREE else ", wrap on; borders: bottom hair, bottom_colour gray40"
-    date = "yyyy-mm-dd" if kind == "datetime" else "General"
-    return xlwt.easyxf(f"{LOOKS[look]}; {align}{grid}", num_format_str=date)
+    form = "yyyy-mm-dd" if date else "General"
+    return xlwt.easyxf(f"{LOOKS[look]}; {align}{grid}", num_format_str=form)
 
 
 def clean(value: Cell) -> Cell:
@@ -1540,7 +1540,7 @@ def clean(value: Cell) -> Cell:
     if isinstance(value, str):
         text = value.encode("utf-16", "replace").decode("utf-16")
         return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-    return value
+    return "" if value is None else value
 
 
 def link_record(row: int, column: int, target: str) -> bytes:
@@ -1602,11 +1602,11 @@ class Page:
             if target := (links or {}).get(column):
                 self.links.append(link_record(self.next, column, target))
                 own = "jump" if look in FREE else "link"
+            number, date = isinstance(value, int), isinstance(value, datetime)
             if value or own not in FREE:
-                text = "" if value is None else clean(value)
-                self.sheet.write(self.next, column, text, style(own, type(value).__name__))
+                self.sheet.write(self.next, column, clean(value), style(own, number, date))
             if own not in FREE:
-                width = 10 if isinstance(value, datetime) else len(str(value)) + 1
+                width = 10 if date else len(str(value)) + 1
                 self.widths[column] = max(self.widths[column], min(width, MAX_WIDTH))
                 lines = max(lines, min(-(-width // MAX_WIDTH), 20))
         self.sheet.row(self.next).height_mismatch = True
@@ -1800,7 +1800,12 @@ def as_json(report: Report) -> dict[str, Any]:
         return value.isoformat() if isinstance(value, datetime) else value
 
     return {
-        **{name.lower().replace(" ", "_"): value for name, value in report.about().items()},
+        "account": report.aws.number,
+        "alias": report.alias,
+        "audited_by": report.aws.arn,
+        "started": report.aws.now.isoformat(timespec="seconds"),
+        "duration": round(report.seconds, 1),
+        "regions": region_names(report.aws),
         "checks": [
             {
                 "name": sheet.check.name,

@@ -1,0 +1,401 @@
+"""Every month: what is new, what is gone, what was accepted; four months on one account."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xlrd
+from cloud import Cloud, Fault
+
+import security_check
+from security_check import (
+    Acceptance,
+    CannotRun,
+    Row,
+    acceptances,
+    accepted,
+    finding,
+    gap,
+    main,
+    read_state,
+    write_state,
+)
+
+
+def texts(sheet: Any) -> list[dict[str, Any]]:
+    """The rows of a sheet by column; dates as text."""
+    header = sheet.row_values(2)
+    rows = [sheet.row(n) for n in range(3, sheet.nrows)]
+    return [
+        {
+            name: str(xlrd.xldate_as_datetime(cell.value, 0).date())
+            if cell.ctype == 3
+            else cell.value
+            for name, cell in zip(header, row, strict=True)
+        }
+        for row in rows
+    ]
+
+
+class Month:
+    """What one month's run said."""
+
+    def __init__(self, code: int, out: str, path: Path) -> None:
+        self.code, self.out, self.book = code, out, xlrd.open_workbook(path)
+
+    def rows(self, title: str) -> dict[str, tuple[str, str, str]]:
+        """Status, first seen and result of what is not OK, by ID."""
+        return {
+            row["ID"].split("/", 1)[1]: (row["Status"], row["First seen"], row["Result"])
+            for row in texts(self.book.sheet_by_name(title))
+            if row["Status"] != "OK"
+        }
+
+    def resolved(self) -> list[tuple[Any, ...]]:
+        return [tuple(row.values()) for row in texts(self.book.sheet_by_name("Resolved"))]
+
+
+@pytest.fixture
+def run_on(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Any]:
+    """Run the script on a day, with the state and the decisions of the folder."""
+    Path("accept.txt").write_text("")
+    cloud.layer.summary = {"AccountMFAEnabled": 1, "AccountAccessKeysPresent": 0}
+
+    def on(day: str, *arguments: str) -> Month:
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> Any:
+                return datetime.fromisoformat(f"{day}T06:15:00").replace(tzinfo=timezone.utc)
+
+        monkeypatch.setattr(security_check, "datetime", Clock)
+        path = Path(f"{day}.xls")
+        given = ["--state", "state.json", "--accept", "accept.txt", "--output", str(path)]
+        code = main([*given, *arguments])
+        return Month(code, capsys.readouterr().out, path)
+
+    yield on
+
+
+def open_port(cloud: Cloud, region: str, port: int) -> str:
+    ec2 = cloud.client("ec2", region)
+    vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    name = f"open-{port}"
+    group: str = ec2.create_security_group(GroupName=name, Description=name, VpcId=vpc)["GroupId"]
+    ec2.authorize_security_group_ingress(
+        GroupId=group, IpProtocol="tcp", FromPort=port, ToPort=port, CidrIp="0.0.0.0/0"
+    )
+    return group
+
+
+def test_four_months_on_one_account(cloud: Cloud, run_on: Any) -> None:
+    checks = ("--check", "security-groups", "--check", "mfa")
+    west, east = open_port(cloud, "eu-west-1", 22), open_port(cloud, "us-east-1", 8443)
+    ssh, https = f"eu-west-1/{west}/TCP/22/0.0.0.0/0", f"us-east-1/{east}/TCP/8443/0.0.0.0/0"
+    cloud.client("iam").create_user(UserName="alice")
+
+    # August: everything is new, nothing can be resolved.
+    august = run_on("2030-08-01", *checks)
+    assert august.code == 1
+    assert august.rows("Security groups") == {
+        ssh: ("FINDING", "2030-08-01", "NEW: Open to the Internet"),
+        https: ("FINDING", "2030-08-01", "NEW: Open to the Internet"),
+    }
+    assert august.rows("MFA") == {"alice": ("FINDING", "2030-08-01", "NEW: Not Enabled")}
+    assert august.resolved() == [("Nothing was resolved since last time", "", "", "")]
+
+    # September: one is accepted until the end of October, one accepted for good; bob is new.
+    Path("accept.txt").write_text(
+        f"security-groups/{ssh} until 2030-10-31 # the bastion goes in October\n"
+        "mfa/ali* # a robot\n"
+    )
+    cloud.client("iam").create_user(UserName="bob")
+    september = run_on("2030-09-01", *checks)
+    assert september.code == 1
+    assert september.rows("Security groups") == {
+        ssh: (
+            "ACCEPTED",
+            "2030-08-01",
+            "Open to the Internet (accepted until 2030-10-31: the bastion goes in October)",
+        ),
+        https: ("FINDING", "2030-08-01", "Open to the Internet"),
+    }
+    assert september.rows("MFA") == {
+        "alice": ("ACCEPTED", "2030-08-01", "Not Enabled (accepted a robot)"),
+        "bob": ("FINDING", "2030-09-01", "NEW: Not Enabled"),
+    }
+    assert "  mfa/bob: Not Enabled" in september.out
+    assert "alice" not in september.out
+
+    # October: us-east-1 is denied, so nothing is known of its door; bob is gone.
+    cloud.client("iam").delete_user(UserName="bob")
+    cloud.layer.faults = [Fault("UnauthorizedOperation", "ec2", "*", "us-east-1")]
+    october = run_on("2030-10-01", *checks, "--region", "eu-west-1", "--region", "us-east-1")
+    cloud.layer.faults = []
+    assert october.code == 3
+    assert october.rows("Security groups") == {
+        ssh: september.rows("Security groups")[ssh],
+        "us-east-1/not-checked": (
+            "NOT CHECKED",
+            "",
+            "UnauthorizedOperation: ec2 DescribeSecurityGroups",
+        ),
+    }
+    assert october.resolved() == [("mfa/bob", "Not Enabled", "2030-09-01", 30.0)]
+
+    # November: the region is back with its old date, the acceptance is over, the door shut.
+    cloud.client("ec2", "us-east-1").delete_security_group(GroupId=east)
+    eighth = open_port(cloud, "us-east-1", 9000)
+    november = run_on("2030-11-01", *checks)
+    assert november.code == 1
+    assert november.rows("Security groups") == {
+        ssh: (
+            "FINDING",
+            "2030-08-01",
+            "Open to the Internet"
+            " (acceptance expired, until 2030-10-31: the bastion goes in October)",
+        ),
+        f"us-east-1/{eighth}/TCP/9000/0.0.0.0/0": (
+            "FINDING",
+            "2030-11-01",
+            "NEW: Open to the Internet",
+        ),
+    }
+    assert november.resolved() == [
+        (f"security-groups/{https}", "Open to the Internet", "2030-08-01", 92.0)
+    ]
+    assert oct(Path("state.json").stat().st_mode & 0o777) == "0o600"
+
+
+def test_a_finding_in_a_region_that_comes_back_keeps_its_date(cloud: Cloud, run_on: Any) -> None:
+    group = open_port(cloud, "us-east-1", 8443)
+    id = f"us-east-1/{group}/TCP/8443/0.0.0.0/0"
+    run_on("2030-08-01")
+    cloud.layer.faults = [Fault("UnauthorizedOperation", "ec2", "DescribeSecurityGroups")]
+    assert run_on("2030-09-01").resolved()[0][0].startswith("Nothing was resolved")
+    cloud.layer.faults = []
+    back = run_on("2030-10-01").rows("Security groups")[id]
+    assert back == ("FINDING", "2030-08-01", "Open to the Internet")
+
+
+def test_what_a_run_did_not_ask_is_left_alone(cloud: Cloud, run_on: Any) -> None:
+    group = open_port(cloud, "us-east-1", 8443)
+    cloud.client("iam").create_user(UserName="alice")
+    run_on("2030-08-01")
+    only_keys = run_on("2030-09-01", "--check", "access-keys")
+    assert [sheet.name for sheet in only_keys.book.sheets()] == [
+        *("Summary", "Access keys", "Resolved")
+    ]
+    other_region = run_on("2030-09-02", "--region", "eu-west-1")
+    for month in (only_keys, other_region):
+        assert month.resolved()[0][0].startswith("Nothing was resolved")
+    later = run_on("2030-10-01")
+    assert later.rows("MFA")["alice"][1] == "2030-08-01"
+    id = f"us-east-1/{group}/TCP/8443/0.0.0.0/0"
+    assert later.rows("Security groups")[id][1] == "2030-08-01"
+
+
+def test_an_accepted_gap_does_not_make_the_exit_code(cloud: Cloud, run_on: Any) -> None:
+    cloud.layer.faults = [Fault("UnauthorizedOperation", "ec2", "DescribeInstances", "us-west-2")]
+    checks = ("--check", "ec2-classic")
+    assert run_on("2030-08-01", *checks).code == 3
+    Path("accept.txt").write_text("ec2-classic/us-west-2/* # our SCP denies us-west-2\n")
+    month = run_on("2030-09-01", *checks)
+    assert month.code == 0
+    assert month.rows("EC2-Classic")["us-west-2/not-checked"][0] == "ACCEPTED"
+
+
+def test_a_decision_that_nothing_is_like_is_named(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("accept.txt").write_text("mfa/<root_account> # known\nmfa/nobody # left\n")
+    main(["--accept", "accept.txt"])
+    assert capsys.readouterr().err.splitlines() == [
+        "security_check.py: accepted, but nothing is like it: mfa/nobody"
+    ]
+
+
+# --- decisions ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "decision"),
+    [
+        pytest.param("a/b # why", Acceptance("a/b", "", "why"), id="for good"),
+        pytest.param("a/b\t#why", Acceptance("a/b", "", "why"), id="tab, no blank after #"),
+        pytest.param("  a/* # x # y  ", Acceptance("a/*", "", "x # y"), id="# in the reason"),
+        pytest.param(
+            "a/b until 2030-12-31 # why", Acceptance("a/b", "2030-12-31", "why"), id="until"
+        ),
+    ],
+)
+def test_a_line_is_a_decision(line: str, decision: Acceptance) -> None:
+    assert acceptances(f"# head\n\n{line}\n", "accept.txt") == [decision]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("a/b", "a/b #", "a/b #   ", "a/b c # why", "a/b until # why", "a/b until"),
+        *("a/b until 2030-02-30 # why", "a/b until 20301231 # why", "a/b until soon # why"),
+    ],
+)
+def test_a_line_that_is_no_decision_is_named(line: str) -> None:
+    with pytest.raises(CannotRun, match=r"^accept\.txt, line 3: "):
+        acceptances(f"# head\n\n{line}\n", "accept.txt")
+
+
+FOUND = finding("b", ("x",), "Bad", "High")
+DENIED = gap("b", ("x",), "AccessDenied: s3 GetBucketAcl")
+
+
+@pytest.mark.parametrize(
+    ("row", "decision", "status", "result"),
+    [
+        pytest.param(FOUND, Acceptance("a/b", "", "r"), "ACCEPTED", "Bad (accepted r)", id="exact"),
+        pytest.param(FOUND, Acceptance("a/*", "", "r"), "ACCEPTED", "Bad (accepted r)", id="glob"),
+        pytest.param(FOUND, Acceptance("a/c", "", "r"), "FINDING", "Bad", id="another's"),
+        pytest.param(
+            FOUND,
+            Acceptance("a/b", "2030-01-02", "r"),
+            "ACCEPTED",
+            "Bad (accepted until 2030-01-02: r)",
+            id="on its last day",
+        ),
+        pytest.param(
+            FOUND,
+            Acceptance("a/b", "2030-01-01", "r"),
+            "FINDING",
+            "Bad (acceptance expired, until 2030-01-01: r)",
+            id="the day after",
+        ),
+        pytest.param(
+            DENIED,
+            Acceptance("a/b", "", "r"),
+            "ACCEPTED",
+            "AccessDenied: s3 GetBucketAcl (accepted r)",
+            id="a gap",
+        ),
+        pytest.param(
+            Row("b", (), "Fine"), Acceptance("a/b", "", "r"), "OK", "Fine", id="nothing to accept"
+        ),
+    ],
+)
+def test_decisions_change_a_row(row: Row, decision: Acceptance, status: str, result: str) -> None:
+    after = accepted(row, "a/b", [decision], "2030-01-02")
+    assert (after.status, after.result) == (status, result)
+
+
+# --- state -------------------------------------------------------------------------------
+
+
+def test_accounts_written_at_once_are_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    entry = {"a/b": {"first_seen": "2030-01-01", "result": "Bad"}}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: write_state(path, f"account-{n}", entry), range(40)))
+    assert read_state(path) == {f"account-{n}": entry for n in range(40)}
+    assert [one.name for one in tmp_path.iterdir()] == ["state.json"]
+
+
+# --- the other forms ----------------------------------------------------------------------
+
+
+def test_json_says_what_the_sheets_say(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    cloud.client("iam").create_user(UserName="alice")
+    cloud.client("iam").create_access_key(UserName="alice")
+    code = main(["--json", "-", "--state", "state.json", "--output", "x.xls"])
+    report = json.loads(capsys.readouterr().out)
+    schema = json.loads((Path(__file__).parent / "report.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(report, schema)
+    assert code == 1
+    (account,) = report["accounts"]
+    (mfa,) = (check for check in account["checks"] if check["name"] == "mfa")
+    assert {row["id"]: (row["status"], row["control"]) for row in mfa["rows"]} == {
+        "mfa/<root_account>": ("FINDING", "IAM.9"),
+        "mfa/alice": ("FINDING", "IAM.19"),
+    }
+    (keys,) = (check for check in account["checks"] if check["name"] == "access-keys")
+    assert keys["rows"][0]["cells"]["Age (days)"] == 0
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+x", "-x", "@x"])
+def test_csv_is_safe_against_formulas(cloud: Cloud, name: str) -> None:
+    ec2 = cloud.client("ec2", "eu-west-1")
+    group = ec2.create_security_group(GroupName=name, Description="x")["GroupId"]
+    ec2.authorize_security_group_ingress(
+        GroupId=group, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="0.0.0.0/0"
+    )
+    Path("csv").mkdir()
+    main(["--csv", "csv", "--check", "security-groups"])
+    with Path("csv/123456789012-security-groups.csv").open(encoding="utf-8-sig") as file:
+        (row,) = csv.DictReader(file)
+    assert row["Group name"] == f"'{name}"
+    assert row["ID"] == f"security-groups/eu-west-1/{group}/TCP/22/0.0.0.0/0"
+
+
+# --- cron and several accounts --------------------------------------------------------------
+
+
+def test_quiet_speaks_only_of_news_and_gaps(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = ["--quiet", "--state", "state.json", "--output", "x.xls"]
+    assert main(quiet) == 1
+    assert "New:\n  mfa/<root_account>" in capsys.readouterr().out
+    assert main(quiet) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")
+    cloud.layer.faults = [Fault("AccessDenied", "iam", "ListUsers")]
+    assert main(quiet) == 3
+    assert "2 NOT CHECKED" in capsys.readouterr().out
+
+
+def test_one_account_that_fails_does_not_stop_the_next(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "config")
+    keys = "aws_access_key_id = AKIA\naws_secret_access_key = secret\n"
+    Path("config").write_text(f"[profile empty]\n[profile good]\n{keys}")
+    assert main(["--profile", "empty", "--profile", "good"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("security_check.py: empty: no AWS credentials found")
+    assert len(list(Path().glob("*.xls"))) == 1
+
+
+def test_the_crontab_of_the_readme_runs_as_cron_runs_it(cloud: Cloud, tmp_path: Path) -> None:
+    """An empty environment, but for what this test's AWS needs; /bin/sh; the folder's own
+    .venv."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (line,) = re.findall(r"^15 6 1 \* \* (.*)$", readme, re.MULTILINE)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
+    (tmp_path / "security_check.py").write_text(Path(security_check.__file__).read_text())
+    (tmp_path / "accept.txt").write_text("# nothing yet\n")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.path[:0] = {sys.path!r}")
+    needed = {**cloud.environment, "PYTHONPATH": str(tmp_path)}
+    command = line.replace("/var/lib/security_check", str(tmp_path))
+    env = ["env", "-i", *(f"{name}={value}" for name, value in needed.items())]
+    for said_something in (True, False):
+        ran = subprocess.run(
+            [*env, "/bin/sh", "-c", command], capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 1, ran.stderr
+        assert bool(ran.stdout) is said_something
+        assert ran.stderr == ""
+    assert oct((tmp_path / "state.json").stat().st_mode & 0o777) == "0o600"
