@@ -466,8 +466,8 @@ WIDE = {4: 7, 6: 12}  # prefix lengths; IANA gives a whole regional registry an 
 HIGH_RISK_PORTS = {
     20: "FTP data", 21: "FTP", 22: "SSH", 23: "Telnet", 25: "SMTP", 110: "POP3", 135: "RPC",
     143: "IMAP", 445: "SMB", 1433: "SQL Server", 1434: "SQL Server", 3000: "web development",
-    3306: "MySQL", 3389: "RDP", 4333: "mSQL", 5000: "web development", 5432: "PostgreSQL", 5500: "VNC",
-    5601: "OpenSearch Dashboards", 8080: "HTTP proxy", 8088: "HTTP", 8888: "HTTP",
+    3306: "MySQL", 3389: "RDP", 4333: "mSQL", 5000: "web development", 5432: "PostgreSQL",
+    5500: "VNC", 5601: "OpenSearch Dashboards", 8080: "HTTP proxy", 8088: "HTTP", 8888: "HTTP",
     9200: "OpenSearch", 9300: "OpenSearch",
 }  # fmt: skip
 WEB_PORTS = {80: "HTTP", 443: "HTTPS"}
@@ -1637,7 +1637,7 @@ def console_link(check: Check, column: str, row: Row, home: str) -> str:
         return ""
     region = named.get("Region") or home
     console = next(host for start, host in CONSOLES.items() if region.startswith(start))
-    quoted = {name: quote(value, safe="") for name, value in named.items()}
+    quoted = {name: quote(value, safe="", errors="replace") for name, value in named.items()}
     return f"https://{region}.{console}/{check.links[column].format_map(quoted)}"
 
 
@@ -2016,12 +2016,15 @@ def audit(options: argparse.Namespace, decisions: list[Acceptance], profile: str
 
 
 def say(text: str, stream: TextIO | Any = None) -> None:
-    """Print, whatever has become of the stream: a closed pipe does not undo an audit."""
+    """Print, whatever has become of the stream: a reader that went away undoes no audit."""
     stream = stream or sys.stdout
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(
-            text.encode(stream.encoding, "replace").decode(stream.encoding), file=stream, flush=True
-        )
+    if stream is None:  # closed by who started us
+        return
+    try:
+        encoding = stream.encoding or "utf-8"
+        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+    except OSError:  # or the interpreter complains again when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(text: str) -> None:

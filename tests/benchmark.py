@@ -50,6 +50,7 @@ class Size:
 
 SIZES = {"small": Size(12, 10, 2), "medium": Size(200, 200, 20), "large": Size(2000, 1000, 200)}
 FITS = {"users": (100, 200, 400), "buckets": (100, 200, 400), "groups": (50, 100, 200)}
+FIT_BASE = {"users": 12, "buckets": 10, "groups": 2}
 
 # --- the account, in a process of its own -----------------------------------------------
 
@@ -107,7 +108,7 @@ def allowed(calls: Iterable[Any]) -> float:
         where = "" if service == "iam" else region
         numbers[service, where, operation if service == "cloudtrail" else ""] += 1
     limited = ((number, *LIMITS[key[0]]) for key, number in numbers.items() if key[0] in LIMITS)
-    return max(((number - burst) / rate for number, rate, burst in limited), default=0)
+    return max(0.0, max(((number - burst) / rate for number, rate, burst in limited), default=0))
 
 
 class Server:
@@ -196,10 +197,11 @@ def plain() -> None:
 
 
 def floor() -> None:
-    """It knows where `fill_many` has put what must be asked about further."""
+    """It knows what `fill_many` has made such that it must be asked about further: what has a
+    name that ends in 0."""
     from botocore.exceptions import ClientError
 
-    threads, faulty = 64, 10
+    threads = 64
     client = clients(
         retries={"mode": "adaptive", "total_max_attempts": 20}, max_pool_connections=threads
     )
@@ -221,15 +223,13 @@ def floor() -> None:
     for operation in ("list_account_aliases", "get_account_summary"):
         ask("iam", operation)
     report = ask("iam", "generate_credential_report")
-    keys = [
-        ask("iam", "list_access_keys", UserName=user["UserName"])
-        for user in users.result()["Users"]
-    ]
-    for number, bucket in enumerate(buckets.result()["Buckets"]):
+    names = [user["UserName"] for user in users.result()["Users"]]
+    keys = {name: ask("iam", "list_access_keys", UserName=name) for name in names}
+    for bucket in buckets.result()["Buckets"]:
         where = {"region": bucket["BucketRegion"], "Bucket": bucket["Name"]}
         ask("s3", "get_bucket_acl", **where)
         ask("s3", "get_bucket_policy_status", **where)
-        if number % faulty == 0:
+        if bucket["Name"].endswith("0"):
             ask("s3", "get_public_access_block", **where)
     report.result()
     ask("iam", "get_credential_report")
@@ -240,8 +240,10 @@ def floor() -> None:
         for operation in ("instances", "security_groups", "network_interfaces"):
             ask("ec2", f"describe_{operation}", region, MaxResults=1000)
         ask("ec2", "describe_vpc_block_public_access_options", region)
-    for key in (key.result()["AccessKeyMetadata"][0] for key in keys[::faulty]):
-        ask("iam", "get_access_key_last_used", AccessKeyId=key["AccessKeyId"])
+    for name in names:
+        if name.endswith("0"):
+            (key,) = keys[name].result()["AccessKeyMetadata"]
+            ask("iam", "get_access_key_last_used", AccessKeyId=key["AccessKeyId"])
     found = [trail for one in trails for trail in one.result()["trailList"]]
     for arn, region in {trail["TrailARN"]: trail["HomeRegion"] for trail in found}.items():
         ask("cloudtrail", "get_trail_status", region, Name=arn)
@@ -318,15 +320,14 @@ def fit(server: Server) -> None:
     for what, numbers in FITS.items():
         measured = []
         for number in numbers:
-            fill(
-                server, Size(**{"users": 12, "buckets": 10, "groups": 2, what: number}), ["script"]
-            )
+            fill(server, Size(**(FIT_BASE | {what: number})), ["script"])
             measured.append(measure(server, "script", DELAY, throttling=False))
+        each = {"groups": "group a region"}.get(what, what[:-1])
         calls = statistics.linear_regression(numbers, [one.calls for one in measured])
         wall = statistics.linear_regression(numbers, [one.wall for one in measured])
         print(
-            f"{what:8} {calls.intercept:5.0f} + {calls.slope:.2f} a {what[:-1]} calls,"
-            f" {wall.intercept:5.2f} s + {wall.slope * 1000:.1f} ms a {what[:-1]}",
+            f"{calls.intercept:5.0f} + {calls.slope:.2f} calls a {each},"
+            f" {wall.intercept:5.2f} s + {wall.slope * 1000:4.1f} ms a {each}",
             flush=True,
         )
 

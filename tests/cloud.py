@@ -158,7 +158,8 @@ class BlockPublicAccess:
 
     def options(self) -> str:
         mode = f"<internetGatewayBlockMode>{self.mode}</internetGatewayBlockMode>"
-        return f"<vpcBlockPublicAccessOptions>{mode}<state>update-complete</state></vpcBlockPublicAccessOptions>"
+        name = "vpcBlockPublicAccessOptions"
+        return f"<{name}>{mode}<state>update-complete</state></{name}>"
 
     def excluded(self) -> str:
         items = "".join(
@@ -362,7 +363,8 @@ class Cloud:
         moto_api_backend.reset()
 
     def backend(self, service: str, region: str = "aws") -> Any:
-        return backends.get_backend(service)[DEFAULT_ACCOUNT_ID][region]
+        get: Any = backends.get_backend
+        return get(service)[DEFAULT_ACCOUNT_ID][region]
 
 
 def set_regions(names: Iterable[str]) -> None:

@@ -1,0 +1,334 @@
+"""The workbook, read back: what it says, what it looks like, what its format can hold."""
+
+from __future__ import annotations
+
+import io
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xlrd
+from conftest import NOW, NUMBER, Canned
+from python_calamine import CalamineWorkbook
+
+import security_check
+from security_check import (
+    CHECKS,
+    ROOT,
+    CannotRun,
+    Report,
+    Row,
+    Sheet,
+    deliver,
+    finding,
+    gap,
+    save,
+    workbook,
+)
+
+BY_NAME = {check.name: check for check in CHECKS}
+INSTANCE = ("eu-west-1", "i-1", "web", "running", NOW)
+
+
+def a_report(aws: Canned, *rows: Row, check: str = "ec2-classic", gone: Any = None) -> Report:
+    aws.only = ["eu-west-1", "us-east-1"]
+    return Report(aws, "acme", [Sheet(BY_NAME[check], list(rows), [])], gone, seconds=3)
+
+
+def opened(report: Report) -> Any:
+    return xlrd.open_workbook(file_contents=workbook(report), formatting_info=True)
+
+
+def bad(n: int, severity: str = "High") -> Row:
+    return finding(f"eu-west-1/i-{n}", ("eu-west-1", f"i-{n}"), "Bad", severity, "X.1")
+
+
+def column(sheet: Any, name: str) -> list[Any]:
+    place = sheet.row_values(2).index(name)
+    return [sheet.cell_value(n, place) for n in range(3, sheet.nrows)]
+
+
+# --- what it says --------------------------------------------------------------------------
+
+
+def test_the_summary_is_the_account_on_one_page(aws: Canned) -> None:
+    rows = [bad(1, "Critical"), bad(2), gap("us-east-1/not-checked", ("us-east-1",), "Timeout: x")]
+    book = opened(a_report(aws, *rows, Row("a", INSTANCE, "Fine")))
+    summary = book.sheet_by_name("Summary")
+    lines = [[cell for cell in summary.row_values(n) if cell != ""] for n in range(summary.nrows)]
+    for line in (
+        ["AWS security check"],
+        ["2 findings, 1 NOT CHECKED"],
+        ["Account", NUMBER],
+        ["Alias", "acme"],
+        ["Audited by", f"arn:aws:iam::{NUMBER}:user/auditor"],
+        ["Started", "2026-11-23 12:00 UTC"],
+        ["Duration", "3 s"],
+        ["Regions", "eu-west-1, us-east-1"],
+        ["Check", "Critical", "High", "Medium", "Low", "OK", "ACCEPTED", "NOT CHECKED"],
+        ["EC2-Classic", 1.0, 1.0, 1.0, 1.0],
+        ["Critical", "EC2-Classic: Bad, eu-west-1/i-1"],
+        ["High", "EC2-Classic: Bad, eu-west-1/i-2"],
+        ["NOT CHECKED", "EC2-Classic: Timeout: x, us-east-1/not-checked"],
+    ):
+        assert line in lines
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ("AccessDenied: iam ListUsers", "(needs iam:ListUsers)"),
+        ("AccessDenied: s3 ListBuckets", "(needs s3:ListAllMyBuckets)"),
+        ("AccessDenied: s3 GetPublicAccessBlock", "(needs s3:GetBucketPublicAccessBlock)"),
+        ("AccessDenied: s3control GetPublicAccessBlock", "(needs s3:GetAccountPublicAccessBlock)"),
+        ("UnauthorizedOperation: ec2 DescribeInstances", "(needs ec2:DescribeInstances)"),
+    ],
+)
+def test_a_gap_names_the_permission_that_is_missing(aws: Canned, result: str, words: str) -> None:
+    summary = opened(a_report(aws, gap("x/not-checked", ("x",), result))).sheet_by_name("Summary")
+    assert [c for c in summary.col_values(1) if words in str(c)]
+
+
+def test_ten_findings_are_worst_and_the_others_are_counted(aws: Canned) -> None:
+    summary = opened(a_report(aws, *map(bad, range(23)))).sheet_by_name("Summary")
+    assert len([c for c in summary.col_values(1) if str(c).startswith("EC2-Classic: Bad")]) == 10
+    assert "and 13 more" in summary.col_values(1)
+
+
+def test_the_most_serious_comes_first_and_the_rest_stays_in_order(aws: Canned) -> None:
+    rows = [
+        Row("fine", INSTANCE, "Fine"),
+        bad(1, "Low"),
+        gap("x/not-checked", ("x",), "Denied: x"),
+        Row("known", INSTANCE, "Known", "Critical", status="ACCEPTED"),
+        bad(2, "Critical"),
+        bad(3, "Low"),
+    ]
+    sheet = opened(a_report(aws, *rows)).sheet_by_name("EC2-Classic")
+    ids = [id.removeprefix("ec2-classic/") for id in column(sheet, "ID")]
+    findings = ["eu-west-1/i-2", "eu-west-1/i-1", "eu-west-1/i-3"]
+    assert ids == [*findings, "x/not-checked", "known", "fine"]
+
+
+def test_every_sheet_ends_alike(aws: Canned) -> None:
+    report = Report(aws, "", [Sheet(check, [], []) for check in CHECKS])
+    for sheet in report.sheets:
+        sheet.rows.append(Row("nothing", (), "Nothing"))
+    book = opened(report)
+    for check in CHECKS:
+        header = book.sheet_by_name(check.title).row_values(2)
+        ending = ["Result", "Severity", "Status", "Control", "ID"]
+        assert header == [*check.columns, *ending]
+
+
+# --- what it looks like ----------------------------------------------------------------------
+
+
+def test_dates_are_dates_and_numbers_numbers(aws: Canned) -> None:
+    east = datetime(2026, 1, 2, 3, tzinfo=timezone(timedelta(hours=9)))  # the day before in UTC
+    row = Row("k", ("alice", "AKIA", "Active", east, 1234567, "never"), "Key is rotated")
+    book = opened(a_report(aws, row, check="access-keys"))
+    sheet = book.sheet_by_name("Access keys")
+    created, age = sheet.cell(3, 3), sheet.cell(3, 4)
+    assert created.ctype == xlrd.XL_CELL_DATE
+    assert xlrd.xldate_as_datetime(created.value, 0) == datetime(2026, 1, 1, 18)
+    form = book.format_map[book.xf_list[created.xf_index].format_key]
+    assert form.format_str == "yyyy-mm-dd"
+    assert (age.ctype, age.value) == (xlrd.XL_CELL_NUMBER, 1234567)
+
+
+def test_the_header_is_frozen_bold_and_printed_on_every_page(aws: Canned) -> None:
+    book = opened(a_report(aws, bad(1)))
+    sheet = book.sheet_by_name("EC2-Classic")
+    assert sheet.panes_are_frozen
+    assert sheet.horz_split_pos == 3
+    assert book.font_list[book.xf_list[sheet.cell_xf_index(2, 0)].font_index].bold
+    (titles,) = book.name_obj_list
+    assert (titles.name, titles.builtin, titles.scope) == ("Print_Titles", 1, 1)
+    assert titles.result.text == "EC2-Classic!$A$3:$IV$3"
+
+
+def test_links_lead_to_the_console_to_rows_and_back(aws: Canned) -> None:
+    book = opened(a_report(aws, Row("a", INSTANCE, "Fine"), bad(7)))
+    sheet, summary = book.sheet_by_name("EC2-Classic"), book.sheet_by_name("Summary")
+    links = {
+        place: link.url_or_path or f"#{link.textmark}"
+        for place, link in sheet.hyperlink_map.items()
+    }
+    assert links == {
+        (0, 5): "#Summary!A1",
+        (0, 9): CHECKS[0].docs,
+        (3, 1): "https://eu-west-1.console.aws.amazon.com/ec2/home?region=eu-west-1"
+        "#InstanceDetails:instanceId=i-7",
+        (4, 1): "https://eu-west-1.console.aws.amazon.com/ec2/home?region=eu-west-1"
+        "#InstanceDetails:instanceId=i-1",
+    }
+    assert {link.textmark for link in summary.hyperlink_map.values()} == {
+        "'EC2-Classic'!A1",
+        "'EC2-Classic'!A4",
+    }
+
+
+@pytest.mark.parametrize(
+    ("check", "cells", "name", "home", "url"),
+    [
+        pytest.param(
+            "security-groups",
+            ("cn-north-1", "sg-1"),
+            "Group ID",
+            "cn-north-1",
+            "https://cn-north-1.console.amazonaws.cn/ec2/home?region=cn-north-1"
+            "#SecurityGroup:groupId=sg-1",
+            id="China",
+        ),
+        pytest.param(
+            "mfa",
+            ("a+b=c,d.e@f-_",),
+            "User",
+            "us-gov-west-1",
+            "https://us-gov-west-1.console.amazonaws-us-gov.com/iam/home"
+            "#/users/details/a%2Bb%3Dc%2Cd.e%40f-_?section=security_credentials",
+            id="GovCloud, and a name with everything",
+        ),
+        pytest.param("mfa", (ROOT,), "User", "us-east-1", "", id="root has no page"),
+        pytest.param("security-groups", ("r",), "Group ID", "us-east-1", "", id="no group"),
+        pytest.param(
+            "s3-acls",
+            ("my.bucket",),
+            "Bucket",
+            "us-east-1",
+            "https://us-east-1.console.aws.amazon.com/s3/buckets/my.bucket?region=",
+            id="a bucket whose region is not known",
+        ),
+    ],
+)
+def test_console_pages(check: str, cells: Any, name: str, home: str, url: str) -> None:
+    row = Row("x", cells, "x")
+    assert security_check.console_link(BY_NAME[check], name, row, home) == url
+
+
+def test_pages_print_landscape_and_one_page_wide(aws: Canned) -> None:
+    import struct
+
+    data = workbook(a_report(aws, bad(1)))
+    setups = [
+        struct.unpack_from("<HHhHHH", data, place + 4)
+        for place in range(len(data))
+        if data[place : place + 4] == b"\xa1\x00\x22\x00"
+    ]
+    assert [(width, height) for _, _, _, width, height, _ in setups] == [(1, 1), (1, 0)]
+    assert all(not options & 0b10 for *_, options in setups)  # bit 1: portrait
+    assert f"&LAWS account {NUMBER}, 2026-11-23&R&P / &N".encode() in data
+
+
+def test_a_second_reader_sees_the_same(aws: Canned) -> None:
+    data = workbook(a_report(aws, Row("a", INSTANCE, "Fine"), bad(7)))
+    first = xlrd.open_workbook(file_contents=data)
+    second = CalamineWorkbook.from_filelike(io.BytesIO(data))
+    assert second.sheet_names == first.sheet_names()
+    for sheet in first.sheets():
+        rows = second.get_sheet_by_name(sheet.name).to_python(skip_empty_area=False)
+        texts = [[c for c in row if isinstance(c, str) and c] for row in rows]
+        expected = [
+            [c.value for c in sheet.row(n) if c.ctype == xlrd.XL_CELL_TEXT and c.value]
+            for n in range(sheet.nrows)
+        ]
+        assert texts == expected
+
+
+def test_styles_are_shared(aws: Canned) -> None:
+    few, many = (len(opened(a_report(aws, *map(bad, range(n)))).xf_list) for n in (10, 500))
+    assert few == many
+
+
+# --- any text, and as much as the format holds -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("=1+1", "+1", "-1", "@SUM(A1)", '=HYPERLINK("x")', " ", "1e+06", "0123"),
+        *("Größe", "名前", "اسم", "🔒", "a\nb", "a\tb", "a\x07b", "x" * 32_767),
+    ],
+)
+def test_a_cell_holds_the_text_and_never_a_formula(aws: Canned, text: str) -> None:
+    row = Row("x", ("eu-west-1", "i-1", text), text)
+    cell = opened(a_report(aws, row)).sheet_by_name("EC2-Classic").cell(3, 2)
+    assert (cell.ctype, cell.value) == (xlrd.XL_CELL_TEXT, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        pytest.param("x" * 40_000, "x" * 32_766 + "…", id="too long"),
+        pytest.param("a\ud800b", "a?b", id="half a character"),
+    ],
+)
+def test_text_that_the_format_cannot_hold(aws: Canned, text: str, written: str) -> None:
+    row = Row("x", ("eu-west-1", "i-1", text), "Fine")
+    assert opened(a_report(aws, row)).sheet_by_name("EC2-Classic").cell_value(3, 2) == written
+
+
+def test_a_sheet_that_is_full_continues_on_the_next(
+    aws: Canned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(security_check, "MAX_ROWS", 3 + 10)
+    book = opened(a_report(aws, *map(bad, range(25))))
+    names = ["EC2-Classic", "EC2-Classic (2)", "EC2-Classic (3)"]
+    assert book.sheet_names() == ["Summary", *names]
+    ids = [id for name in names for id in column(book.sheet_by_name(name), "ID")]
+    assert ids == [f"ec2-classic/eu-west-1/i-{n}" for n in range(25)]
+    assert [name.scope for name in book.name_obj_list] == [1, 2, 3]
+
+
+def test_more_rows_than_the_format_holds(aws: Canned) -> None:
+    row = Row("u", ("u",), "Enabled")
+    report = a_report(aws, *[row] * 65_534, check="mfa")
+    book = xlrd.open_workbook(file_contents=workbook(report))
+    assert [sheet.nrows for sheet in book.sheets()[1:]] == [65_536, 4]
+
+
+def test_what_is_gone_has_a_sheet(aws: Canned) -> None:
+    gone = {"mfa/bob": {"first_seen": "2026-11-01", "result": "Not Enabled"}}
+    sheet = opened(a_report(aws, bad(1), gone=gone)).sheet_by_name("Resolved")
+    assert sheet.row_values(2) == ["Finding", "Result", "First seen", "Stood (days)"]
+    assert [sheet.cell_value(3, n) for n in (0, 1, 3)] == ["mfa/bob", "Not Enabled", 22]
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def test_a_file_is_for_its_owner_only_whatever_the_umask(tmp_path: Path) -> None:
+    import os
+
+    before = os.umask(0)
+    try:
+        save(b"x", tmp_path / "x.xls")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.xls").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_cannot_be_written_is_saved_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(CannotRun, match=r"No such file or directory; the results are in ") as why:
+        deliver(b"results", tmp_path / "gone" / "x.xls")
+    assert Path(str(why.value).rpartition(" in ")[2]).read_bytes() == b"results"
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "x.xls"
+    old.write_bytes(b"old")
+
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fdopen", full)
+    with pytest.raises(OSError, match="No space"):
+        save(b"new", old)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x.xls": b"old"}
