@@ -301,18 +301,20 @@ def fill(server: Server, size: Size, programs: Iterable[str]) -> None:
 
 def compare(server: Server, name: str, throttling: bool) -> None:
     print(f"\n{name}, throttling {'on' if throttling else 'off'}")
-    print("            wall     CPU  memory   calls throttled")
+    print("           wall     CPU  memory   calls throttled")
     each = {}
     for program in ("plain", "floor", "script"):
         each[program] = measure(server, program, DELAY, throttling)
         print(each[program].line(), flush=True)
     script, plain, floor = each["script"], each["plain"], each["floor"]
-    print(f"        {plain.wall / script.wall:.1f} times faster than plain,", end=" ")
-    print(f"{script.wall / floor.wall:.2f} times the floor", end="")
-    if throttling and script.allowed:
+    print(f"script: {plain.wall / script.wall:.1f} times faster than plain", end="")
+    print(f" with {script.calls / plain.calls:.2f} times its calls", end="")
+    print(f", {script.wall / floor.wall:.2f} times the floor")
+    if throttling and script.allowed > 1:
         ratio = script.wall / script.allowed
-        print(f", {ratio:.2f} times the {script.allowed:.1f} s that its calls need", end="")
-    print(f"; {script.calls / plain.calls:.2f} times the calls of plain")
+        print(
+            f"        {ratio:.2f} times the {script.allowed:.1f} s that throttling costs its calls"
+        )
 
 
 def fit(server: Server) -> None:
@@ -347,12 +349,11 @@ def main() -> None:
         parser.error(f"no such size: {', '.join(sorted(unknown))}")
     print(f"{len(REGIONS)} regions, {DELAY * 1000:.0f} ms a call; seconds, megabytes")
     with server() as account:
-        for _ in range(options.rounds):
-            for name in options.sizes or ("small", "medium"):
-                fill(account, SIZES[name], ("script", "plain", "floor"))
-                for throttling in (False, True):
-                    compare(account, name, throttling)
-            fit(account)
+        for name in options.sizes or ("small", "medium"):
+            fill(account, SIZES[name], ("script", "plain", "floor"))
+            for throttling in (False, True) * options.rounds:
+                compare(account, name, throttling)
+        fit(account)
     return None
 
 

@@ -6,7 +6,9 @@ cannot: VPC block public access, bucket regions, a credential report with a root
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import re
 import socket
@@ -22,7 +24,6 @@ from urllib.parse import parse_qs, unquote
 
 import boto3
 from moto import backends
-from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2.models.availability_zones_and_regions import Region, RegionsAndZonesBackend
 from moto.moto_api._internal.models import moto_api_backend
 from moto.moto_server.werkzeug_app import (
@@ -32,6 +33,7 @@ from moto.moto_server.werkzeug_app import (
 )
 from werkzeug.serving import make_server
 
+DEFAULT_ACCOUNT_ID = "123456789012"  # moto's
 REGIONS = ("eu-west-1", "us-east-1", "us-west-2")
 S3_OPERATIONS = {
     "acl": "GetBucketAcl",
@@ -196,8 +198,6 @@ class Layer:
     def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
         length = int(environ.get("CONTENT_LENGTH") or 0)
         body = environ["wsgi.input"].read(length) if length else b""
-        import io
-
         environ["wsgi.input"] = io.BytesIO(body)
         call = parse(environ, body)
         with self.lock:
@@ -312,8 +312,6 @@ class Layer:
         return text
 
     def edit_report(self, text: str) -> str:
-        import base64
-
         match = re.search(r"<Content>(.*?)</Content>", text, re.DOTALL)
         assert match
         report = base64.b64decode(match[1]).decode()
@@ -354,8 +352,8 @@ class Cloud:
 
     def client(self, service: str, region: str = "us-east-1") -> Any:
         """A client to fill the account with."""
-        keys = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "secret"}
-        session = boto3.Session(region_name=region, **keys)
+        keys: Any = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "secret"}
+        session: Any = boto3.Session(region_name=region, **keys)
         return session.client(service, endpoint_url=self.url)
 
     def reset(self) -> None:

@@ -51,7 +51,7 @@ def test_the_policy_only_reads() -> None:
 
 def test_the_table_of_sheets_is_the_checks() -> None:
     told = [(title, name) for title, name, *_ in table("sheet")]
-    assert told == [("Summary", "–"), *((check.title, check.name) for check in CHECKS)]
+    assert told == [("Summary", "-"), *((check.title, check.name) for check in CHECKS)]
 
 
 def test_the_table_of_options_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
