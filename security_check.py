@@ -80,7 +80,7 @@ CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
 ATTEMPTS = 8
 SILENT_CALLS = 3
 THREADS = 32
-THREADS_IAM = 12  # IAM throttles the account as a whole
+THREADS_IAM = 24  # IAM throttles the account as a whole
 
 REPORT_POLLS, REPORT_PAUSE = 30, 2  # a minute for the credential report
 
@@ -140,7 +140,8 @@ class Check:
     `about` says what the sheet shows and what to do about a finding, `docs` is AWS's page on
     that. `nothing` is what an empty sheet says; it may use {targets} and {looked_at}, the
     numbers looked at. `links` are pages of the AWS console by column; they may use the other
-    columns of the row.
+    columns of the row. `ahead` are questions, asked once an audit, that all targets wait for:
+    they are put while earlier checks run.
     """
 
     title: str
@@ -151,6 +152,7 @@ class Check:
     nothing: str
     rows: Callable[[Account, str], Rows]
     links: dict[str, str] = field(default_factory=dict)
+    ahead: tuple[Callable[[Account], Any], ...] = ()
     threads: int = THREADS
 
     @property
@@ -407,6 +409,21 @@ def bucket_list(aws: Account) -> dict[str, str]:
 
 def buckets(aws: Account) -> Iterator[str]:
     yield from bucket_list(aws)
+
+
+def region_names(aws: Account) -> list[str]:
+    try:
+        return regions(aws)
+    except Unanswered as error:
+        return [f"{NOT_CHECKED}: {error}"]
+
+
+@once
+def account_aliases(aws: Account) -> str:
+    try:
+        return ", ".join(aws.fetch("iam", "ListAccountAliases", "AccountAliases"))
+    except Unanswered as error:
+        return f"{NOT_CHECKED}: {error}"
 
 
 # === check 1: EC2-Classic =============================================================
@@ -742,6 +759,7 @@ def due_day(created: datetime, max_age: int) -> datetime:
 @check(
     "Access keys",
     over=users,
+    ahead=(user_list, account_summary),
     threads=THREADS_IAM,
     columns=("User", "Access key ID", "Key status", "Created", "Age (days)", "Last used"),
     about="Every access key and its age. Replace an old key, then delete it.",
@@ -837,6 +855,7 @@ def report_date(text: str) -> Cell:
 @check(
     "MFA",
     over=users,
+    ahead=(user_list, account_summary, credential_report),
     threads=THREADS_IAM,
     columns=("User", "Console password", "Last sign-in", "MFA"),
     about="Who signs in with a password alone. Give every user, and root, an MFA device.",
@@ -1016,9 +1035,16 @@ def seen_elsewhere(aws: Account, denied: str) -> Iterator[Trail]:
         yield from (weighed(aws, about) for about in found if about["IsMultiRegionTrail"])
 
 
+def make_trail_clients(aws: Account) -> None:
+    """A client takes processor time to make, which is there while others wait for AWS."""
+    for region in regions(aws):
+        aws.client("cloudtrail", region)
+
+
 @check(
     "CloudTrail",
     over=regions,
+    ahead=(make_trail_clients,),
     columns=(
         *("Region", "Trail", "Home region", "Multi-region", "Logging"),
         *("Management events", "Log file validation"),
@@ -1121,6 +1147,7 @@ def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
 @check(
     "S3 ACLs",
     over=buckets,
+    ahead=(bucket_list,),
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
     about="Who is granted what on every bucket. Turn ACLs off, and block public access.",
     docs="https://docs.aws.amazon.com/AmazonS3/latest/userguide/about-object-ownership.html",
@@ -1235,6 +1262,16 @@ def run(check: Check, aws: Account, progress: Callable[[str], None]) -> Sheet:
     finally:  # when interrupted, threads that still wait for AWS must not hold the run
         pool.shutdown(wait=False, cancel_futures=True)
     return summed_up(check, results, aws.expired)
+
+
+def look_ahead(aws: Account, checks: Iterable[Check]) -> None:
+    """Start on what whole checks wait for. The answers are kept, failures as well, so that
+    nothing is asked twice and nothing differs but the waiting."""
+    questions = dict.fromkeys([account_aliases, *(one for check in checks for one in check.ahead)])
+    pool = ThreadPoolExecutor(len(questions))
+    for question in questions:
+        pool.submit(question, aws)
+    pool.shutdown(wait=False)
 
 
 def summed_up(check: Check, results: list[Examined], expired: Unanswered | None) -> Sheet:
@@ -1459,20 +1496,6 @@ def listed(title: str, lines: list[str]) -> list[str]:
     """Ten lines at most, and how many more."""
     more = [f"  and {len(lines) - 10:,} more"] if len(lines) > 10 else []
     return [f"{title}:", *(f"  {line}" for line in lines[:10]), *more] if lines else []
-
-
-def region_names(aws: Account) -> list[str]:
-    try:
-        return regions(aws)
-    except Unanswered as error:
-        return [f"{NOT_CHECKED}: {error}"]
-
-
-def account_aliases(aws: Account) -> str:
-    try:
-        return ", ".join(aws.fetch("iam", "ListAccountAliases", "AccountAliases"))
-    except Unanswered as error:
-        return f"{NOT_CHECKED}: {error}"
 
 
 # === workbook =========================================================================
@@ -1993,16 +2016,20 @@ def audit(options: argparse.Namespace, decisions: list[Acceptance], profile: str
     started = time.monotonic()
     aws = connect(options, profile)
     progress = functools.partial(show_progress, started if not options.quiet else 0)
-    aliases = account_aliases(aws)
     state = read_state(options.state) if options.state else {}
     known = state.get(aws.number, {}) if options.state else None
     today = f"{aws.now:%Y-%m-%d}"
     wanted = [check for check in CHECKS if check.name in (options.check or check.name)]
+    look_ahead(aws, wanted)
     sheets = [settled(run(check, aws, progress), decisions, known, today) for check in wanted]
     progress("")
     now, gone = compared(sheets, known or {}, aws.only)
     report = Report(
-        aws, aliases, sheets, gone if options.state else None, time.monotonic() - started
+        aws,
+        account_aliases(aws),
+        sheets,
+        gone if options.state else None,
+        time.monotonic() - started,
     )
     name = f"security_check_{aws.number}_{aws.now:%Y-%m-%d_%H%M}.xls"
     report.path = (options.output or Path(name)).resolve()
