@@ -1,0 +1,574 @@
+"""Checks 1 and 2: instances outside a VPC, and rules open to the Internet."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+import pytest
+from conftest import Canned
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from security_check import (
+    Ingress,
+    Row,
+    check_ec2_classic,
+    check_security_groups,
+    finding,
+    gap,
+    is_classic,
+    is_public,
+    lowered,
+    name_tag,
+    opened_ports,
+    port_severity,
+    port_words,
+    protocol_name,
+    used_by,
+    whole_internet,
+    wide_sources,
+)
+
+REGION = "eu-west-1"
+LAUNCHED = datetime(2016, 5, 4, tzinfo=timezone.utc)
+DENIED = "UnauthorizedOperation"
+
+# --- EC2-Classic ------------------------------------------------------------------------
+
+
+def instance(state: str = "running", **about: Any) -> dict[str, Any]:
+    return {"InstanceId": "i-1", "State": {"Name": state}, "LaunchTime": LAUNCHED, **about}
+
+
+@pytest.mark.parametrize("state", ["pending", "running", "stopping", "stopped"])
+@pytest.mark.parametrize("where", [{}, {"VpcId": ""}], ids=["absent", "empty"])
+def test_an_instance_without_vpc_is_classic(state: str, where: dict[str, str]) -> None:
+    assert is_classic(instance(state, **where))
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        pytest.param(instance("running", VpcId="vpc-1"), id="in a VPC"),
+        pytest.param(instance("terminated"), id="terminated, so without VpcId"),
+        pytest.param(instance("shutting-down"), id="on its way there"),
+    ],
+)
+def test_an_instance_that_is_not_classic(about: dict[str, Any]) -> None:
+    assert not is_classic(about)
+
+
+@pytest.mark.parametrize(
+    ("tags", "name"),
+    [
+        ({}, ""),
+        ({"Tags": []}, ""),
+        ({"Tags": [{"Key": "name", "Value": "x"}]}, ""),
+        ({"Tags": [{"Key": "Name", "Value": ""}]}, ""),
+        ({"Tags": [{"Key": "a", "Value": "b"}, {"Key": "Name", "Value": "=web"}]}, "=web"),
+    ],
+)
+def test_the_name_is_the_name_tag(tags: dict[str, Any], name: str) -> None:
+    assert name_tag(instance(**tags)) == name
+
+
+def test_instances_of_all_pages_are_looked_at(aws: Canned) -> None:
+    reserved = {"Reservations": [{"Instances": [instance(VpcId="vpc-1"), instance("terminated")]}]}
+    sent = {"MaxResults": 1000, "IncludeManagedResources": True}
+    aws.answer("ec2", "DescribeInstances", {**reserved, "NextToken": "more"}, REGION, sent)
+    last = {"Reservations": [{"Instances": [instance()]}, {"Instances": []}]}
+    aws.answer("ec2", "DescribeInstances", last, REGION, {**sent, "NextToken": "more"})
+    rows, check = [], check_ec2_classic(aws, REGION)
+    try:
+        while True:
+            rows.append(next(check))
+    except StopIteration as end:
+        assert end.value == 3
+    cells = (REGION, "i-1", "", "running", LAUNCHED)
+    assert rows == [finding(f"{REGION}/i-1", cells, "Instance outside a VPC", "High")]
+
+
+# --- the rules of security groups --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "whole"),
+    [
+        pytest.param(["0.0.0.0/0"], ["0.0.0.0/0"], id="IPv4"),
+        pytest.param(["::/0"], ["::/0"], id="IPv6"),
+        pytest.param(["::/0", "0.0.0.0/0"], ["0.0.0.0/0", "::/0"], id="both"),
+        pytest.param(["0.0.0.0/1", "128.0.0.0/1"], ["0.0.0.0/0"], id="halves"),
+        pytest.param(
+            ["0.0.0.0/2", "64.0.0.0/2", "128.0.0.0/2", "192.0.0.0/2"], ["0.0.0.0/0"], id="quarters"
+        ),
+        pytest.param(["::/1", "8000::/1"], ["::/0"], id="IPv6 halves"),
+        pytest.param(["10.0.0.0/0"], ["0.0.0.0/0"], id="host bits set"),
+        pytest.param(["2000::/3"], ["::/0"], id="all of IPv6 that is routed"),
+        pytest.param(
+            ["0.0.0.0/1", "128.0.0.0/2", "192.0.0.0/3"], ["0.0.0.0/0"], id="all but multicast"
+        ),
+    ],
+)
+def test_the_whole_internet(cidrs: list[str], whole: list[str]) -> None:
+    assert whole_internet(cidrs) == whole
+
+
+@pytest.mark.parametrize(
+    "cidrs",
+    [
+        pytest.param([], id="no source"),
+        pytest.param(["10.0.0.0/8"], id="private"),
+        pytest.param(["0.0.0.0/1"], id="one half"),
+        pytest.param(["0.0.0.0/1", "128.0.0.0/2", "192.0.0.0/4"], id="all but a sixteenth"),
+        pytest.param(["0.0.0.0/1", "8000::/1"], id="halves of different Internets"),
+        pytest.param(["2000::/4"], id="half of IPv6 that is routed"),
+        pytest.param(["203.0.113.7/32", "2001:db8::/32"], id="somebody in particular"),
+    ],
+)
+def test_not_the_whole_internet(cidrs: list[str]) -> None:
+    assert whole_internet(cidrs) == []
+
+
+@st.composite
+def pieces(draw: st.DrawFn) -> tuple[list[str], set[int]]:
+    """The 256 /8s of IPv4 as networks of several sizes, and those that are left out."""
+    left_out = draw(st.sets(st.integers(0, 255), max_size=4))
+    whole: list[str] = []
+
+    def split(network: IPv4Network) -> None:
+        first, last = int(network[0]) >> 24, int(network[-1]) >> 24
+        if not any(first <= number <= last for number in left_out):
+            if network.prefixlen == 8 or draw(st.booleans()):
+                whole.append(str(network))
+                return
+        elif network.prefixlen == 8:
+            return
+        for half in network.subnets():
+            split(half)
+
+    split(IPv4Network("0.0.0.0/0"))
+    return draw(st.permutations(whole)), left_out
+
+
+@settings(max_examples=60, deadline=None)
+@given(pieces())
+def test_whole_means_every_public_slash_8(drawn: tuple[list[str], set[int]]) -> None:
+    cidrs, left_out = drawn
+    private = {0, 10, 127, *range(224, 256)}
+    assert whole_internet(cidrs) == (["0.0.0.0/0"] if left_out <= private else [])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(0, 15)))
+def test_whole_means_every_routed_slash_4_of_ipv6(numbers: set[int]) -> None:
+    cidrs = [str(IPv6Network((number << 124, 4))) for number in numbers]
+    assert whole_internet(cidrs) == (["::/0"] if {2, 3} <= numbers else [])
+
+
+@pytest.mark.parametrize(
+    ("cidr", "wide"),
+    [
+        ("0.0.0.0/1", True),
+        ("52.0.0.0/7", True),
+        ("52.0.0.0/8", False),
+        ("10.0.0.0/7", True),  # half of it is public
+        ("10.0.0.0/8", False),
+        ("224.0.0.0/4", False),
+        ("2000::/4", True),
+        ("2a00::/12", True),
+        ("2a00::/13", False),
+        ("fc00::/7", False),
+        ("fe80::/10", False),
+    ],
+)
+def test_a_single_source_may_be_too_wide(cidr: str, wide: bool) -> None:
+    assert wide_sources([cidr]) == ([cidr] if wide else [])
+
+
+@pytest.mark.parametrize("cidr", ["100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"])
+def test_sources_that_are_not_public(cidr: str) -> None:
+    assert wide_sources([cidr]) == []
+
+
+PORTS = [
+    # protocol, first, last, words, how many, severity and control when open
+    ("ALL", None, None, "ALL", 65536, ("Critical", "EC2.19")),
+    ("TCP", 0, 65535, "ALL", 65536, ("Critical", "EC2.19")),
+    ("UDP", 0, 65535, "ALL", 65536, ("Critical", "EC2.19")),
+    ("TCP", 1, 65535, "1-65535", 65535, ("Critical", "EC2.19")),
+    ("TCP", None, None, "ALL", 65536, ("Critical", "EC2.19")),
+    ("TCP", 22, 22, "22 (SSH)", 1, ("Critical", "EC2.19")),
+    ("TCP", 20, 30, "20-30", 11, ("Critical", "EC2.19")),
+    ("TCP", 1435, 2999, "1435-2999", 1565, ("High", "EC2.18")),
+    ("TCP", 8000, 9000, "8000-9000", 1001, ("Critical", "EC2.19")),
+    ("TCP", 8443, 8443, "8443", 1, ("High", "EC2.18")),
+    ("TCP", 80, 80, "80 (HTTP)", 1, ("Low", "")),
+    ("TCP", 443, 443, "443 (HTTPS)", 1, ("Low", "")),
+    ("TCP", 80, 81, "80-81", 2, ("High", "EC2.18")),
+    ("UDP", 443, 443, "443 (HTTPS)", 1, ("High", "EC2.18")),
+    ("UDP", 53, 53, "53", 1, ("High", "EC2.18")),
+    ("ICMP", -1, -1, "ALL types", 0, ("Low", "")),
+    ("ICMP", 8, -1, "type 8", 0, ("Low", "")),
+    ("ICMP", 3, 4, "type 3 code 4", 0, ("Low", "")),
+    ("ICMPv6", None, None, "ALL types", 0, ("Low", "")),
+    ("GRE", None, None, "ALL", 0, ("High", "EC2.18")),
+    ("ESP", -1, -1, "ALL", 0, ("High", "EC2.18")),
+]
+
+
+@pytest.mark.parametrize(("protocol", "first", "last", "words", "number", "verdict"), PORTS)
+def test_ports(
+    protocol: str, first: int | None, last: int | None, words: str, number: int, verdict: Any
+) -> None:
+    ports = opened_ports(protocol, first, last)
+    assert len(ports) == number
+    assert port_words(protocol, first, last) == words
+    assert port_severity(protocol, ports) == verdict
+
+
+HIGH_RISK = [20, 21, 22, 23, 25, 110, 135, 143, 445, 1433, 1434, 3000, 3306, 3389, 4333, 5000]
+HIGH_RISK += [5432, 5500, 5601, 8080, 8088, 8888, 9200, 9300]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 65535), st.integers(0, 65535))
+def test_a_range_is_critical_exactly_when_it_holds_a_high_risk_port(a: int, b: int) -> None:
+    first, last = min(a, b), max(a, b)
+    naive = any(first <= port <= last for port in HIGH_RISK)
+    assert (port_severity("TCP", opened_ports("TCP", first, last))[0] == "Critical") is naive
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [("-1", "ALL"), ("tcp", "TCP"), ("6", "TCP"), ("17", "UDP"), ("icmp", "ICMP"), ("1", "ICMP")]
+    + [("icmpv6", "ICMPv6"), ("58", "ICMPv6"), ("50", "ESP"), ("47", "GRE"), ("99", "99")],
+)
+def test_protocols_have_names(number: str, name: str) -> None:
+    assert protocol_name(number) == name
+
+
+def test_one_severity_less() -> None:
+    assert [lowered(s) for s in ("Critical", "High", "Medium", "Low")] == [
+        *("High", "Medium", "Low", "Low")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("about", "public"),
+    [
+        pytest.param({}, False, id="nothing"),
+        pytest.param({"Association": {"PublicIp": "192.0.2.1"}}, True, id="public or Elastic IP"),
+        pytest.param(
+            {"PrivateIpAddresses": [{}, {"Association": {"PublicIp": "192.0.2.1"}}]},
+            True,
+            id="Elastic IP of a second address",
+        ),
+        pytest.param({"PrivateIpAddresses": [{"PrivateIpAddress": "10.0.0.1"}]}, False, id="10/8"),
+        pytest.param({"Ipv6Addresses": [{"Ipv6Address": "2600:1f18::1"}]}, True, id="IPv6"),
+        pytest.param({"Ipv6Addresses": [{"Ipv6Address": "fd00::1"}]}, False, id="private IPv6"),
+    ],
+)
+def test_which_interfaces_are_public(about: dict[str, Any], public: bool) -> None:
+    assert is_public(about) is public
+
+
+PUBLIC = {"Association": {"PublicIp": "192.0.2.1"}}
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "words"),
+    [
+        ([], "not in use"),
+        ([{}], "1 interface, 0 public"),
+        ([{}, PUBLIC], "2 interfaces, 1 public"),
+        ([PUBLIC] * 1234, "1,234 interfaces, 1,234 public"),
+    ],
+)
+def test_use_in_words(interfaces: list[dict[str, Any]], words: str) -> None:
+    assert used_by(interfaces) == words
+
+
+@pytest.mark.parametrize(
+    ("mode", "excluded", "blocked"),
+    [
+        pytest.param("off", [], False, id="off"),
+        pytest.param("block-ingress", [], True, id="ingress"),
+        pytest.param("block-bidirectional", [], True, id="both ways"),
+        pytest.param("block-ingress", ["vpc-1"], False, id="this VPC let off"),
+        pytest.param("block-ingress", ["vpc-2"], True, id="another VPC let off"),
+        pytest.param("block-ingress", ["subnet-1"], False, id="a subnet of its interfaces let off"),
+        pytest.param("block-ingress", ["subnet-2"], True, id="another subnet let off"),
+    ],
+)
+def test_what_vpc_block_public_access_stops(mode: str, excluded: list[str], blocked: bool) -> None:
+    words = Ingress(mode, frozenset(excluded)).blocks("vpc-1", [{"SubnetId": "subnet-1"}])
+    assert words == (f"VPC block public access ({mode})" if blocked else "")
+
+
+# --- security groups, scenario by scenario ------------------------------------------------
+
+
+def permission(protocol: str = "tcp", ports: Any = (22, 22), **sources: Any) -> dict[str, Any]:
+    """A rule; sources are v4, v6, lists and groups."""
+    answer: dict[str, Any] = {"IpProtocol": protocol}
+    if ports:
+        answer["FromPort"], answer["ToPort"] = ports
+    answer["IpRanges"] = [{"CidrIp": c, "Description": "why"} for c in sources.get("v4", ())]
+    answer["Ipv6Ranges"] = [{"CidrIpv6": cidr} for cidr in sources.get("v6", ())]
+    answer["PrefixListIds"] = [{"PrefixListId": id} for id in sources.get("lists", ())]
+    answer["UserIdGroupPairs"] = [{"GroupId": id} for id in sources.get("groups", ())]
+    return answer
+
+
+def group(*permissions: dict[str, Any], id: str = "sg-1", **about: Any) -> dict[str, Any]:
+    base = {"GroupId": id, "GroupName": "web", "VpcId": "vpc-1", "Description": "x"}
+    return {**base, "IpPermissions": list(permissions), **about}
+
+
+def answer_groups(aws: Canned, *groups: dict[str, Any]) -> None:
+    sent = {"MaxResults": 1000}
+    aws.answer("ec2", "DescribeSecurityGroups", {"SecurityGroups": list(groups)}, REGION, sent)
+
+
+def answer_use(aws: Canned, *ids: str, mode: str = "off", subnet: str = "subnet-1") -> None:
+    """Each ID is a group that an interface has; then the mode of block public access."""
+    found = [{"Groups": [{"GroupId": id}], "SubnetId": subnet, **PUBLIC} for id in ids]
+    aws.answer("ec2", "DescribeNetworkInterfaces", {"NetworkInterfaces": found}, REGION)
+    options = {"VpcBlockPublicAccessOptions": {"InternetGatewayBlockMode": mode}}
+    aws.answer("ec2", "DescribeVpcBlockPublicAccessOptions", options, REGION)
+
+
+def answer_list(aws: Canned, *cidrs: str) -> None:
+    entries = {"Entries": [{"Cidr": cidr} for cidr in cidrs]}
+    sent = {"PrefixListId": "pl-1", "MaxResults": 100}
+    aws.answer("ec2", "GetManagedPrefixListEntries", entries, REGION, sent)
+
+
+def door(
+    ports: str = "22 (SSH)",
+    open_to: str = "0.0.0.0/0",
+    id: str = "TCP/22/0.0.0.0/0",
+    protocol: str = "TCP",
+    result: str = "Open to the Internet",
+    verdict: tuple[str, str] = ("Critical", "EC2.19"),
+    use: str = "1 interface, 1 public",
+    blocked: str = "",
+) -> Row:
+    cells = (REGION, "sg-1", "web", "vpc-1", protocol, ports, open_to, use, blocked)
+    return finding(f"{REGION}/sg-1/{id}", cells, result, *verdict)
+
+
+@pytest.mark.parametrize(
+    "permissions",
+    [
+        pytest.param([], id="no rules"),
+        pytest.param([permission(v4=["10.0.0.0/8", "203.0.113.7/32"])], id="closed"),
+        pytest.param([permission(groups=["sg-1", "sg-2"])], id="itself and another group"),
+        pytest.param([permission(v6=["fd00::/8"])], id="private IPv6"),
+        pytest.param([permission(v4=["52.0.0.0/8"])], id="a large cloud's /8"),
+    ],
+)
+def test_a_closed_group_gives_no_row_and_no_further_question(
+    aws: Canned, permissions: list[dict[str, Any]]
+) -> None:
+    answer_groups(aws, group(*permissions))
+    assert list(check_security_groups(aws, REGION)) == []
+
+
+@pytest.mark.parametrize(
+    ("permissions", "row"),
+    [
+        pytest.param([permission(v4=["0.0.0.0/0"])], door(), id="IPv4"),
+        pytest.param(
+            [permission(v4=["0.0.0.0/0"], v6=["::/0"])],
+            door(open_to="0.0.0.0/0, ::/0", id="TCP/22/0.0.0.0/0,::/0"),
+            id="IPv4 and IPv6 in one row",
+        ),
+        pytest.param(
+            [permission(v4=["0.0.0.0/0"]), permission(v6=["::/0"])],
+            door(open_to="0.0.0.0/0, ::/0", id="TCP/22/0.0.0.0/0,::/0"),
+            id="two rules of the same ports",
+        ),
+        pytest.param(
+            [permission(v4=["0.0.0.0/1"]), permission(v4=["128.0.0.0/1"])],
+            door(),
+            id="halves over two rules",
+        ),
+        pytest.param(
+            [permission("-1", None, v4=["0.0.0.0/0"])],
+            door("ALL", protocol="ALL", id="ALL/ALL/0.0.0.0/0"),
+            id="protocol -1 without ports",
+        ),
+        pytest.param(
+            [permission("icmpv6", None, v6=["::/0"])],
+            door("ALL types", "::/0", "ICMPv6/ALL-types/::/0", "ICMPv6", verdict=("Low", "")),
+            id="ICMPv6 without types",
+        ),
+        pytest.param(
+            [permission("47", None, v4=["0.0.0.0/0"])],
+            door("ALL", id="GRE/ALL/0.0.0.0/0", protocol="GRE", verdict=("High", "EC2.18")),
+            id="GRE",
+        ),
+        pytest.param(
+            [permission(v4=["0.0.0.0/1", "10.0.0.0/8"])],
+            door(
+                open_to="0.0.0.0/1",
+                id="TCP/22/0.0.0.0/1",
+                result="Open to 0.0.0.0/1",
+                verdict=("Medium", ""),
+            ),
+            id="half the Internet",
+        ),
+    ],
+)
+def test_an_open_rule_is_a_row(aws: Canned, permissions: list[dict[str, Any]], row: Row) -> None:
+    answer_groups(aws, group(*permissions))
+    answer_use(aws, "sg-1")
+    assert list(check_security_groups(aws, REGION)) == [row]
+
+
+def test_halves_of_different_ports_do_not_add_up(aws: Canned) -> None:
+    rules = [permission(v4=["0.0.0.0/1"]), permission(ports=(23, 23), v4=["128.0.0.0/1"])]
+    answer_groups(aws, group(*rules))
+    answer_use(aws, "sg-1")
+    results = [row.result for row in check_security_groups(aws, REGION)]
+    assert results == ["Open to 0.0.0.0/1", "Open to 128.0.0.0/1"]
+
+
+def test_a_group_in_no_use_is_one_severity_less(aws: Canned) -> None:
+    answer_groups(aws, group(permission(v4=["0.0.0.0/0"])))
+    answer_use(aws)
+    (row,) = check_security_groups(aws, REGION)
+    assert row == door(use="not in use", verdict=("High", "EC2.19"))
+
+
+def test_a_default_group_and_one_of_another_account_are_listed_too(aws: Canned) -> None:
+    rule = permission(v4=["0.0.0.0/0"])
+    shared = group(rule, id="sg-2", OwnerId="999999999999", VpcId="vpc-9")
+    answer_groups(aws, group(rule, GroupName="default"), shared)
+    answer_use(aws, "sg-1", "sg-2")
+    names = [row.cells[1:4] for row in check_security_groups(aws, REGION)]
+    assert names == [("sg-1", "default", "vpc-1"), ("sg-2", "web", "vpc-9")]
+
+
+def test_two_hundred_groups_at_a_time_are_asked_about(aws: Canned) -> None:
+    ids = [f"sg-{n:03}" for n in range(201)]
+    answer_groups(aws, *(group(permission(v4=["0.0.0.0/0"]), id=id) for id in ids))
+    for some in (ids[:200], ids[200:]):
+        sent = {
+            "Filters": [{"Name": "group-id", "Values": some}],
+            "MaxResults": 1000,
+            "IncludeManagedResources": True,
+        }
+        found = {"NetworkInterfaces": [{"Groups": [{"GroupId": id} for id in some]}]}
+        aws.answer("ec2", "DescribeNetworkInterfaces", found, REGION, sent)
+    options = {"VpcBlockPublicAccessOptions": {"InternetGatewayBlockMode": "off"}}
+    aws.answer("ec2", "DescribeVpcBlockPublicAccessOptions", options, REGION)
+    rows = list(check_security_groups(aws, REGION))
+    assert [row.cells[7] for row in rows] == ["1 interface, 0 public"] * 201
+
+
+# --- prefix lists ---------------------------------------------------------------------------
+
+
+def test_the_internet_in_a_prefix_list(aws: Canned) -> None:
+    answer_groups(aws, group(permission(lists=["pl-1"])))
+    answer_list(aws, "0.0.0.0/0")
+    answer_use(aws, "sg-1")
+    expected = door(open_to="0.0.0.0/0 (pl-1)", id="TCP/22/pl-1")
+    assert list(check_security_groups(aws, REGION)) == [expected]
+
+
+def test_half_in_the_rule_and_half_in_the_list(aws: Canned) -> None:
+    answer_groups(aws, group(permission(v4=["0.0.0.0/1"], lists=["pl-1"])))
+    answer_list(aws, "128.0.0.0/1")
+    answer_use(aws, "sg-1")
+    (row,) = check_security_groups(aws, REGION)
+    assert row.result == "Open to the Internet"
+
+
+def test_the_list_of_a_cloud_front_is_not_the_internet(aws: Canned) -> None:
+    answer_groups(aws, group(permission(lists=["pl-1"])), group(permission(lists=["pl-1"])))
+    answer_list(aws, "120.52.22.96/27", "205.251.249.0/24")  # asked once for both groups
+    assert list(check_security_groups(aws, REGION)) == []
+
+
+def test_a_list_that_may_not_be_read_is_not_checked(aws: Canned) -> None:
+    answer_groups(aws, group(permission(lists=["pl-1"])))
+    aws.refuse("ec2", "GetManagedPrefixListEntries", DENIED, REGION)
+    answer_use(aws, "sg-1")
+    use = "1 interface, 1 public"
+    cells = (REGION, "sg-1", "web", "vpc-1", "TCP", "22 (SSH)", "pl-1", use, "")
+    why = f"{DENIED}: ec2 GetManagedPrefixListEntries"
+    assert list(check_security_groups(aws, REGION)) == [
+        gap(f"{REGION}/sg-1/TCP/22/pl-1", cells, why)
+    ]
+
+
+def test_a_list_does_not_matter_where_the_rule_is_open_anyway(aws: Canned) -> None:
+    answer_groups(aws, group(permission(v4=["0.0.0.0/0"], lists=["pl-1"])))
+    answer_use(aws, "sg-1")
+    assert list(check_security_groups(aws, REGION)) == [door()]
+
+
+# --- VPC block public access, and what may not be read ----------------------------------------
+
+
+def answer_exclusion(aws: Canned, arn: str, mode: str, state: str) -> None:
+    one = {"ResourceArn": arn, "InternetGatewayExclusionMode": mode, "State": state}
+    answer = {"VpcBlockPublicAccessExclusions": [one]}
+    aws.answer("ec2", "DescribeVpcBlockPublicAccessExclusions", answer, REGION)
+
+
+@pytest.mark.parametrize(
+    ("resource", "mode", "state", "severity"),
+    [
+        pytest.param("vpc/vpc-1", "allow-bidirectional", "create-complete", "Critical", id="VPC"),
+        pytest.param(
+            "subnet/subnet-1", "allow-bidirectional", "create-complete", "Critical", id="subnet"
+        ),
+        pytest.param(
+            "vpc/vpc-1", "allow-bidirectional", "update-in-progress", "Critical", id="in progress"
+        ),
+        pytest.param("vpc/vpc-2", "allow-bidirectional", "create-complete", "Low", id="other VPC"),
+        pytest.param("vpc/vpc-1", "allow-egress", "create-complete", "Low", id="outward only"),
+        pytest.param("vpc/vpc-1", "allow-bidirectional", "delete-complete", "Low", id="deleted"),
+    ],
+)
+def test_an_exclusion_opens_the_door_again(
+    aws: Canned, resource: str, mode: str, state: str, severity: str
+) -> None:
+    answer_groups(aws, group(permission(v4=["0.0.0.0/0"])))
+    answer_use(aws, "sg-1", mode="block-bidirectional")
+    answer_exclusion(aws, f"arn:aws:ec2:{REGION}:123456789012:{resource}", mode, state)
+    (row,) = check_security_groups(aws, REGION)
+    blocked = "VPC block public access (block-bidirectional)" if severity == "Low" else ""
+    assert row == door(verdict=(severity, "EC2.19"), blocked=blocked)
+
+
+def test_exclusions_on_several_pages(aws: Canned) -> None:
+    answer_groups(aws, group(permission(v4=["0.0.0.0/0"])))
+    answer_use(aws, "sg-1", mode="block-ingress")
+    first = {"VpcBlockPublicAccessExclusions": [], "NextToken": "more"}
+    aws.answer("ec2", "DescribeVpcBlockPublicAccessExclusions", first, REGION)
+    answer_exclusion(
+        aws, f"arn:aws:ec2:{REGION}:1:vpc/vpc-1", "allow-bidirectional", "create-complete"
+    )
+    (row,) = check_security_groups(aws, REGION)
+    assert row == door()
+
+
+@pytest.mark.parametrize(
+    "call", ["DescribeNetworkInterfaces", "DescribeVpcBlockPublicAccessOptions"]
+)
+def test_a_verdict_that_hangs_on_a_refused_call_is_not_checked(aws: Canned, call: str) -> None:
+    answer_groups(aws, group(permission(v4=["0.0.0.0/0"])))
+    if call == "DescribeVpcBlockPublicAccessOptions":
+        aws.answer("ec2", "DescribeNetworkInterfaces", {"NetworkInterfaces": []}, REGION)
+    aws.refuse("ec2", call, DENIED, REGION)
+    cells = (REGION, "sg-1", "web", "vpc-1", "TCP", "22 (SSH)", "0.0.0.0/0", "", "")
+    assert list(check_security_groups(aws, REGION)) == [
+        gap(f"{REGION}/sg-1/TCP/22/0.0.0.0/0", cells, f"{DENIED}: ec2 {call}")
+    ]
