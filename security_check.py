@@ -765,7 +765,7 @@ def due_day(created: datetime, max_age: int) -> datetime:
     about="Every access key and its age. Replace an old key, then delete it.",
     docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id-credentials-access-keys-update.html",
     links={"User": "iam/home#/users/details/{User}?section=security_credentials"},
-    nothing="No access key among {targets:,} users",
+    nothing="No access key among {targets:,} users, root included",
 )
 def check_access_keys(aws: Account, user: str) -> Rows:
     """IAM.3: keys older than allowed. IAM.4: any key of root. An inactive old key is ours."""
@@ -782,18 +782,20 @@ def check_access_keys(aws: Account, user: str) -> Rows:
             soon = f", due {due:%Y-%m-%d}" if due - aws.now <= SOON else ""
             yield Row(f"{user}/{id}", (*cells, ""), f"Key is rotated{soon}")
             continue
-        yield old_key(aws, f"{user}/{id}", cells, active=key["Status"] == "Active")
+        yield from old_key(aws, f"{user}/{id}", cells, active=key["Status"] == "Active")
 
 
-def old_key(aws: Account, id: str, cells: tuple[Cell, ...], active: bool) -> Row:
-    key = id.rpartition("/")[2]
+def old_key(aws: Account, id: str, cells: tuple[Cell, ...], active: bool) -> Rows:
     try:
-        answer = aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=key)
+        key = id.rpartition("/")[2]
+        last = aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=key)["AccessKeyLastUsed"]
     except Unanswered as error:
-        return gap(id, (*cells, ""), error)
-    cells = (*cells, answer["AccessKeyLastUsed"].get("LastUsedDate", "never"))
+        if error.code not in GONE:
+            yield gap(id, (*cells, ""), error)
+        return
+    cells = (*cells, last.get("LastUsedDate", "never"))
     severity, control = (MEDIUM, "IAM.3") if active else (LOW, "")
-    return finding(id, cells, f"Key not rotated for {aws.max_key_age} days", severity, control)
+    yield finding(id, cells, f"Key not rotated for {aws.max_key_age} days", severity, control)
 
 
 # === check 4: MFA =====================================================================

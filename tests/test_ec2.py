@@ -242,8 +242,11 @@ def test_a_range_is_critical_exactly_when_it_holds_a_high_risk_port(a: int, b: i
 
 @pytest.mark.parametrize(
     ("number", "name"),
-    [("-1", "ALL"), ("tcp", "TCP"), ("6", "TCP"), ("17", "UDP"), ("icmp", "ICMP"), ("1", "ICMP")]
-    + [("icmpv6", "ICMPv6"), ("58", "ICMPv6"), ("50", "ESP"), ("47", "GRE"), ("99", "99")],
+    [
+        *(("-1", "ALL"), ("tcp", "TCP"), ("6", "TCP"), ("17", "UDP"), ("icmp", "ICMP")),
+        *(("1", "ICMP"), ("icmpv6", "ICMPv6"), ("58", "ICMPv6"), ("50", "ESP"), ("47", "GRE")),
+        ("99", "99"),
+    ],
 )
 def test_protocols_have_names(number: str, name: str) -> None:
     assert protocol_name(number) == name
