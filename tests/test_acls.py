@@ -1,0 +1,293 @@
+"""Check 6: who is granted what on every bucket, and which policies make one public."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cloud import Cloud
+from conftest import NUMBER, Canned
+
+import security_check
+from security_check import (
+    ANY_AWS_ACCOUNT,
+    CHECKS,
+    EVERYONE,
+    LOG_DELIVERY,
+    Row,
+    check_s3_acls,
+    finding,
+    gap,
+    grant_severity,
+    grantee_words,
+    run,
+)
+
+S3 = CHECKS[5]
+BUCKET, REGION = "my.bucket", "eu-west-1"
+OWNER, OTHER = "a" * 64, "b" * 64
+
+
+def quiet(text: str) -> None:
+    """No progress."""
+
+
+def canonical(id: str, **about: str) -> dict[str, str]:
+    return {"Type": "CanonicalUser", "ID": id, **about}
+
+
+def everyone(uri: str = EVERYONE) -> dict[str, str]:
+    return {"Type": "Group", "URI": uri}
+
+
+# --- the rules ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("grantee", "words"),
+    [
+        (everyone(), ("AllUsers", "Everyone (AllUsers)")),
+        (
+            everyone(ANY_AWS_ACCOUNT),
+            ("AuthenticatedUsers", "Any AWS account (AuthenticatedUsers)"),
+        ),
+        (everyone(LOG_DELIVERY), ("LogDelivery", "S3 log delivery")),
+        (everyone("http://example/new"), ("http://example/new", "http://example/new")),
+        (canonical(OWNER), ("Owner", "Owner")),
+        (canonical(OWNER, DisplayName="me"), ("Owner", "Owner")),
+        (canonical(OTHER), (OTHER, OTHER)),
+        (canonical(OTHER, DisplayName="them"), (OTHER, f"them ({OTHER})")),
+        (
+            {"Type": "AmazonCustomerByEmail", "EmailAddress": "a@example.com"},
+            ("a@example.com", "a@example.com"),
+        ),
+    ],
+)
+def test_grantees_in_words(grantee: dict[str, str], words: tuple[str, str]) -> None:
+    assert grantee_words(grantee, OWNER) == words
+
+
+PERMISSIONS = {
+    "READ": "S3.2",
+    "READ_ACP": "S3.2",
+    "WRITE": "S3.3",
+    "WRITE_ACP": "S3.3",
+    "FULL_CONTROL": "S3.2, S3.3",
+}
+
+
+@pytest.mark.parametrize(("permission", "control"), PERMISSIONS.items())
+def test_severity_of_a_grant(permission: str, control: str) -> None:
+    for uri in (EVERYONE, ANY_AWS_ACCOUNT):
+        assert grant_severity(everyone(uri), OWNER, permission) == ("Critical", control)
+    assert grant_severity(canonical(OTHER), OWNER, permission) == ("Medium", "S3.12")
+    assert grant_severity(everyone("http://example/new"), OWNER, permission)[0] == "Medium"
+    for harmless in (canonical(OWNER), everyone(LOG_DELIVERY)):
+        assert grant_severity(harmless, OWNER, permission) == ("", "")
+
+
+# --- scenarios ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def s3(aws: Canned) -> Canned:
+    aws.answer("s3", "ListBuckets", {"Buckets": [{"Name": BUCKET, "BucketRegion": REGION}]})
+    return aws
+
+
+def answer_acl(aws: Canned, *grants: tuple[dict[str, str], str], **owner: str) -> None:
+    found = [{"Grantee": grantee, "Permission": permission} for grantee, permission in grants]
+    answer = {"Owner": {"ID": OWNER, **owner}, "Grants": found}
+    aws.answer("s3", "GetBucketAcl", answer, REGION, {"Bucket": BUCKET})
+
+
+def answer_policy(aws: Canned, public: bool | None = None) -> None:
+    """None: there is no policy."""
+    if public is None:
+        aws.refuse("s3", "GetBucketPolicyStatus", "NoSuchBucketPolicy", REGION)
+    else:
+        status = {"PolicyStatus": {"IsPublic": public}}
+        aws.answer("s3", "GetBucketPolicyStatus", status, REGION, {"Bucket": BUCKET})
+
+
+ABSENT, DENIED = "NoSuchPublicAccessBlockConfiguration", "AccessDenied"
+SETTINGS = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+
+
+def answer_block(aws: Canned, level: str, on: list[str] | str) -> None:
+    service, region = ("s3control", "") if level == "account" else ("s3", REGION)
+    sent = {"AccountId": NUMBER} if level == "account" else {"Bucket": BUCKET}
+    if isinstance(on, str):
+        aws.refuse(service, "GetPublicAccessBlock", on, region)
+        return
+    block = {"PublicAccessBlockConfiguration": {name: name in on for name in SETTINGS}}
+    aws.answer(service, "GetPublicAccessBlock", block, region, sent)
+
+
+def cells(grantee: str, permission: str, blocked: str = "") -> tuple[str, ...]:
+    return (BUCKET, REGION, OWNER, grantee, permission, blocked)
+
+
+OWNERS = (canonical(OWNER), "FULL_CONTROL")
+OWNERS_ROW = Row(
+    f"{BUCKET}/Owner/FULL_CONTROL", cells("Owner", "FULL_CONTROL"), "Owner has FULL_CONTROL"
+)
+
+
+def public_read(verdict: tuple[str, str] = ("Critical", "S3.2"), blocked: str = "") -> Row:
+    shown = cells("Everyone (AllUsers)", "READ", blocked)
+    return finding(f"{BUCKET}/AllUsers/READ", shown, "Everyone (AllUsers) has READ", *verdict)
+
+
+@pytest.mark.parametrize("policy", [None, False], ids=["no policy", "a policy that is not public"])
+def test_a_private_bucket_is_asked_two_questions(s3: Canned, policy: bool | None) -> None:
+    """As with ACLs disabled: the ACL that AWS then answers is the owner's alone."""
+    answer_acl(s3, OWNERS)
+    answer_policy(s3, policy)
+    assert list(check_s3_acls(s3, BUCKET)) == [OWNERS_ROW]
+
+
+def test_every_grant_is_a_row(s3: Canned) -> None:
+    answer_acl(
+        s3,
+        OWNERS,
+        (everyone(LOG_DELIVERY), "WRITE"),
+        (canonical(OTHER), "READ_ACP"),
+        DisplayName="me",
+    )
+    answer_policy(s3)
+    rows = list(check_s3_acls(s3, BUCKET))
+    assert [(row.cells[2], row.cells[3], row.status, row.control) for row in rows] == [
+        ("me", "Owner", "OK", ""),
+        ("me", "S3 log delivery", "OK", ""),
+        ("me", OTHER, "FINDING", "S3.12"),
+    ]
+
+
+BLOCKED = {
+    "nothing blocks": ([], [], ""),
+    "no blocks at all": (ABSENT, ABSENT, ""),
+    "the account blocks": (["IgnorePublicAcls"], [], "account public access block"),
+    "the bucket blocks": (ABSENT, ["IgnorePublicAcls"], "bucket public access block"),
+    "BlockPublicAcls undoes no grant": (["BlockPublicAcls"], ["BlockPublicAcls"], ""),
+    "RestrictPublicBuckets is of policies": (["RestrictPublicBuckets"], [], ""),
+    "the account's is enough when the bucket's is denied": (
+        *(["IgnorePublicAcls"], DENIED),
+        "account public access block",
+    ),
+    "the bucket's is enough when the account's is denied": (
+        *(DENIED, ["IgnorePublicAcls"]),
+        "bucket public access block",
+    ),
+}
+
+
+@pytest.mark.parametrize(("account", "bucket", "blocked"), BLOCKED.values(), ids=BLOCKED)
+def test_a_public_grant_and_what_blocks_it(
+    s3: Canned, account: Any, bucket: Any, blocked: str
+) -> None:
+    answer_acl(s3, OWNERS, (everyone(), "READ"))
+    answer_block(s3, "account", account)
+    if not blocked.startswith("account"):  # else nobody asks
+        answer_block(s3, "bucket", bucket)
+    answer_policy(s3)
+    verdict = ("Low" if blocked else "Critical", "S3.2")
+    assert list(check_s3_acls(s3, BUCKET)) == [OWNERS_ROW, public_read(verdict, blocked)]
+
+
+@pytest.mark.parametrize(("account", "bucket"), [(DENIED, []), ([], DENIED), (DENIED, ABSENT)])
+def test_a_block_that_may_not_be_read_is_neither_blocked_nor_open(
+    s3: Canned, account: Any, bucket: Any
+) -> None:
+    answer_acl(s3, OWNERS, (everyone(), "READ"))
+    answer_block(s3, "account", account)
+    answer_block(s3, "bucket", bucket)
+    answer_policy(s3)
+    service = "s3control" if account == DENIED else "s3"
+    shown = cells("Everyone (AllUsers)", "READ")
+    why = f"AccessDenied: {service} GetPublicAccessBlock"
+    unknown = gap(f"{BUCKET}/AllUsers/READ", shown, why)
+    assert list(check_s3_acls(s3, BUCKET)) == [OWNERS_ROW, unknown]
+
+
+@pytest.mark.parametrize(
+    ("setting", "severity", "blocked"),
+    [
+        ("RestrictPublicBuckets", "Low", "bucket public access block"),
+        ("IgnorePublicAcls", "Critical", ""),
+        ("BlockPublicPolicy", "Critical", ""),
+    ],
+)
+def test_a_public_policy(s3: Canned, setting: str, severity: str, blocked: str) -> None:
+    answer_acl(s3, OWNERS)
+    answer_policy(s3, True)
+    answer_block(s3, "account", [])
+    answer_block(s3, "bucket", [setting])
+    shown = cells("Everyone (bucket policy)", "policy", blocked)
+    words = ("Public by bucket policy", severity, "S3.2, S3.3")
+    expected = finding(f"{BUCKET}/policy", shown, *words)
+    assert list(check_s3_acls(s3, BUCKET)) == [OWNERS_ROW, expected]
+
+
+def test_blocks_are_asked_once_whatever_number_of_grants_they_void(s3: Canned) -> None:
+    answer_acl(
+        s3, *((everyone(uri), p) for uri in (EVERYONE, ANY_AWS_ACCOUNT) for p in PERMISSIONS)
+    )
+    answer_block(s3, "account", [])
+    answer_block(s3, "bucket", list(SETTINGS))
+    answer_policy(s3, True)
+    rows = list(check_s3_acls(s3, BUCKET))
+    assert [row.severity for row in rows] == ["Low"] * 11
+    assert [row.control for row in rows] == [*PERMISSIONS.values()] * 2 + ["S3.2, S3.3"]
+
+
+@pytest.mark.parametrize("call", ["GetBucketAcl", "GetBucketPolicyStatus"])
+def test_a_bucket_that_may_not_be_read(s3: Canned, call: str) -> None:
+    if call == "GetBucketPolicyStatus":
+        answer_acl(s3, OWNERS)
+    s3.refuse("s3", call, "AccessDenied", REGION)
+    rows = run(replace(S3, threads=1), s3, quiet).rows
+    denied = gap(f"{BUCKET}/not-checked", (BUCKET,), f"AccessDenied: s3 {call}")
+    assert rows == ([OWNERS_ROW, denied] if call == "GetBucketPolicyStatus" else [denied])
+
+
+def test_a_bucket_deleted_meanwhile_gives_no_row(s3: Canned) -> None:
+    answer_acl(s3, OWNERS)
+    s3.refuse("s3", "GetBucketPolicyStatus", "NoSuchBucket", REGION)
+    sheet = run(replace(S3, threads=1), s3, quiet)
+    assert [row.id for row in sheet.rows] == ["nothing"]
+
+
+def test_no_buckets(aws: Canned) -> None:
+    aws.answer("s3", "ListBuckets", {"Buckets": []})
+    assert [row.result for row in run(S3, aws, quiet).rows] == ["No grant on any of 0 buckets"]
+
+
+# --- over HTTP ----------------------------------------------------------------------------------
+
+
+def test_a_thousand_buckets_in_several_regions(cloud: Cloud) -> None:
+    clients = {region: cloud.client("s3", region) for region in ("us-east-1", "eu-west-1")}
+    regions = {"us-east-1": {}, "eu-west-1": {"LocationConstraint": "eu-west-1"}}
+    first: Any = {}
+    for region, place in regions.items():
+        how = {"CreateBucketConfiguration": place} if place else {}
+        clients[region].create_bucket(Bucket=f"first-{region}", **how)
+        first[region] = cloud.backend("s3").buckets[f"first-{region}"]
+    for n in range(998):
+        region = ("us-east-1", "eu-west-1")[n % 2]
+        copy = type(first[region])(f"bucket.{n:03}", NUMBER, region)
+        copy.acl = first[region].acl
+        cloud.backend("s3").buckets[copy.name] = copy
+    cloud.layer.calls.clear()
+    options = security_check.arguments(["--check", "s3-acls", "--output", "x.xls"])
+    report = security_check.audit(options, [], None)
+    (sheet,) = report.sheets
+    assert sheet.count("OK") == len(sheet.rows) == 1000
+    asked = {call.region for call in cloud.layer.calls if call.operation == "GetBucketAcl"}
+    assert asked == {"us-east-1", "eu-west-1"}
+    assert cloud.layer.count()["s3:GetPublicAccessBlock"] == 0
+    assert cloud.layer.count()["s3control:GetPublicAccessBlock"] == 0
+    shown = {row.cells[0]: row.cells[1] for row in sheet.rows}
+    assert shown["bucket.001"] == "eu-west-1"

@@ -1,0 +1,339 @@
+"""Check 5: whether every region's API calls are recorded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from conftest import Canned
+
+from security_check import (
+    CHECKS,
+    Row,
+    Unanswered,
+    check_cloudtrail,
+    finding,
+    gap,
+    management_events,
+    run,
+    weigh,
+)
+
+CLOUDTRAIL = CHECKS[4]
+HOME = "us-east-1"
+ARN = "arn:aws:cloudtrail:us-east-1:123456789012:trail/main"
+ALL = {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
+
+
+def quiet(text: str) -> None:
+    """No progress."""
+
+
+def trail(name: str = "main", **about: Any) -> dict[str, Any]:
+    return {
+        "Name": name,
+        "TrailARN": ARN.replace("main", name),
+        "HomeRegion": HOME,
+        "IsMultiRegionTrail": True,
+        "LogFileValidationEnabled": True,
+        "IncludeGlobalServiceEvents": True,
+        "HasCustomEventSelectors": False,
+        **about,
+    }
+
+
+def answer_trails(aws: Canned, region: str, *trails: dict[str, Any]) -> None:
+    sent = {"includeShadowTrails": True}
+    aws.answer("cloudtrail", "DescribeTrails", {"trailList": list(trails)}, region, sent)
+
+
+def answer_status(aws: Canned, logging: bool = True, name: str = "main", **status: Any) -> None:
+    """Asked of the home region, by ARN."""
+    sent = {"Name": ARN.replace("main", name)}
+    aws.answer("cloudtrail", "GetTrailStatus", {"IsLogging": logging, **status}, HOME, sent)
+
+
+def cells(region: str, *rest: str, name: str = "main", multi: str = "yes") -> tuple[str, ...]:
+    return (region, name, HOME, multi, *rest)
+
+
+RECORDED = ("yes", "read and write", "yes")
+
+
+# --- which events are recorded ---------------------------------------------------------------
+
+
+def basic(kind: str = "All", management: bool = True, *excluded: str) -> dict[str, Any]:
+    about: dict[str, Any] = {"ReadWriteType": kind, "IncludeManagementEvents": management}
+    return {**about, "ExcludeManagementEventSources": list(excluded)}
+
+
+def advanced(*fields: tuple[str, str, list[str]], category: str = "Management") -> dict[str, Any]:
+    first = {"Field": "eventCategory", "Equals": [category]}
+    rest = [{"Field": name, how: values} for name, how, values in fields]
+    return {"Name": "any name", "FieldSelectors": [first, *rest]}
+
+
+READS = ("readOnly", "Equals", ["true"])
+WRITES = ("readOnly", "Equals", ["false"])
+NO_KMS = ("eventSource", "NotEquals", ["kms.amazonaws.com"])
+KMS, RDS = "kms.amazonaws.com", "rdsdata.amazonaws.com"
+BOTH = {"read", "write"}
+
+
+@pytest.mark.parametrize(
+    ("selectors", "recorded", "left_out"),
+    [
+        pytest.param([basic()], BOTH, set(), id="all"),
+        pytest.param([basic("ReadOnly")], {"read"}, set(), id="read"),
+        pytest.param([basic("WriteOnly")], {"write"}, set(), id="write"),
+        pytest.param([basic("ReadOnly"), basic("WriteOnly")], BOTH, set(), id="adding up"),
+        pytest.param([basic("All", False)], set(), set(), id="data events only"),
+        pytest.param([], set(), set(), id="no selector"),
+        pytest.param([basic("All", True, KMS, RDS)], BOTH, {KMS, RDS}, id="without KMS and RDS"),
+        pytest.param(
+            [basic("All", True, KMS), basic()], BOTH, set(), id="left out by one, recorded by other"
+        ),
+        pytest.param(
+            [basic("All", True, KMS), basic("ReadOnly")],
+            BOTH,
+            {KMS},
+            id="left out of the writes only",
+        ),
+        pytest.param([advanced()], BOTH, set(), id="advanced, all"),
+        pytest.param([advanced(READS)], {"read"}, set(), id="advanced, read"),
+        pytest.param([advanced(WRITES)], {"write"}, set(), id="advanced, write"),
+        pytest.param([advanced(READS), advanced(WRITES)], BOTH, set(), id="advanced, adding up"),
+        pytest.param([advanced(NO_KMS)], BOTH, {KMS}, id="advanced, without KMS"),
+        pytest.param([advanced(category="Data")], set(), set(), id="advanced, data events"),
+        pytest.param(
+            [advanced(("eventSource", "Equals", ["s3.amazonaws.com"]))],
+            set(),
+            set(),
+            id="advanced, one service only",
+        ),
+        pytest.param(
+            [advanced(("eventName", "NotEquals", ["Decrypt"]))],
+            set(),
+            set(),
+            id="advanced, narrowed in a way that is not known",
+        ),
+    ],
+)
+def test_management_events(
+    selectors: list[dict[str, Any]], recorded: set[str], left_out: set[str]
+) -> None:
+    kind = "AdvancedEventSelectors" if selectors and "Name" in selectors[0] else "EventSelectors"
+    assert management_events({kind: selectors}) == (recorded, left_out)
+
+
+# --- what a trail is worth ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("about", "status", "selectors", "problem", "flaws"),
+    [
+        pytest.param({}, {}, ALL, "", [], id="all well"),
+        pytest.param({}, {"IsLogging": False}, ALL, "logging stopped", [], id="stopped"),
+        pytest.param(
+            {},
+            {},
+            {"EventSelectors": [basic("WriteOnly")]},
+            "management events: write only",
+            [],
+            id="write only",
+        ),
+        pytest.param(
+            {},
+            {"IsLogging": False},
+            {"EventSelectors": [basic("All", False)]},
+            "logging stopped, management events: none",
+            [],
+            id="stopped, and would record nothing",
+        ),
+        pytest.param(
+            {},
+            {},
+            {"EventSelectors": [basic("All", True, KMS)]},
+            "",
+            [("events-left-out", f"no events of {KMS}", "CloudTrail.1")],
+            id="without KMS",
+        ),
+        pytest.param(
+            {"LogFileValidationEnabled": False},
+            {},
+            ALL,
+            "",
+            [("log-file-validation", "log file validation off", "CloudTrail.4")],
+            id="validation off",
+        ),
+        pytest.param(
+            {"IncludeGlobalServiceEvents": False},
+            {},
+            ALL,
+            "",
+            [("global-events", "no global service events", "")],
+            id="no global service events",
+        ),
+        pytest.param(
+            {},
+            {"LatestDeliveryError": "NoSuchBucket"},
+            ALL,
+            "",
+            [("delivery", "log delivery fails: NoSuchBucket", "")],
+            id="delivery fails",
+        ),
+        pytest.param({}, {"LatestDeliveryError": ""}, ALL, "", [], id="delivery does not fail"),
+    ],
+)
+def test_weighing_a_trail(
+    about: Any, status: Any, selectors: Any, problem: str, flaws: list[Any]
+) -> None:
+    weighed = weigh(trail(**about), {"IsLogging": True, **status}, selectors)
+    assert (weighed.problem, list(weighed.flaws)) == (problem, flaws)
+
+
+# --- region by region ----------------------------------------------------------------------------
+
+
+def test_no_trail(aws: Canned) -> None:
+    answer_trails(aws, "eu-west-1")
+    blank = ("eu-west-1", *[""] * 6)
+    result = ("Not Enabled: no trail", "High", "CloudTrail.1")
+    expected = finding("eu-west-1/not-enabled", blank, *result)
+    assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
+
+
+@pytest.mark.parametrize("region", [HOME, "eu-west-1"], ids=["at home", "elsewhere"])
+@pytest.mark.parametrize(
+    "about",
+    [
+        pytest.param({}, id="of the account"),
+        pytest.param({"IsOrganizationTrail": True}, id="of the organization"),
+    ],
+)
+def test_a_multi_region_trail_covers_the_region(aws: Canned, region: str, about: Any) -> None:
+    answer_trails(aws, region, trail(**about))
+    answer_status(aws)
+    assert list(check_cloudtrail(aws, region)) == [Row(region, cells(region, *RECORDED), "Enabled")]
+
+
+def test_a_single_region_trail_covers_its_own(aws: Canned) -> None:
+    answer_trails(aws, HOME, trail(IsMultiRegionTrail=False))
+    answer_status(aws)
+    (row,) = check_cloudtrail(aws, HOME)
+    assert row == Row(HOME, cells(HOME, *RECORDED, multi="no"), "Enabled")
+
+
+def test_a_trail_that_has_been_stopped(aws: Canned) -> None:
+    answer_trails(aws, "eu-west-1", trail())
+    answer_status(aws, logging=False)
+    shown = cells("eu-west-1", "no", "read and write", "yes")
+    words = ("Not Enabled: logging stopped", "High", "CloudTrail.1")
+    expected = finding("eu-west-1/not-enabled", shown, *words)
+    assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
+
+
+def test_selectors_are_read_where_they_are_custom(aws: Canned) -> None:
+    answer_trails(aws, "eu-west-1", trail(HasCustomEventSelectors=True))
+    answer_status(aws)
+    selectors = {"AdvancedEventSelectors": [advanced(WRITES)]}
+    aws.answer("cloudtrail", "GetEventSelectors", selectors, HOME, {"TrailName": ARN})
+    (row,) = check_cloudtrail(aws, "eu-west-1")
+    assert row.result == "Not Enabled: management events: write only"
+
+
+def test_flaws_are_named_and_low(aws: Canned) -> None:
+    answer_trails(aws, "eu-west-1", trail(LogFileValidationEnabled=False))
+    answer_status(aws, LatestDeliveryError="AccessDenied")
+    shown = cells("eu-west-1", "yes", "read and write", "no")
+    words = "Enabled, but log file validation off, log delivery fails: AccessDenied"
+    id = "eu-west-1/log-file-validation+delivery"
+    expected = finding(id, shown, words, "Low", "CloudTrail.4")
+    assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
+
+
+def test_of_several_trails_the_best_counts(aws: Canned) -> None:
+    trails = [trail("stopped"), trail("flawed", LogFileValidationEnabled=False), trail("good")]
+    answer_trails(aws, "eu-west-1", *trails)
+    answer_status(aws, False, "stopped")
+    answer_status(aws, True, "flawed")
+    answer_status(aws, True, "good")
+    (row,) = check_cloudtrail(aws, "eu-west-1")
+    assert row == Row("eu-west-1", cells("eu-west-1", *RECORDED, name="good"), "Enabled")
+
+
+CODES = ["AccessDeniedException", "TrailNotFoundException", "CloudTrailARNInvalidException"]
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("call", ["GetTrailStatus", "GetEventSelectors"])
+def test_a_trail_of_the_organization_that_may_not_be_read(
+    aws: Canned, call: str, code: str
+) -> None:
+    answer_trails(aws, "eu-west-1", trail(IsOrganizationTrail=True, HasCustomEventSelectors=True))
+    if call == "GetEventSelectors":
+        answer_status(aws)
+    aws.refuse("cloudtrail", call, code, HOME)
+    expected = gap(
+        "eu-west-1/not-checked", cells("eu-west-1", "", "", "yes"), f"{code}: cloudtrail {call}"
+    )
+    assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
+
+
+def test_a_trail_that_may_not_be_read_does_not_matter_where_another_proves_it(aws: Canned) -> None:
+    answer_trails(aws, "eu-west-1", trail("secret"), trail("good"))
+    aws.refuse("cloudtrail", "GetTrailStatus", "AccessDeniedException", HOME)
+    answer_status(aws, True, "good")
+    (row,) = check_cloudtrail(aws, "eu-west-1")
+    assert (row.status, row.cells[1]) == ("OK", "good")
+
+
+def test_a_trail_that_may_not_be_read_is_not_said_to_be_off(aws: Canned) -> None:
+    answer_trails(aws, "eu-west-1", trail("off"), trail("secret"))
+    answer_status(aws, False, "off")
+    aws.refuse("cloudtrail", "GetTrailStatus", "AccessDeniedException", HOME)
+    (row,) = check_cloudtrail(aws, "eu-west-1")
+    assert (row.status, row.cells[1]) == ("NOT CHECKED", "secret")
+
+
+def test_a_trail_is_asked_about_once_for_all_regions(aws: Canned) -> None:
+    aws.only = ["ap-south-1", "eu-west-1", "sa-east-1"]
+    for region in aws.only:
+        answer_trails(aws, region, trail())
+    answer_status(aws)  # once: a second question would find no answer
+    rows = run(replace(CLOUDTRAIL, threads=1), aws, quiet).rows
+    assert [(row.id, row.result) for row in rows] == [(region, "Enabled") for region in aws.only]
+
+
+# --- a region in which CloudTrail is denied ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("about", "logging", "status"),
+    [
+        pytest.param({}, True, "OK", id="proved by a multi-region trail"),
+        pytest.param({}, False, "NOT CHECKED", id="one that is off proves nothing"),
+        pytest.param(
+            {"IsMultiRegionTrail": False}, True, "NOT CHECKED", id="one of another region neither"
+        ),
+    ],
+)
+def test_what_another_region_shows(aws: Canned, about: Any, logging: bool, status: str) -> None:
+    aws.only = [HOME, "eu-west-1"]
+    aws.refuse("cloudtrail", "DescribeTrails", "AccessDeniedException", "eu-west-1")
+    answer_trails(aws, HOME, trail(**about))
+    answer_status(aws, logging)
+    rows = {row.cells[0]: row for row in run(replace(CLOUDTRAIL, threads=1), aws, quiet).rows}
+    assert rows["eu-west-1"].status == status
+    if status == "NOT CHECKED":
+        assert rows["eu-west-1"].result == "AccessDeniedException: cloudtrail DescribeTrails"
+
+
+def test_denied_everywhere(aws: Canned) -> None:
+    aws.only = [HOME, "eu-west-1"]
+    for region in aws.only:
+        aws.refuse("cloudtrail", "DescribeTrails", "AccessDeniedException", region)
+    with pytest.raises(Unanswered, match="AccessDeniedException"):
+        list(check_cloudtrail(aws, "eu-west-1"))
