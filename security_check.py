@@ -712,6 +712,7 @@ def check_security_groups(aws: Account, region: str) -> Rows:
     """Inbound rules that let in the whole Internet, or a large part of it.
 
     A group in no use is one severity less, a door behind VPC block public access is Low.
+    Where either may not be read a door is open all the same, and the region is a gap too.
     """
     groups, found = 0, list[Door]()
     for group in aws.fetch("ec2", "DescribeSecurityGroups", "SecurityGroups", region):
@@ -719,23 +720,27 @@ def check_security_groups(aws: Account, region: str) -> Rows:
         found += doors(aws, region, group)
     try:
         users = interfaces(aws, region, {door.group["GroupId"] for door in found})
-        blocks = ingress(aws, region) if found else Ingress("off", frozenset())
-    except Unanswered as error:
-        yield from (gap(f"{region}/{door.id}", door.cells(region), error) for door in found)
-        return groups
+        blocks = ingress(aws, region) if found else None
+    except Unanswered:
+        yield from (judged(door, region, [], None) for door in found)
+        raise
     for door in found:
         yield judged(door, region, users[door.group["GroupId"]], blocks)
     return groups
 
 
-def judged(door: Door, region: str, users: list[dict[str, Any]], blocks: Ingress) -> Row:
-    """A door as a row, in the light of who uses its group and what stands in front of it."""
-    blocked_by = blocks.blocks(door.group.get("VpcId", ""), users)
-    id, cells = f"{region}/{door.id}", door.cells(region, used_by(users), blocked_by)
+def judged(door: Door, region: str, users: list[dict[str, Any]], blocks: Ingress | None) -> Row:
+    """A door as a row, in the light of who uses its group and what stands in front of it;
+    without `blocks` nothing is known of either."""
+    used = blocked = NOT_CHECKED
+    severity = door.severity
+    if blocks and not door.error:
+        used, blocked = used_by(users), blocks.blocks(door.group.get("VpcId", ""), users)
+        severity = LOW if blocked else severity if users else lowered(severity)
+    id, cells = f"{region}/{door.id}", door.cells(region, used, blocked)
     if door.error:
         return gap(id, cells, door.error)
-    severity = door.severity if users else lowered(door.severity)
-    return finding(id, cells, door.result, LOW if blocked_by else severity, door.control)
+    return finding(id, cells, door.result, severity, door.control)
 
 
 # === check 3: access keys =============================================================
@@ -1393,8 +1398,9 @@ def read_state(path: Path) -> dict[str, Known]:
     try:
         state = json.loads(path.read_text("utf-8"))
         schema, accounts = state["schema"], state["accounts"]
-        days = [entry["first_seen"] for known in accounts.values() for entry in known.values()]
-        sound = schema != SCHEMA or all(map(is_day, days))
+        entries = [entry for known in accounts.values() for entry in known.values()]
+        days = [entry["first_seen"] for entry in entries if entry["result"]]
+        sound = schema != SCHEMA or (len(days) == len(entries) and all(map(is_day, days)))
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -1411,16 +1417,24 @@ def read_state(path: Path) -> dict[str, Known]:
 def write_state(path: Path, number: str, known: Known) -> None:
     """Replace what is remembered of one account. The folder is locked meanwhile, so that two
     runs do not lose each other's accounts."""
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        with contextlib.suppress(ImportError):  # Windows has no fcntl
-            import fcntl
-
-            fcntl.flock(folder, fcntl.LOCK_EX)
+    with locked(path.parent):
         state = {"schema": SCHEMA, "accounts": {**read_state(path), number: known}}
-        save(json.dumps(state, indent=1, sort_keys=True).encode(), path)
+        deliver(json.dumps(state, indent=1, sort_keys=True).encode(), path)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # on Windows, where a folder cannot be locked
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 # === report ===========================================================================
@@ -2005,9 +2019,9 @@ def check_regions(aws: Account) -> None:
         raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
 
 
-def show_progress(started: float, text: str) -> None:
+def show_progress(started: float, wanted: bool, text: str) -> None:
     """A line that stays where it is, for somebody who waits at a terminal."""
-    if sys.stderr and sys.stderr.isatty():
+    if wanted and sys.stderr and sys.stderr.isatty():
         seconds = f"{time.monotonic() - started:.0f} s"
         sys.stderr.write(f"\r\x1b[K{text[:68]}  {seconds}" if text else "\r\x1b[K")
         sys.stderr.flush()
@@ -2017,7 +2031,7 @@ def audit(options: argparse.Namespace, decisions: list[Acceptance], profile: str
     """Audit one account and write its workbook and state."""
     started = time.monotonic()
     aws = connect(options, profile)
-    progress = functools.partial(show_progress, started if not options.quiet else 0)
+    progress = functools.partial(show_progress, started, not options.quiet)
     state = read_state(options.state) if options.state else {}
     known = state.get(aws.number, {}) if options.state else None
     today = f"{aws.now:%Y-%m-%d}"
