@@ -1481,11 +1481,11 @@ class Report:
         return [*SEVERITIES, *([NEW] if self.gone is not None else []), OK, ACCEPTED, NOT_CHECKED]
 
     def headline(self) -> str:
-        new = (
-            "" if self.gone is None else f" ({self.count(NEW):,} new, {len(self.gone):,} resolved)"
-        )
-        gaps = f", {self.gaps():,} {NOT_CHECKED}" if self.gaps() else ", everything was checked"
-        return f"{counted(self.count(FINDING), 'finding')}{new}{gaps}"
+        findings = counted(self.count(FINDING), "finding")
+        if self.gone is not None:
+            findings += f" ({self.count(NEW):,} new, {len(self.gone):,} resolved)"
+        gaps = f"{self.gaps():,} {NOT_CHECKED}" if self.gaps() else "everything was checked"
+        return f"{findings}, {gaps}"
 
     def text(self) -> str:
         """What is printed: at most 80 columns, the path last so that it can be copied."""
@@ -1498,8 +1498,9 @@ class Report:
             f"{row[0]:16}" + "".join(f"{cell:>{w}}" for cell, w in zip(row[1:], width, strict=True))
             for row in table
         ]
-        new = [f"{s.id(row)}: {row.result}" for s in self.sheets for row in s.rows if row.new]
-        lines += ["", self.headline(), *listed("New", new if self.gone is not None else [])]
+        found = worst(self.sheets, FINDING)
+        new = [f"{sheet.id(row)}: {row.result}" for sheet, _, row in found if row.new]
+        lines += ["", self.headline(), *listed("New", new)]
         lines += listed("Resolved", list(self.gone or ()))
         return "\n".join([f"AWS account {self.aws.number}{alias}", "", *lines, str(self.path)])
 

@@ -107,6 +107,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_name_is_shown_as_it_is(aws: Canned, text: str) -> None:
+    aws.only = [REGION]
     aws.answer("ec2", "DescribeInstances", page(named(text)), REGION)
     rows = list(check_ec2_classic(aws, REGION))
     assert rows == [row(name=text)]
