@@ -48,10 +48,7 @@ def everyone(uri: str = EVERYONE) -> dict[str, str]:
     ("grantee", "words"),
     [
         (everyone(), ("AllUsers", "Everyone (AllUsers)")),
-        (
-            everyone(ANY_AWS_ACCOUNT),
-            ("AuthenticatedUsers", "Any AWS account (AuthenticatedUsers)"),
-        ),
+        (everyone(ANY_AWS_ACCOUNT), ("AuthenticatedUsers", "Any AWS account (AuthenticatedUsers)")),
         (everyone(LOG_DELIVERY), ("LogDelivery", "S3 log delivery")),
         (everyone("http://example/new"), ("http://example/new", "http://example/new")),
         (canonical(OWNER), ("Owner", "Owner")),
