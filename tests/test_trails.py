@@ -21,8 +21,8 @@ from security_check import (
 )
 
 CLOUDTRAIL = CHECKS[4]
-HOME = "us-east-1"
-ARN = "arn:aws:cloudtrail:us-east-1:123456789012:trail/main"
+HOME = "eu-central-1"
+ARN = "arn:aws:cloudtrail:eu-central-1:123456789012:trail/main"
 ALL = {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
 
 
