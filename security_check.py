@@ -1487,22 +1487,32 @@ class Report:
         gaps = f"{self.gaps():,} {NOT_CHECKED}" if self.gaps() else "everything was checked"
         return f"{findings}, {gaps}"
 
-    def text(self) -> str:
-        """What is printed: at most 80 columns, the path last so that it can be copied."""
+    def text(self, colour: bool = False) -> str:
+        """What is printed: a table of 80 columns, the path last so that it can be copied."""
         alias = f" ({self.alias})" if self.alias else ""
         columns = self.counted()
-        table = [["", *columns]]
-        table += [[s.check.title, *(f"{s.count(c) or '-'}" for c in columns)] for s in self.sheets]
-        width = [max(len(c), 5) + 1 for c in columns]
-        lines = [
-            f"{row[0]:16}" + "".join(f"{cell:>{w}}" for cell, w in zip(row[1:], width, strict=True))
-            for row in table
-        ]
+        lines = [" " * 16 + "".join(f"{name:>{width(name)}}" for name in columns)]
+        for sheet in self.sheets:
+            cells = (number_cell(sheet.count(name), name, colour) for name in columns)
+            lines.append(f"{sheet.check.title:16}" + "".join(cells))
         found = worst(self.sheets, FINDING)
         new = [f"{sheet.id(row)}: {row.result}" for sheet, _, row in found if row.new]
         lines += ["", self.headline(), *listed("New", new)]
         lines += listed("Resolved", list(self.gone or ()))
         return "\n".join([f"AWS account {self.aws.number}{alias}", "", *lines, str(self.path)])
+
+
+PAINT = {CRITICAL: "1;31", HIGH: "31", NEW: "1", NOT_CHECKED: "7"}  # for terminals
+
+
+def width(column: str) -> int:
+    return max(len(column), 5) + 1
+
+
+def number_cell(number: int, column: str, colour: bool) -> str:
+    cell = f"{number or '-':>{width(column)}}"
+    paint = colour and number and PAINT.get(column)
+    return f"\x1b[{paint}m{cell}\x1b[0m" if paint else cell
 
 
 def counted(number: int, thing: str) -> str:
@@ -2109,7 +2119,8 @@ def audit_all(options: argparse.Namespace) -> int:
         reports.append(report)
         codes.append(report.exit_code())
         if options.json != "-" and not (options.quiet and report.is_calm()):
-            say(report.text())
+            terminal = bool(sys.stdout and sys.stdout.isatty())
+            say(report.text(colour=terminal and "NO_COLOR" not in os.environ))
     if not (options.check or options.region or options.quiet):
         for warning in unmatched(decisions, reports):
             complain(warning)

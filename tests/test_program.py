@@ -88,9 +88,24 @@ def test_bare_environments(cloud: Cloud, env: dict[str, str]) -> None:
     assert "AWS account 123456789012 (gr" in out
 
 
-def test_nothing_but_the_summary_when_piped_or_told_not_to_colour(cloud: Cloud) -> None:
+def test_nothing_but_the_summary_when_piped(cloud: Cloud) -> None:
     _, out, _ = finished(cloud, env={"TERM": "xterm-256color"})
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colours_are_for_terminals_that_want_them(
+    cloud: Cloud, env: dict[str, str], coloured: bool
+) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = started(cloud, stdout=theirs, env=env)
+    process.communicate(timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert ("\x1b[1;31m" in shown) is coloured
 
 
 def test_on_a_terminal_progress_stays_on_one_line(cloud: Cloud) -> None:
