@@ -1318,6 +1318,10 @@ class Acceptance:
         return f"until {self.until}: {self.reason}" if self.until else self.reason
 
 
+def start_of_day(day: str) -> datetime:
+    return datetime.fromisoformat(day).replace(tzinfo=timezone.utc)
+
+
 def is_day(text: str) -> bool:
     try:
         return str(date.fromisoformat(text)) == text
@@ -1648,7 +1652,7 @@ class Page:
         """A row. Without a look, words that are a severity or a status have their own."""
         lines = 1
         for column, value in enumerate(values):
-            own = look or (str(value) if value in LOOKS else "cell")
+            own = look or (str(value) if value in (*SEVERITIES, *MEANING) else "cell")
             if target := (links or {}).get(column):
                 self.links.append(link_record(self.next, column, target))
                 own = "jump" if look in FREE else "link"
@@ -1704,7 +1708,7 @@ def sheet_lines(sheet: Sheet, report: Report) -> Iterator[Line]:
         result = f"NEW: {row.result}" if row.new else row.result
         cells += [result, row.severity, row.status, row.control]
         if report.gone is not None:
-            cells.append(datetime.fromisoformat(row.first_seen) if row.first_seen else "")
+            cells.append(start_of_day(row.first_seen) if row.first_seen else "")
         cells.append(sheet.id(row))
         links = {
             n: console_link(sheet.check, name, row, report.aws.region)
@@ -1803,7 +1807,7 @@ def workbook(report: Report) -> bytes:
 
 def resolved(report: Report) -> Iterator[Line]:
     for id, entry in (report.gone or {}).items():
-        first = datetime.fromisoformat(entry["first_seen"]).replace(tzinfo=timezone.utc)
+        first = start_of_day(entry["first_seen"])
         yield [id, entry["result"], first, (report.aws.now - first).days], "", {}
     if not report.gone:
         yield ["Nothing was resolved since last time"], "", {}

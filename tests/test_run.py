@@ -267,6 +267,41 @@ def test_the_workbook_is_named_after_account_and_time(cloud: Cloud) -> None:
     assert re.fullmatch(r"security_check_123456789012_\d{4}-\d\d-\d\d_\d{4}\.xls", name)
 
 
+@pytest.mark.parametrize(
+    ("configured", "only", "home", "sts"),
+    [
+        pytest.param(None, [], "us-east-1", "https://sts.us-east-1.amazonaws.com", id="nothing"),
+        pytest.param(
+            "cn-north-1", [], "cn-north-1", "https://sts.cn-north-1.amazonaws.com.cn", id="China"
+        ),
+        pytest.param(
+            None,
+            ["cn-northwest-1"],
+            "cn-northwest-1",
+            "https://sts.cn-northwest-1.amazonaws.com.cn",
+            id="China, asked for",
+        ),
+        pytest.param(
+            "us-gov-west-1",
+            [],
+            "us-gov-west-1",
+            "https://sts.us-gov-west-1.amazonaws.com",
+            id="Gov",
+        ),
+        pytest.param(
+            "eu-west-1", ["mars-1"], "eu-west-1", "https://sts.eu-west-1.amazonaws.com", id="typo"
+        ),
+    ],
+)
+def test_partitions_start_from_a_region_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, configured: str | None, only: list[str], home: str, sts: str
+) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    aws = Canned(region=configured, only=only)
+    assert aws.region == home
+    assert aws.client("sts", aws.region).meta.endpoint_url == sts
+
+
 # --- what cannot start: one line, exit 2, no call, nothing written ------------------------
 
 

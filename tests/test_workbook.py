@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import time
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,28 @@ def test_dates_are_dates_and_numbers_numbers(aws: Canned) -> None:
     form = book.format_map[book.xf_list[created.xf_index].format_key]
     assert form.format_str == "yyyy-mm-dd"
     assert (age.ctype, age.value) == (xlrd.XL_CELL_NUMBER, 1234567)
+
+
+def test_days_are_of_utc_wherever_the_script_runs(
+    aws: Canned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        row = replace(bad(1), first_seen="2026-11-01", new=True)
+        sheet = opened(a_report(aws, row, gone={})).sheet_by_name("EC2-Classic")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    (seen,) = column(sheet, "First seen")
+    assert xlrd.xldate_as_datetime(seen, 0) == datetime(2026, 11, 1)
+    assert column(sheet, "Result") == ["NEW: Bad"]
+
+
+@pytest.mark.parametrize("name", ["title", "note", "link", "Critical"])
+def test_a_name_that_is_a_word_of_ours_is_a_name(aws: Canned, name: str) -> None:
+    row = Row("x", ("eu-west-1", "i-1", name), "Fine")
+    assert opened(a_report(aws, row)).sheet_by_name("EC2-Classic").cell_value(3, 2) == name
 
 
 def test_the_header_is_frozen_bold_and_printed_on_every_page(aws: Canned) -> None:
