@@ -30,6 +30,7 @@ import argparse
 import contextlib
 import csv
 import functools
+import importlib.util
 import io
 import json
 import logging
@@ -1834,13 +1835,11 @@ def deliver(data: bytes, path: Path) -> None:
         save(data, path)
     except OSError as error:
         why = f"cannot write {path}: {error.strerror or error}"
-        rescue = Path(tempfile.mkdtemp(prefix="security_check-")) / path.name
         try:
+            rescue = Path(tempfile.mkdtemp(prefix="security_check-")) / path.name
             save(data, rescue)
         except OSError:
-            raise CannotRun(
-                f"{why}, nor a copy into {rescue.parent}: the results are lost"
-            ) from error
+            raise CannotRun(f"{why}, and no copy elsewhere: the results are lost") from error
         raise CannotRun(f"{why}; the results are in {rescue}") from error
 
 
@@ -1978,6 +1977,9 @@ def prepare(options: argparse.Namespace) -> list[Acceptance]:
     if options.state:
         check_writable(options.state)
         read_state(options.state)
+    for package in ("boto3", "xlwt"):
+        if not importlib.util.find_spec(package):
+            raise CannotRun(f"{package} is not installed: run `pip install boto3 xlwt`")
     if not options.accept:
         return []
     try:

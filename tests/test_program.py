@@ -135,3 +135,12 @@ def test_debug_shows_calls_and_no_secrets(cloud: Cloud, tmp_path: Path) -> None:
         assert secret not in out + err
         assert secret.encode() not in written
     assert not re.search(r"Signature=[0-9a-f]{8}", err)
+
+
+def test_a_package_that_is_missing_is_named_before_the_audit(cloud: Cloud) -> None:
+    bare = [sys.executable, "-S", str(SCRIPT)]  # without site-packages
+    ran = subprocess.run(bare, env=cloud.environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "security_check.py: boto3 is not installed: run `pip install boto3 xlwt`\n"
+    )
