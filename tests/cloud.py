@@ -343,6 +343,8 @@ class Cloud:
         return {
             "AWS_ENDPOINT_URL": self.url,
             "HTTP_PROXY": self.url,
+            "NO_PROXY": "",
+            "no_proxy": "",
             "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
             "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY",
             "AWS_CONFIG_FILE": "/nonexistent",

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+# Before moto, which reads the configuration of the real account when it is imported.
+for name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[name]
 
 import boto3
 import botocore.loaders

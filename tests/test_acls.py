@@ -264,7 +264,9 @@ def test_no_buckets(aws: Canned) -> None:
 # --- over HTTP ----------------------------------------------------------------------------------
 
 
-def test_a_thousand_buckets_in_several_regions(cloud: Cloud) -> None:
+def test_a_thousand_buckets_in_several_regions(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clients = {region: cloud.client("s3", region) for region in ("us-east-1", "eu-west-1")}
     regions = {"us-east-1": {}, "eu-west-1": {"LocationConstraint": "eu-west-1"}}
     first: Any = {}
@@ -278,6 +280,19 @@ def test_a_thousand_buckets_in_several_regions(cloud: Cloud) -> None:
         copy.acl = first[region].acl
         cloud.backend("s3").buckets[copy.name] = copy
     cloud.layer.calls.clear()
+    moto, answers = cloud.layer.app, dict[str, tuple[list[Any], bytes]]()
+
+    def same_for_all(environ: dict[str, Any], start: Any) -> list[bytes]:
+        """moto is slow: what it says of one bucket is repeated for the others."""
+        key = environ["QUERY_STRING"]
+        if environ["PATH_INFO"] == "/" or key not in answers:
+            began: list[Any] = []
+            text = b"".join(moto(environ, lambda *args: began.extend(args)))
+            answers[key] = began, text
+        start(*answers[key][0])
+        return [answers[key][1]]
+
+    monkeypatch.setattr(cloud.layer, "app", same_for_all)
     options = security_check.arguments(["--check", "s3-acls", "--output", "x.xls"])
     report = security_check.audit(options, [], None)
     (sheet,) = report.sheets

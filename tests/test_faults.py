@@ -323,7 +323,7 @@ def test_a_region_that_does_not_answer_is_soon_left_alone(
     clean.clear()
     small.reset()
     fill(small)
-    for n in range(100):
+    for n in range(45):
         place = {"LocationConstraint": REGION}
         client = small.client("s3", REGION)
         client.create_bucket(Bucket=f"bucket-{n}", CreateBucketConfiguration=place)
