@@ -2156,7 +2156,8 @@ def leave(code: int) -> None:
     """End the process without its threads, which may still wait for AWS, and without taking
     everything down piece by piece, which takes as long as the calls of a small audit."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.flush()
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 
