@@ -612,15 +612,18 @@ def rules(group: dict[str, Any]) -> dict[tuple[Any, ...], tuple[list[str], list[
 def doors(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Door]:
     for (protocol, first, last), (cidrs, lists) in rules(group).items():
         where = (group, protocol, port_words(protocol, first, last))
-        sources = [] if whole_internet(cidrs) else lists
-        try:
-            listed = [cidr for id in sources for cidr in prefix_list(aws, region, id)]
-        except Unanswered as error:
-            yield Door(*where, ", ".join(sources), ", ".join(sources), "", "", "", error)
+        sources = [] if whole_internet(cidrs) else sorted(set(lists))
+        via, unread = ", ".join(sources), None
+        for id in sources:
+            try:
+                cidrs = cidrs + prefix_list(aws, region, id)
+            except Unanswered as error:
+                unread = error
+        internet, wide = whole_internet(cidrs), sorted(set(wide_sources(cidrs)))
+        if unread and not internet:
+            yield Door(*where, via, via, "", "", "", unread)
             continue
-        internet, wide = whole_internet(cidrs + listed), wide_sources(cidrs + listed)
         open_to = ", ".join(internet or wide)
-        via = ", ".join(sources)
         words = f"{open_to} ({via})" if via else open_to
         if internet:
             verdict = port_severity(protocol, opened_ports(protocol, first, last))
@@ -639,8 +642,8 @@ def interfaces(aws: Account, region: str, groups: set[str]) -> dict[str, list[di
             "ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", region,
             Filters=filters, IncludeManagedResources=True,
         ):  # fmt: skip
-            for group in interface["Groups"]:
-                found[group["GroupId"]].append(interface)
+            for id in {group["GroupId"] for group in interface["Groups"]} & set(some):
+                found[id].append(interface)
     return found
 
 
@@ -672,7 +675,9 @@ class Ingress:
 
         https://docs.aws.amazon.com/vpc/latest/userguide/security-vpc-bpa.html
         """
-        places = {vpc, *(interface.get("SubnetId", "") for interface in interfaces)}
+        places = {vpc}
+        for interface in interfaces:  # a group may be used in other VPCs than its own
+            places |= {interface.get("VpcId", ""), interface.get("SubnetId", "")}
         if not self.mode.startswith("block-") or places & self.excluded:
             return ""
         return f"VPC block public access ({self.mode})"
@@ -716,10 +721,10 @@ def check_security_groups(aws: Account, region: str) -> Rows:
     Where either may not be read a door is open all the same, and the region is a gap too.
     """
     groups, found = 0, list[Door]()
-    for group in aws.fetch("ec2", "DescribeSecurityGroups", "SecurityGroups", region):
-        groups += 1
-        found += doors(aws, region, group)
     try:
+        for group in aws.fetch("ec2", "DescribeSecurityGroups", "SecurityGroups", region):
+            groups += 1
+            found += doors(aws, region, group)
         users = interfaces(aws, region, {door.group["GroupId"] for door in found})
         blocks = ingress(aws, region) if found else None
     except Unanswered:

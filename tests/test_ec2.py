@@ -512,6 +512,30 @@ def test_a_list_that_may_not_be_read_is_not_checked(aws: Canned) -> None:
     ]
 
 
+def test_a_list_that_may_not_be_read_does_not_hide_another(aws: Canned) -> None:
+    answer_groups(aws, group(permission(lists=["pl-2", "pl-1"])))
+    answer_list(aws, "0.0.0.0/0")
+    aws.refuse("ec2", "GetManagedPrefixListEntries", DENIED, REGION)
+    answer_use(aws, "sg-1")
+    (row,) = check_security_groups(aws, REGION)
+    assert (row.status, row.severity) == ("FINDING", "Critical")
+    assert row.id == f"{REGION}/sg-1/TCP/22/pl-1,pl-2"
+
+
+def test_doors_of_the_first_page_stay_when_the_second_is_refused(aws: Canned) -> None:
+    found = {"SecurityGroups": [group(permission(v4=["0.0.0.0/0"]))], "NextToken": "more"}
+    aws.answer("ec2", "DescribeSecurityGroups", found, REGION)
+    aws.refuse("ec2", "DescribeSecurityGroups", DENIED, REGION)
+    aws.only = [REGION]
+    rows = run(CHECKS[1], aws, lambda text: None).rows
+    assert [row.status for row in rows] == ["FINDING", "NOT CHECKED"]
+
+
+def test_a_group_used_in_another_vpc_that_is_let_off_is_open() -> None:
+    blocks = Ingress("block-ingress", frozenset(["vpc-2"]))
+    assert blocks.blocks("vpc-1", [{"VpcId": "vpc-2", "SubnetId": "subnet-1"}]) == ""
+
+
 def test_a_list_does_not_matter_where_the_rule_is_open_anyway(aws: Canned) -> None:
     answer_groups(aws, group(permission(v4=["0.0.0.0/0"], lists=["pl-1"])))
     answer_use(aws, "sg-1")
