@@ -80,8 +80,9 @@ LOG_DELIVERY = "http://acs.amazonaws.com/groups/s3/LogDelivery"
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
 ATTEMPTS = 8
 SILENT_CALLS = 3
+FIRST_GAP = 0.05  # between calls, once AWS has throttled
 THREADS = 32
-THREADS_IAM = 24  # IAM throttles the account as a whole
+THREADS_IAM = THREADS_AHEAD = 8  # IAM throttles the account as a whole
 
 REPORT_POLLS, REPORT_PAUSE = 30, 2  # a minute for the credential report
 
@@ -96,6 +97,7 @@ EXPIRED = {
     "TokenRetrievalError",
     "UnauthorizedSSOTokenError",
 }
+THROTTLED = {"Throttling", "ThrottlingException", "RequestLimitExceeded", "SlowDown"}
 GONE = {"NoSuchEntity", "NoSuchBucket"}  # deleted between listing and asking
 
 # === rows =============================================================================
@@ -201,6 +203,34 @@ class Answer(dict[str, Any]):
 
     def __missing__(self, field: str) -> Any:
         raise Unanswered("MalformedAnswer", f"{self.call} without {field}")
+
+
+class Pace:
+    """How fast one client may ask: at will until AWS throttles, then a call every `gap`
+    seconds, a little sooner after each answer and later after each refusal.
+
+    botocore's `adaptive` retries count every refusal of a volley, and then crawl for seconds.
+    """
+
+    def __init__(self) -> None:
+        self.gap = self.next = self.slowed = 0.0
+        self.lock = threading.Lock()
+
+    def wait(self, **_: Any) -> None:
+        with self.lock:
+            now = time.monotonic()
+            self.next = max(now, self.next + self.gap)
+            pause = self.next - now
+        time.sleep(pause)
+
+    def learn(self, response: tuple[Any, dict[str, Any]] | None, **_: Any) -> None:
+        code = response[1].get("Error", {}).get("Code") if response else None
+        with self.lock:
+            now = time.monotonic()
+            if code not in THROTTLED:
+                self.gap *= 0.995
+            elif now - self.slowed > 1:  # what is refused together is refused once
+                self.gap, self.slowed = max(self.gap * 1.2, FIRST_GAP), now
 
 
 P = ParamSpec("P")
@@ -326,15 +356,17 @@ class Account:
         config = Config(
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=READ_TIMEOUT,
-            retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS},
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             max_pool_connections=THREADS,
         )
         with self.lock:
             if (service, region) not in self.clients:
                 client: Any = self.session.client(service, region, config=config)  # type: ignore[call-overload]
-                event = f"needs-retry.{client.meta.service_model.service_id.hyphenize()}"
+                pace, events = Pace(), client.meta.events
                 give_up = functools.partial(self._give_up_on_silence, region)
-                client.meta.events.register_first(event, give_up)
+                events.register("before-send", pace.wait)
+                events.register("needs-retry", pace.learn)
+                events.register_first("needs-retry", give_up)
                 self.clients[service, region] = client
             return self.clients[service, region]
 
@@ -374,6 +406,19 @@ def once(question: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate
         return known
 
     return asked  # type: ignore[return-value]
+
+
+def every(
+    question: Callable[[Account, str], Any], targets: Callable[[Account], Iterable[str]]
+) -> Callable[[Account], None]:
+    """The question about every target, as one to be put ahead."""
+
+    def asked(aws: Account) -> None:
+        with ThreadPoolExecutor(THREADS_AHEAD) as pool:
+            for target in targets(aws):
+                pool.submit(question, aws, target)
+
+    return asked
 
 
 # === targets ==========================================================================
@@ -767,10 +812,15 @@ def due_day(created: datetime, max_age: int) -> datetime:
     return created + timedelta(days=max_age + 1)
 
 
+@once
+def access_keys(aws: Account, user: str) -> list[dict[str, Any]]:
+    return list(aws.fetch("iam", "ListAccessKeys", "AccessKeyMetadata", UserName=user))
+
+
 @check(
     "Access keys",
     over=users,
-    ahead=(user_list, account_summary),
+    ahead=(user_list, account_summary, every(access_keys, user_list)),
     threads=THREADS_IAM,
     columns=("User", "Access key ID", "Key status", "Created", "Age (days)", "Last used"),
     about="Every access key and its age. Replace an old key, then delete it.",
@@ -784,7 +834,7 @@ def check_access_keys(aws: Account, user: str) -> Rows:
         if account_summary(aws)["AccountAccessKeysPresent"]:
             yield finding(f"{ROOT}/keys", (ROOT,), "Root has access keys", CRITICAL, "IAM.4")
         return
-    for key in aws.fetch("iam", "ListAccessKeys", "AccessKeyMetadata", UserName=user):
+    for key in access_keys(aws, user):
         id, created = key["AccessKeyId"], key["CreateDate"]
         age = key_age(created, aws.now)
         cells: tuple[Cell, ...] = (user, id, key["Status"], created, age)
@@ -1157,10 +1207,26 @@ def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
     return ""
 
 
+@once
+def bucket_acl(aws: Account, bucket: str) -> Answer:
+    return aws.ask("s3", "GetBucketAcl", bucket_list(aws)[bucket], Bucket=bucket)
+
+
+@once
+def policy_status(aws: Account, bucket: str) -> Answer:
+    region, absent = bucket_list(aws)[bucket], {"NoSuchBucketPolicy"}
+    return aws.ask("s3", "GetBucketPolicyStatus", region, absent, Bucket=bucket)
+
+
+def acl_and_policy(aws: Account, bucket: str) -> None:
+    bucket_acl(aws, bucket)
+    policy_status(aws, bucket)
+
+
 @check(
     "S3 ACLs",
     over=buckets,
-    ahead=(bucket_list,),
+    ahead=(bucket_list, every(acl_and_policy, bucket_list)),
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
     about="Who is granted what on every bucket. Turn ACLs off, and block public access.",
     docs="https://docs.aws.amazon.com/AmazonS3/latest/userguide/about-object-ownership.html",
@@ -1170,7 +1236,7 @@ def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
 def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """Every grant on a bucket, and whether its policy makes it public."""
     region = bucket_list(aws)[bucket]
-    acl = aws.ask("s3", "GetBucketAcl", region, Bucket=bucket)
+    acl = bucket_acl(aws, bucket)
     owner: str = acl["Owner"]["ID"]
     where = (bucket, region, acl["Owner"].get("DisplayName") or owner)
     for grant in acl["Grants"]:
@@ -1185,8 +1251,7 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
             yield finding(id, (*cells, ""), f"Another account has {permission}", severity, control)
         else:
             yield Row(id, (*cells, ""), result)
-    absent = {"NoSuchBucketPolicy"}
-    policy = aws.ask("s3", "GetBucketPolicyStatus", region, absent=absent, Bucket=bucket)
+    policy = policy_status(aws, bucket)
     if policy and policy["PolicyStatus"]["IsPublic"]:
         cells = (*where, "Everyone (bucket policy)", "policy")
         result, setting = "Public by bucket policy", "RestrictPublicBuckets"

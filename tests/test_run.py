@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cloud as cloud_module
 import pytest
 import xlrd
-from cloud import Cloud, Fault
+from cloud import Bucket, Cloud, Fault
 from conftest import Canned
 from example import fill
 
 import security_check
-from security_check import Account, Check, Row, Unanswered, main, run
+from security_check import Account, Check, Pace, Row, Unanswered, main, run
 
 SCRIPT = Path(security_check.__file__)
 
@@ -37,6 +38,75 @@ def quiet(text: str) -> None:
 
 def row(target: str) -> Row:
     return Row(target, (target, 1), "fine")
+
+
+# --- the pace of calls --------------------------------------------------------------------
+
+THROTTLED = (None, {"Error": {"Code": "Throttling"}})
+ANSWERED: tuple[None, dict[str, Any]] = (None, {})
+
+
+class Clock:
+    """Stands in for the module `time`, and for an hour of waiting."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(security_check, "time", clock)
+    monkeypatch.setattr(cloud_module, "time", clock)
+    return clock
+
+
+def test_nobody_waits_before_aws_throttles(clock: Clock) -> None:
+    pace = Pace()
+    for response in (ANSWERED, None, (None, {"Error": {"Code": "AccessDenied"}})) * 100:
+        pace.wait()
+        pace.learn(response)
+    assert clock.now == 1000
+
+
+def test_a_volley_of_refusals_slows_down_once(clock: Clock) -> None:
+    pace = Pace()
+    for _ in range(30):
+        pace.learn(THROTTLED)
+    pace.wait()
+    pace.wait()
+    assert clock.now == 1000 + security_check.FIRST_GAP
+
+
+@pytest.mark.parametrize("rate", [1, 5, 20, 30])
+def test_the_pace_finds_what_aws_allows(clock: Clock, rate: float) -> None:
+    pace, bucket, refused, answered = Pace(), Bucket(rate, burst=20), 0, 0
+    while answered < 1000:
+        pace.wait()
+        clock.now += 0.001
+        if bucket.take():
+            answered += 1
+            pace.learn(ANSWERED)
+        else:
+            refused += 1
+            pace.learn(THROTTLED)
+    assert clock.now - 1000 <= 1.1 * (answered - bucket.burst) / rate
+    assert refused <= answered / 5
+
+
+def test_every_call_keeps_the_pace(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(Pace, "wait", lambda pace, **_: heard.append("wait"))
+    monkeypatch.setattr(Pace, "learn", lambda pace, **_: heard.append("learn"))
+    cloud.layer.faults.append(Fault("Throttling", "iam", "ListUsers", times=1))
+    main([])
+    assert heard.count("wait") == heard.count("learn") == len(cloud.layer.calls)
 
 
 # --- the runner -------------------------------------------------------------------------
