@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -378,18 +380,21 @@ def test_one_account_that_fails_does_not_stop_the_next(
     assert len(list(Path().glob("*.xls"))) == 1
 
 
+README = (Path(__file__).parent.parent / "README.md").read_text()
+(CRON,) = re.findall(r"^15 6 1 \* \* (.*)$", README, re.MULTILINE)
+SYSTEMD = re.findall(r"```ini\n(.*?)```", README, re.DOTALL)
+
+
 def test_the_crontab_of_the_readme_runs_as_cron_runs_it(cloud: Cloud, tmp_path: Path) -> None:
     """An empty environment, but for what this test's AWS needs; /bin/sh; the folder's own
     .venv."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (line,) = re.findall(r"^15 6 1 \* \* (.*)$", readme, re.MULTILINE)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
     (tmp_path / "security_check.py").write_text(Path(security_check.__file__).read_text())
     (tmp_path / "accept.txt").write_text("# nothing yet\n")
     (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.path[:0] = {sys.path!r}")
     needed = {**cloud.environment, "PYTHONPATH": str(tmp_path)}
-    command = line.replace("/var/lib/security_check", str(tmp_path))
+    command = CRON.replace("/var/lib/security_check", str(tmp_path))
     env = ["env", "-i", *(f"{name}={value}" for name, value in needed.items())]
     for said_something in (True, False):
         ran = subprocess.run(
@@ -399,3 +404,25 @@ def test_the_crontab_of_the_readme_runs_as_cron_runs_it(cloud: Cloud, tmp_path: 
         assert bool(ran.stdout) is said_something
         assert ran.stderr == ""
     assert oct((tmp_path / "state.json").stat().st_mode & 0o777) == "0o600"
+
+
+def test_the_systemd_unit_runs_what_cron_runs() -> None:
+    unit = configparser.ConfigParser()
+    for text in SYSTEMD:
+        unit.read_string(text)
+    folder, command = unit["Service"]["WorkingDirectory"], unit["Service"]["ExecStart"]
+    assert f"cd {folder} && {command.removeprefix(folder + '/')}" == CRON
+    assert unit["Service"]["SuccessExitStatus"] == "1"  # findings are no failure of the unit
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not there")
+def test_systemd_understands_its_unit(tmp_path: Path) -> None:
+    for text, kind in zip(SYSTEMD, ("service", "timer"), strict=True):
+        text = text.replace("/var/lib/security_check/.venv/bin/python", sys.executable)
+        text = text.replace("/var/lib/security_check", str(tmp_path))
+        (tmp_path / f"security_check.{kind}").write_text(text)
+    units = map(str, tmp_path.glob("security_check.*"))
+    verify = ["systemd-analyze", "verify", "--man=no", *units]
+    ran = subprocess.run(verify, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "security_check." not in ran.stderr
