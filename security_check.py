@@ -47,7 +47,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from ipaddress import collapse_addresses, ip_address, ip_network
 from itertools import zip_longest
@@ -143,8 +143,8 @@ class Check:
     `about` says what the sheet shows and what to do about a finding, `docs` is AWS's page on
     that. `nothing` is what an empty sheet says; it may use {targets} and {looked_at}, the
     numbers looked at. `links` are pages of the AWS console by column; they may use the other
-    columns of the row. `ahead` are questions, asked once an audit, that all targets wait for:
-    they are put while earlier checks run.
+    columns of the row. `ahead` are questions, asked once an audit, that are put while earlier
+    checks run: what all targets wait for, and what AWS lets us ask of each but slowly.
     """
 
     title: str
@@ -190,8 +190,8 @@ class Unanswered(Exception):
 
 
 class Answer(dict[str, Any]):
-    """What AWS answered. A field that AWS always sends and that is not there, at whatever
-    depth, means that something else answered (a proxy, a sign-in page): that is no answer."""
+    """What AWS answered. A field that AWS always sends and that is not there, here or in what
+    is nested here, means that something else answered (a proxy, a sign-in page)."""
 
     def __init__(self, answer: dict[str, Any], call: str) -> None:
         super().__init__(answer)
@@ -237,29 +237,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class Account:
     """The account under audit, and the only way to AWS. `now` is the one moment that the
     audit calls now; `only` limits the regions; `max_key_age` is in days."""
 
-    def __init__(
-        self,
-        session: boto3.Session,
-        now: datetime,
-        only: Collection[str] = (),
-        max_key_age: int = MAX_KEY_AGE,
-    ) -> None:
-        self.session = session
-        self.now = now
-        self.only = only
-        self.max_key_age = max_key_age
-        elsewhere = [region for region in only if region.startswith(("cn-", "us-gov-"))]
-        self.region: str = session.region_name or [*elsewhere, "us-east-1"][0]
-        self.number = self.arn = ""  # known once AWS has said who asks
-        self.clients: dict[tuple[str, str], Any] = {}
-        self.answers: dict[Any, Future[Any]] = {}
-        self.silent: Counter[tuple[str, ...]] = Counter()
-        self.expired: Unanswered | None = None
-        self.lock = threading.RLock()
+    session: boto3.Session
+    now: datetime
+    only: Collection[str] = ()
+    max_key_age: int = MAX_KEY_AGE
+    number: str = ""  # known once AWS has said who asks, as is the ARN
+    arn: str = ""
+    clients: dict[tuple[str, str], Any] = field(default_factory=dict)
+    answers: dict[Any, Future[Any]] = field(default_factory=dict)
+    silent: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    expired: Unanswered | None = None
+    lock: Any = field(default_factory=threading.RLock)
+
+    @functools.cached_property
+    def region(self) -> str:
+        elsewhere = [region for region in self.only if region.startswith(("cn-", "us-gov-"))]
+        return self.session.region_name or [*elsewhere, "us-east-1"][0]
 
     def ask(
         self,
@@ -271,21 +269,14 @@ class Account:
     ) -> Answer:
         """One answer of AWS. An error code in `absent` is an answer too: an empty one."""
         region = region or self.region
-        call = f"{service} {operation}"
+        pages = self._pages(service, operation, region, params)
         try:
-            return Answer(self._call(service, operation, region, params), call)
+            answer = self._answered(service, operation, region, lambda: next(pages))
         except Unanswered as error:
-            if error.code in absent:
-                return Answer({}, call)
-            raise
-
-    def _call(self, service: str, operation: str, region: str, params: dict[str, Any]) -> Any:
-        from botocore import xform_name
-
-        return self._answered(
-            *(service, operation, region),
-            lambda: getattr(self.client(service, region), xform_name(operation))(**params),
-        )
+            if error.code not in absent:
+                raise
+            answer = {}
+        return Answer(answer, f"{service} {operation}")
 
     def fetch(
         self,
@@ -298,25 +289,24 @@ class Account:
     ) -> Iterator[Any]:
         """All the items of all pages, streamed."""
         region = region or self.region
-        pages = self._pages(service, operation, region, page_size, params)
+        pages = self._pages(service, operation, region, params, page_size)
         while page := self._answered(service, operation, region, lambda: next(pages, None)):
             yield from Answer(page, f"{service} {operation}")[items]
 
     def _pages(
-        self, service: str, operation: str, region: str, page_size: int, params: dict[str, Any]
+        self, service: str, operation: str, region: str, params: dict[str, Any], size: int = 0
     ) -> Iterator[dict[str, Any]]:
+        """The answers to a call, one page after another if a size is asked for."""
         from botocore import xform_name
 
-        client, method = self.client(service, region), xform_name(operation)
-        if client.can_paginate(method):
-            config = {"PageSize": page_size}
-            yield from client.get_paginator(method).paginate(**params, PaginationConfig=config)
+        client, name = self.client(service, region), xform_name(operation)
+        if size and client.can_paginate(name):
+            config = {"PageSize": size}
+            yield from client.get_paginator(name).paginate(**params, PaginationConfig=config)
             return
-        page = getattr(client, method)(**params)
-        yield page
-        while token := page.get("NextToken"):
-            page = getattr(client, method)(**params, NextToken=token)
-            yield page
+        yield (page := getattr(client, name)(**params))
+        while token := page.get("NextToken"):  # botocore does not know how to page everything
+            yield (page := getattr(client, name)(**params, NextToken=token))
 
     def _answered(self, service: str, operation: str, region: str, call: Callable[[], T]) -> T:
         """The one place where a failure to reach AWS, or a refusal, becomes Unanswered.
@@ -361,13 +351,13 @@ class Account:
         )
         with self.lock:
             if (service, region) not in self.clients:
-                client: Any = self.session.client(service, region, config=config)  # type: ignore[call-overload]
+                make: Callable[..., Any] = self.session.client
+                client = self.clients[service, region] = make(service, region, config=config)
                 pace, events = Pace(), client.meta.events
                 give_up = functools.partial(self._give_up_on_silence, region)
                 events.register("before-send", pace.wait)
                 events.register("needs-retry", pace.learn)
                 events.register_first("needs-retry", give_up)
-                self.clients[service, region] = client
             return self.clients[service, region]
 
     def _give_up_on_silence(
@@ -411,7 +401,7 @@ def once(question: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate
 def every(
     question: Callable[[Account, str], Any], targets: Callable[[Account], Iterable[str]]
 ) -> Callable[[Account], None]:
-    """The question about every target, as one to be put ahead."""
+    """The question about every target, a few at a time, as one to be put ahead."""
 
     def asked(aws: Account) -> None:
         with ThreadPoolExecutor(THREADS_AHEAD) as pool:
@@ -520,8 +510,9 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
 # https://www.iana.org/assignments/iana-ipv4-special-registry
 NOT_INTERNET: list[Any] = [
     *map(ip_network, ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8")),
-    *map(ip_network, ("169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/3")),
-    *map(ip_network, ("::/3", "4000::/2", "8000::/1")),
+    *map(ip_network, ("169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24")),
+    *map(ip_network, ("192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24")),
+    *map(ip_network, ("224.0.0.0/3", "::/3", "4000::/2", "8000::/1")),
 ]
 WIDE = {4: 7, 6: 12}  # prefix lengths; IANA gives a whole regional registry an IPv6 /12
 
@@ -609,32 +600,6 @@ def lowered(severity: str) -> str:
     return SEVERITIES[min(SEVERITIES.index(severity) + 1, 3)]
 
 
-@dataclass(frozen=True)
-class Door:
-    """A rule of a security group that lets in the Internet, or may: `error` says what could
-    not be read. `source` names the CIDRs, or the prefix lists that hold them."""
-
-    group: dict[str, Any]
-    protocol: str
-    ports: str
-    source: str
-    open_to: str
-    result: str
-    severity: str
-    control: str
-    error: Unanswered | None = None
-
-    @property
-    def id(self) -> str:
-        ports = self.ports.split(" (")[0].replace(" ", "-")
-        return f"{self.group['GroupId']}/{self.protocol}/{ports}/{self.source}".replace(", ", ",")
-
-    def cells(self, region: str, used_by: str = "", blocked_by: str = "") -> tuple[Cell, ...]:
-        group = self.group
-        ids = (group["GroupId"], group.get("GroupName", ""), group.get("VpcId", ""))
-        return (region, *ids, self.protocol, self.ports, self.open_to, used_by, blocked_by)
-
-
 @once
 def prefix_list(aws: Account, region: str, id: str) -> list[str]:
     call = "GetManagedPrefixListEntries"
@@ -654,27 +619,42 @@ def rules(group: dict[str, Any]) -> dict[tuple[Any, ...], tuple[list[str], list[
     return merged
 
 
-def doors(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Door]:
+def read_lists(
+    aws: Account, region: str, ids: list[str]
+) -> tuple[dict[str, list[str]], Unanswered | None]:
+    """The CIDRs of the prefix lists that may be read, and why one may not."""
+    entries, unread = {}, None
+    for id in ids:
+        try:
+            entries[id] = prefix_list(aws, region, id)
+        except Unanswered as error:
+            unread = error
+    return entries, unread
+
+
+def doors(aws: Account, region: str, group: dict[str, Any]) -> Rows:
+    """The rules of a group that let in the Internet, or may: rows without the last two cells."""
+    where = (region, group["GroupId"], group.get("GroupName", ""), group.get("VpcId", ""))
     for (protocol, first, last), (cidrs, lists) in rules(group).items():
-        where = (group, protocol, port_words(protocol, first, last))
-        sources = [] if whole_internet(cidrs) else sorted(set(lists))
-        via, unread = ", ".join(sources), None
-        for id in sources:
-            try:
-                cidrs = cidrs + prefix_list(aws, region, id)
-            except Unanswered as error:
-                unread = error
-        internet, wide = whole_internet(cidrs), sorted(set(wide_sources(cidrs)))
-        if unread and not internet:
-            yield Door(*where, via, via, "", "", "", unread)
-            continue
+        ports = port_words(protocol, first, last)
+        lists = [] if whole_internet(cidrs) else sorted(set(lists))
+        entries, unread = read_lists(aws, region, lists)
+        sources = [*cidrs, *(cidr for listed in entries.values() for cidr in listed)]
+        internet, wide = whole_internet(sources), sorted(set(wide_sources(sources)))
         open_to = ", ".join(internet or wide)
-        words = f"{open_to} ({via})" if via else open_to
+        via = [id for id, listed in entries.items() if wide_sources(listed)]
+        via = via or (lists if internet else [])  # a list may hold the Internet in small pieces
+        words = f"{open_to} ({', '.join(via)})" if via else open_to
+        sources = lists if via or (unread and not internet) else internet or wide
+        path = (*where[:2], protocol, ports.split(" (")[0].replace(" ", "-"), ",".join(sources))
+        id, cells = "/".join(path), (*where, protocol, ports)
         if internet:
             verdict = port_severity(protocol, opened_ports(protocol, first, last))
-            yield Door(*where, via or open_to, words, "Open to the Internet", *verdict)
+            yield finding(id, (*cells, words), "Open to the Internet", *verdict)
+        elif unread:
+            yield gap(id, (*cells, ", ".join(lists)), unread)
         elif wide:
-            yield Door(*where, via or open_to, words, f"Open to {open_to}", MEDIUM, "")
+            yield finding(id, (*cells, words), f"Open to {open_to}", MEDIUM)
 
 
 def interfaces(aws: Account, region: str, groups: set[str]) -> dict[str, list[dict[str, Any]]]:
@@ -710,20 +690,23 @@ def used_by(interfaces: Sequence[dict[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class Ingress:
-    """A region's VPC block public access: its mode, and the VPCs and subnets let off."""
+    """A region's VPC block public access: its mode, the account's own VPCs, to which alone it
+    applies (subnets may be shared by another account), and the VPCs and subnets let off."""
 
     mode: str
-    excluded: frozenset[str]
+    own: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()
 
     def blocks(self, vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
         """The mode, where it stops what comes in through an Internet gateway, else blank.
 
         https://docs.aws.amazon.com/vpc/latest/userguide/security-vpc-bpa.html
         """
-        places = {vpc}
-        for interface in interfaces:  # a group may be used in other VPCs than its own
-            places |= {interface.get("VpcId", ""), interface.get("SubnetId", "")}
-        if not self.mode.startswith("block-") or places & self.excluded:
+        # a group may be used in other VPCs than its own
+        vpcs = {vpc, *(interface.get("VpcId", vpc) for interface in interfaces)}
+        subnets = {interface.get("SubnetId", "") for interface in interfaces}
+        stops = self.mode.startswith("block-") and vpcs <= self.own
+        if not stops or (vpcs | subnets) & self.excluded:
             return ""
         return f"VPC block public access ({self.mode})"
 
@@ -733,11 +716,13 @@ def ingress(aws: Account, region: str) -> Ingress:
     options = aws.ask("ec2", "DescribeVpcBlockPublicAccessOptions", region)
     mode = options["VpcBlockPublicAccessOptions"]["InternetGatewayBlockMode"]
     if mode == "off":
-        return Ingress(mode, frozenset())
+        return Ingress(mode)
+    vpcs = aws.fetch("ec2", "DescribeVpcs", "Vpcs", region)
     call = "DescribeVpcBlockPublicAccessExclusions"
     exclusions = aws.fetch("ec2", call, "VpcBlockPublicAccessExclusions", region)
     return Ingress(
         mode,
+        frozenset(vpc["VpcId"] for vpc in vpcs if vpc["OwnerId"] == aws.number),
         frozenset(
             exclusion["ResourceArn"].rpartition("/")[2]
             for exclusion in exclusions
@@ -765,33 +750,29 @@ def check_security_groups(aws: Account, region: str) -> Rows:
     A group in no use is one severity less, a door behind VPC block public access is Low.
     Where either may not be read a door is open all the same, and the region is a gap too.
     """
-    groups, found = 0, list[Door]()
+    groups, found = 0, list[Row]()
     try:
         for group in aws.fetch("ec2", "DescribeSecurityGroups", "SecurityGroups", region):
             groups += 1
             found += doors(aws, region, group)
-        users = interfaces(aws, region, {door.group["GroupId"] for door in found})
+        users = interfaces(aws, region, {str(door.cells[1]) for door in found})
         blocks = ingress(aws, region) if found else None
     except Unanswered:
-        yield from (judged(door, region, [], None) for door in found)
+        yield from (judged(door, [], None) for door in found)
         raise
-    for door in found:
-        yield judged(door, region, users[door.group["GroupId"]], blocks)
+    yield from (judged(door, users[str(door.cells[1])], blocks) for door in found)
     return groups
 
 
-def judged(door: Door, region: str, users: list[dict[str, Any]], blocks: Ingress | None) -> Row:
-    """A door as a row, in the light of who uses its group and what stands in front of it;
-    without `blocks` nothing is known of either."""
+def judged(door: Row, users: list[dict[str, Any]], blocks: Ingress | None) -> Row:
+    """A door in the light of who uses its group and what stands in front of it; without
+    `blocks` nothing is known of either."""
     used = blocked = NOT_CHECKED
     severity = door.severity
-    if blocks and not door.error:
-        used, blocked = used_by(users), blocks.blocks(door.group.get("VpcId", ""), users)
+    if blocks and door.status == FINDING:
+        used, blocked = used_by(users), blocks.blocks(str(door.cells[3]), users)
         severity = LOW if blocked else severity if users else lowered(severity)
-    id, cells = f"{region}/{door.id}", door.cells(region, used, blocked)
-    if door.error:
-        return gap(id, cells, door.error)
-    return finding(id, cells, door.result, severity, door.control)
+    return replace(door, cells=(*door.cells, used, blocked), severity=severity)
 
 
 # === check 3: access keys =============================================================
@@ -1172,18 +1153,12 @@ def grant_severity(grantee: dict[str, Any], owner: str, permission: str) -> tupl
     return MEDIUM, "S3.12"
 
 
-NO_BLOCK = {"NoSuchPublicAccessBlockConfiguration"}
-
-
 @once
-def account_block(aws: Account, number: str) -> Answer | None:
-    answer = aws.ask("s3control", "GetPublicAccessBlock", absent=NO_BLOCK, AccountId=number)
-    return answer["PublicAccessBlockConfiguration"] if answer else None
-
-
-@once
-def bucket_block(aws: Account, bucket: str, region: str) -> Answer | None:
-    answer = aws.ask("s3", "GetPublicAccessBlock", region, absent=NO_BLOCK, Bucket=bucket)
+def public_access_block(aws: Account, bucket: str = "", region: str = "") -> Answer | None:
+    """The settings of a bucket's block, or of the account's; None where there is none."""
+    service, of = ("s3", {"Bucket": bucket}) if bucket else ("s3control", {"AccountId": aws.number})
+    absent = {"NoSuchPublicAccessBlockConfiguration"}
+    answer = aws.ask(service, "GetPublicAccessBlock", region, absent, **of)
     return answer["PublicAccessBlockConfiguration"] if answer else None
 
 
@@ -1191,13 +1166,9 @@ def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
     """Which public access block has the setting on, blank if none. One that has it on is
     proof enough, if the other may not be read or not."""
     unread: Unanswered | None = None
-    questions: list[tuple[str, Callable[[], Answer | None]]] = [
-        ("account", lambda: account_block(aws, aws.number)),
-        ("bucket", lambda: bucket_block(aws, bucket, region)),
-    ]
-    for level, question in questions:
+    for level, where in (("account", ()), ("bucket", (bucket, region))):
         try:
-            block = question()
+            block = public_access_block(aws, *where)
             if block is not None and block[setting]:
                 return f"{level} public access block"
         except Unanswered as error:
@@ -1343,8 +1314,8 @@ def run(check: Check, aws: Account, progress: Callable[[str], None]) -> Sheet:
 
 
 def look_ahead(aws: Account, checks: Iterable[Check]) -> None:
-    """Start on what whole checks wait for. The answers are kept, failures as well, so that
-    nothing is asked twice and nothing differs but the waiting."""
+    """Put the questions of later checks while earlier ones run. The answers are kept, failures
+    as well, so that nothing is asked twice and nothing differs but the waiting."""
     questions = dict.fromkeys([account_aliases, *(one for check in checks for one in check.ahead)])
     pool = ThreadPoolExecutor(len(questions))
     for question in questions:
@@ -1390,14 +1361,8 @@ class Acceptance:
 
 
 def start_of_day(day: str) -> datetime:
-    return datetime.fromisoformat(day).replace(tzinfo=timezone.utc)
-
-
-def is_day(text: str) -> bool:
-    try:
-        return str(date.fromisoformat(text)) == text
-    except ValueError:
-        return False
+    """ValueError if it is no day like 2030-12-31."""
+    return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=timezone.utc)
 
 
 def acceptances(text: str, name: str) -> list[Acceptance]:
@@ -1410,9 +1375,12 @@ def acceptances(text: str, name: str) -> list[Acceptance]:
         match = ACCEPT_LINE.fullmatch(line)
         if not match:
             raise CannotRun(f"{name}, line {number}: not `ID [until YYYY-MM-DD] # reason`")
-        if match[2] and not is_day(match[2]):
-            raise CannotRun(f"{name}, line {number}: {match[2]} is not a date like 2030-12-31")
-        found.append(Acceptance(match[1], match[2] or "", match[3]))
+        try:
+            until = f"{start_of_day(match[2]):%Y-%m-%d}" if match[2] else ""
+        except ValueError as error:
+            why = f"{name}, line {number}: {match[2]} is not a date like 2030-12-31"
+            raise CannotRun(why) from error
+        found.append(Acceptance(match[1], until, match[3]))
     return found
 
 
@@ -1472,21 +1440,17 @@ def read_state(path: Path) -> dict[str, Known]:
     """What was found before, by account; empty if the file is not there yet."""
     try:
         state = json.loads(path.read_text("utf-8"))
-        schema, accounts = state["schema"], state["accounts"]
-        entries = [entry for known in accounts.values() for entry in known.values()]
-        days = [entry["first_seen"] for entry in entries if entry["result"]]
-        sound = schema != SCHEMA or (len(days) == len(entries) and all(map(is_day, days)))
+        if state["schema"] != SCHEMA:
+            raise CannotRun(f"{path} is of version {state['schema']}, this script knows {SCHEMA}")
+        for entry in (one for known in state["accounts"].values() for one in known.values()):
+            start_of_day(entry["first_seen"] if entry["result"] else "")
+        return dict(state["accounts"])
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise CannotRun(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CannotRun(f"{path} is damaged or no state file: mend or remove it") from error
-    if not sound:
-        raise CannotRun(f"{path} is damaged: mend or remove it")
-    if schema != SCHEMA:
-        raise CannotRun(f"{path} is of version {schema}, this script knows {SCHEMA}")
-    return dict(accounts)
 
 
 def write_state(path: Path, number: str, known: Known) -> None:
@@ -1541,7 +1505,7 @@ class Report:
         return not unknown and not self.gaps()
 
     def about(self) -> dict[str, str]:
-        """The run in words, for the Summary and for JSON."""
+        """The run in words."""
         return {
             "Account": self.aws.number,
             "Alias": self.alias,
@@ -1551,7 +1515,7 @@ class Report:
             "Regions": ", ".join(region_names(self.aws)),
         }
 
-    def counted(self) -> list[str]:
+    def tallied(self) -> list[str]:
         """What is counted in a line a check."""
         return [*SEVERITIES, *([NEW] if self.gone is not None else []), OK, ACCEPTED, NOT_CHECKED]
 
@@ -1565,7 +1529,7 @@ class Report:
     def text(self, colour: bool = False) -> str:
         """What is printed: a table of 80 columns, the path last so that it can be copied."""
         alias = f" ({self.alias})" if self.alias else ""
-        columns = self.counted()
+        columns = self.tallied()
         lines = [" " * 16 + "".join(f"{name:>{width(name)}}" for name in columns)]
         for sheet in self.sheets:
             cells = (number_cell(sheet.count(name), name, colour) for name in columns)
@@ -1647,15 +1611,19 @@ Line = tuple[list[Cell], str, dict[int, str]]  # cells, look, links by column
 
 
 @functools.cache
-def style(look: str, number: bool, date: bool) -> xlwt.XFStyle:
+def style(look: str, right: bool, date: bool) -> xlwt.XFStyle:
     """One of LOOKS. The format allows 4,094 styles in a workbook, so they are shared."""
     import xlwt
 
-    side = "right" if number else "left"
-    align = f"alignment: vertical top, horizontal {side}"
+    align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
     grid = "" if look in FREE else ", wrap on; borders: bottom hair, bottom_colour gray40"
     form = "yyyy-mm-dd" if date else "General"
     return xlwt.easyxf(f"{LOOKS[look]}; {align}{grid}", num_format_str=form)
+
+
+def heads_numbers(header: str) -> bool:
+    """Whether a column counts something, or has a unit."""
+    return header in (*SEVERITIES, *MEANING, NEW) or header.endswith("(days)")
 
 
 def clean(value: Cell) -> Cell:
@@ -1727,9 +1695,10 @@ class Page:
             if target := (links or {}).get(column):
                 self.links.append(link_record(self.next, column, target))
                 own = "jump" if look in FREE else "link"
-            number, date = isinstance(value, int), isinstance(value, datetime)
+            date = isinstance(value, datetime)
+            right = isinstance(value, int) or (own == "header" and heads_numbers(str(value)))
             if value or own not in FREE:
-                self.sheet.write(self.next, column, clean(value), style(own, number, date))
+                self.sheet.write(self.next, column, clean(value), style(own, right, date))
             if own not in FREE:
                 width = 10 if date else len(str(value)) + 1
                 self.widths[column] = max(self.widths[column], min(width, MAX_WIDTH))
@@ -1836,9 +1805,9 @@ def write_summary(book: xlwt.Workbook, report: Report) -> None:
     for name, value in report.about().items():
         page.write_beside(name, value)
     page.next += 1
-    page.write(["Check", *report.counted()], "header")
+    page.write(["Check", *report.tallied()], "header")
     for sheet in report.sheets:
-        counts = (sheet.count(what) or "" for what in report.counted())
+        counts = (sheet.count(what) or "" for what in report.tallied())
         page.write([sheet.check.title, *counts], links={0: f"#'{sheet.check.title}'!A1"})
     for title, status in (("Worst findings", FINDING), ("Not checked", NOT_CHECKED)):
         rows = worst(report.sheets, status)
@@ -1913,41 +1882,30 @@ def deliver(data: bytes, path: Path) -> None:
         raise CannotRun(f"{why}; the results are in {rescue}") from error
 
 
-ROW_FIELDS = ("status", "severity", "control", "result", "first_seen", "new")
-
-
 def as_json(report: Report) -> dict[str, Any]:
     """The report for machines; tests/report.schema.json describes it."""
-
-    def plain(value: Cell) -> Cell:
-        return value.isoformat() if isinstance(value, datetime) else value
-
     return {
         "account": report.aws.number,
         "alias": report.alias,
         "audited_by": report.aws.arn,
-        "started": report.aws.now.isoformat(timespec="seconds"),
+        "started": report.aws.now.replace(microsecond=0),
         "duration": round(report.seconds, 1),
         "regions": region_names(report.aws),
         "checks": [
             {
                 "name": sheet.check.name,
                 "title": sheet.check.title,
-                "rows": [
-                    {
-                        "id": sheet.id(row),
-                        **{name: getattr(row, name) for name in ROW_FIELDS},
-                        "cells": dict(
-                            zip(sheet.check.columns, map(plain, row.cells), strict=False)
-                        ),
-                    }
-                    for row in sheet.rows
-                ],
+                "rows": [row_as_json(sheet, row) for row in sheet.rows],
             }
             for sheet in report.sheets
         ],
         "resolved": [{"id": id, **entry} for id, entry in (report.gone or {}).items()],
     }
+
+
+def row_as_json(sheet: Sheet, row: Row) -> dict[str, Any]:
+    cells = dict(zip(sheet.check.columns, row.cells, strict=False))
+    return {**vars(row), "id": sheet.id(row), "cells": cells}
 
 
 def as_csv(sheet: Sheet, report: Report) -> bytes:
@@ -2197,12 +2155,12 @@ def audit_all(options: argparse.Namespace) -> int:
         if options.json != "-" and not (options.quiet and report.is_calm()):
             terminal = bool(sys.stdout and sys.stdout.isatty())
             say(report.text(colour=terminal and "NO_COLOR" not in os.environ))
-    if not (options.check or options.region or options.quiet):
+    if not (options.check or options.region or options.quiet or 2 in codes):
         for warning in unmatched(decisions, reports):
             complain(warning)
     if options.json:
         document = {"schema": SCHEMA, "version": __version__, "accounts": [*map(as_json, reports)]}
-        text = json.dumps(document, indent=1)
+        text = json.dumps(document, indent=1, default=datetime.isoformat)
         if options.json == "-":
             say(text)
         else:

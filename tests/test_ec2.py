@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
 import pytest
-from conftest import Canned
+from conftest import NUMBER, Canned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +36,14 @@ from security_check import (
 REGION = "eu-west-1"
 LAUNCHED = datetime(2016, 5, 4, tzinfo=timezone.utc)
 DENIED = "UnauthorizedOperation"
+ELSEWHERE = "us-gov-west-1"
+
+
+def run_everywhere(aws: Canned, number: int) -> list[Row]:
+    """The rows of check 1 or 2 in both regions."""
+    aws.only = [REGION, ELSEWHERE]
+    return run(CHECKS[number - 1], aws, lambda text: None).rows
+
 
 # --- EC2-Classic ------------------------------------------------------------------------
 
@@ -80,7 +88,8 @@ def test_instances_of_all_pages_are_looked_at(aws: Canned) -> None:
     reserved = {"Reservations": [{"Instances": [instance(VpcId="vpc-1"), instance("terminated")]}]}
     sent = {"MaxResults": 1000, "IncludeManagedResources": True}
     aws.answer("ec2", "DescribeInstances", {**reserved, "NextToken": "more"}, REGION, sent)
-    last = {"Reservations": [{"Instances": [instance()]}, {"Instances": []}]}
+    web = instance("stopped", Tags=[{"Key": "Name", "Value": "web"}])
+    last = {"Reservations": [{"Instances": [web]}, {"Instances": []}]}
     aws.answer("ec2", "DescribeInstances", last, REGION, {**sent, "NextToken": "more"})
     rows, check = [], check_ec2_classic(aws, REGION)
     try:
@@ -88,8 +97,16 @@ def test_instances_of_all_pages_are_looked_at(aws: Canned) -> None:
             rows.append(next(check))
     except StopIteration as end:
         assert end.value == 3
-    cells = (REGION, "i-1", "", "running", LAUNCHED)
+    cells = (REGION, "i-1", "web", "stopped", LAUNCHED)
     assert rows == [finding(f"{REGION}/i-1", cells, "Instance outside a VPC", "High")]
+
+
+def test_the_instances_of_all_regions_are_counted(aws: Canned) -> None:
+    for region, number in ((REGION, 3), (ELSEWHERE, 2)):
+        reserved = {"Reservations": [{"Instances": [instance(VpcId="vpc-1")] * number}]}
+        aws.answer("ec2", "DescribeInstances", reserved, region)
+    words = "No instance outside a VPC among 5 in 2 regions"
+    assert run_everywhere(aws, 1) == [Row("nothing", (), words)]
 
 
 # --- the rules of security groups --------------------------------------------------------
@@ -181,17 +198,51 @@ def test_whole_means_every_routed_slash_4_of_ipv6(numbers: set[int]) -> None:
         ("2000::/4", True),
         ("2a00::/12", True),
         ("2a00::/13", False),
-        ("fc00::/7", False),
-        ("fe80::/10", False),
     ],
 )
 def test_a_single_source_may_be_too_wide(cidr: str, wide: bool) -> None:
     assert wide_sources([cidr]) == ([cidr] if wide else [])
 
 
-@pytest.mark.parametrize("cidr", ["100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"])
-def test_sources_that_are_not_public(cidr: str) -> None:
-    assert wide_sources([cidr]) == []
+NOBODY = [
+    # the range, and the hosts before and after it
+    ("0.0.0.0/8", "", "1.0.0.0"),
+    ("10.0.0.0/8", "9.255.255.255", "11.0.0.0"),
+    ("100.64.0.0/10", "100.63.255.255", "100.128.0.0"),
+    ("127.0.0.0/8", "126.255.255.255", "128.0.0.0"),
+    ("169.254.0.0/16", "169.253.255.255", "169.255.0.0"),
+    ("172.16.0.0/12", "172.15.255.255", "172.32.0.0"),
+    ("192.0.0.0/24", "191.255.255.255", "192.0.1.0"),
+    ("192.0.2.0/24", "192.0.1.255", "192.0.3.0"),
+    ("192.168.0.0/16", "192.167.255.255", "192.169.0.0"),
+    ("198.18.0.0/15", "198.17.255.255", "198.20.0.0"),
+    ("198.51.100.0/24", "198.51.99.255", "198.51.101.0"),
+    ("203.0.113.0/24", "203.0.112.255", "203.0.114.0"),
+    ("224.0.0.0/3", "223.255.255.255", ""),
+    ("::/3", "", "2000::"),
+    ("4000::/2", "3fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", ""),
+    ("8000::/1", "", ""),
+    ("fc00::/7", "", ""),
+    ("fe80::/10", "", ""),
+]
+WHOLE = {4: "0.0.0.0/0", 6: "::/0"}
+
+
+def all_but(cidr: str) -> list[str]:
+    """The Internet in pieces, without a part of it."""
+    part: Any = ip_network(cidr)
+    return [str(net) for net in ip_network(WHOLE[part.version]).address_exclude(part)]
+
+
+@pytest.mark.parametrize("cidr", [cidr for cidr, *_ in NOBODY])
+def test_a_range_without_hosts_is_not_wide_and_not_missed(cidr: str) -> None:
+    assert wide_sources([cidr]) == whole_internet([cidr]) == []
+    assert whole_internet(all_but(cidr)) == [WHOLE[ip_network(cidr).version]]
+
+
+@pytest.mark.parametrize("host", [host for _, *hosts in NOBODY for host in hosts if host])
+def test_a_host_beside_such_a_range_is_missed(host: str) -> None:
+    assert whole_internet(all_but(host)) == []
 
 
 PORTS = [
@@ -201,7 +252,10 @@ PORTS = [
     ("UDP", 0, 65535, "ALL", 65536, ("Critical", "EC2.19")),
     ("TCP", 1, 65535, "1-65535", 65535, ("Critical", "EC2.19")),
     ("TCP", None, None, "ALL", 65536, ("Critical", "EC2.19")),
+    ("TCP", -1, -1, "ALL", 65536, ("Critical", "EC2.19")),
+    ("UDP", None, None, "ALL", 65536, ("Critical", "EC2.19")),
     ("TCP", 22, 22, "22 (SSH)", 1, ("Critical", "EC2.19")),
+    ("TCP", 22, None, "22 (SSH)", 1, ("Critical", "EC2.19")),
     ("TCP", 20, 30, "20-30", 11, ("Critical", "EC2.19")),
     ("TCP", 1435, 2999, "1435-2999", 1565, ("High", "EC2.18")),
     ("TCP", 8000, 9000, "8000-9000", 1001, ("Critical", "EC2.19")),
@@ -214,6 +268,7 @@ PORTS = [
     ("ICMP", -1, -1, "ALL types", 0, ("Low", "")),
     ("ICMP", 8, -1, "type 8", 0, ("Low", "")),
     ("ICMP", 3, 4, "type 3 code 4", 0, ("Low", "")),
+    ("ICMP", 0, 0, "type 0 code 0", 0, ("Low", "")),
     ("ICMPv6", None, None, "ALL types", 0, ("Low", "")),
     ("GRE", None, None, "ALL", 0, ("High", "EC2.18")),
     ("ESP", -1, -1, "ALL", 0, ("High", "EC2.18")),
@@ -232,6 +287,12 @@ def test_ports(
 
 HIGH_RISK = [20, 21, 22, 23, 25, 110, 135, 143, 445, 1433, 1434, 3000, 3306, 3389, 4333, 5000]
 HIGH_RISK += [5432, 5500, 5601, 8080, 8088, 8888, 9200, 9300]
+
+
+def test_these_ports_are_critical_and_no_other() -> None:
+    verdicts = [port_severity("TCP", opened_ports("TCP", port, port)) for port in range(65536)]
+    critical = [port for port in range(65536) if verdicts[port] == ("Critical", "EC2.19")]
+    assert critical == HIGH_RISK
 
 
 @settings(max_examples=200, deadline=None)
@@ -264,6 +325,7 @@ def test_one_severity_less() -> None:
     ("about", "public"),
     [
         pytest.param({}, False, id="nothing"),
+        pytest.param({"Association": {}}, False, id="association of nothing"),
         pytest.param({"Association": {"PublicIp": "192.0.2.1"}}, True, id="public or Elastic IP"),
         pytest.param(
             {"PrivateIpAddresses": [{}, {"Association": {"PublicIp": "192.0.2.1"}}]},
@@ -273,6 +335,11 @@ def test_one_severity_less() -> None:
         pytest.param({"PrivateIpAddresses": [{"PrivateIpAddress": "10.0.0.1"}]}, False, id="10/8"),
         pytest.param({"Ipv6Addresses": [{"Ipv6Address": "2600:1f18::1"}]}, True, id="IPv6"),
         pytest.param({"Ipv6Addresses": [{"Ipv6Address": "fd00::1"}]}, False, id="private IPv6"),
+        pytest.param(
+            {"Ipv6Addresses": [{"Ipv6Address": "fd00::1"}, {"Ipv6Address": "2600:1f18::1"}]},
+            True,
+            id="second IPv6",
+        ),
     ],
 )
 def test_which_interfaces_are_public(about: dict[str, Any], public: bool) -> None:
@@ -308,8 +375,25 @@ def test_use_in_words(interfaces: list[dict[str, Any]], words: str) -> None:
     ],
 )
 def test_what_vpc_block_public_access_stops(mode: str, excluded: list[str], blocked: bool) -> None:
-    words = Ingress(mode, frozenset(excluded)).blocks("vpc-1", [{"SubnetId": "subnet-1"}])
+    ingress = Ingress(mode, frozenset(["vpc-1"]), frozenset(excluded))
+    words = ingress.blocks("vpc-1", [{"SubnetId": "subnet-1"}])
     assert words == (f"VPC block public access ({mode})" if blocked else "")
+
+
+@pytest.mark.parametrize(
+    ("vpc", "used_in", "blocked"),
+    [
+        pytest.param("vpc-1", "vpc-2", True, id="in two VPCs of the account"),
+        pytest.param("vpc-1", "vpc-let-off", False, id="in one that is let off"),
+        pytest.param("vpc-9", "vpc-9", False, id="in one that another account shares"),
+        pytest.param("vpc-1", "vpc-9", False, id="used in one that another account shares"),
+        pytest.param("", "", False, id="outside a VPC"),
+    ],
+)
+def test_in_which_vpcs_it_stops_it(vpc: str, used_in: str, blocked: bool) -> None:
+    own = frozenset(["vpc-1", "vpc-2", "vpc-let-off"])
+    ingress = Ingress("block-ingress", own, frozenset(["vpc-let-off"]))
+    assert bool(ingress.blocks(vpc, [{"VpcId": used_in, "SubnetId": "subnet-1"}])) is blocked
 
 
 # --- security groups, scenario by scenario ------------------------------------------------
@@ -332,23 +416,31 @@ def group(*permissions: dict[str, Any], id: str = "sg-1", **about: Any) -> dict[
     return {**base, "IpPermissions": list(permissions), **about}
 
 
-def answer_groups(aws: Canned, *groups: dict[str, Any]) -> None:
+def answer_groups(aws: Canned, *groups: dict[str, Any], region: str = REGION) -> None:
     sent = {"MaxResults": 1000}
-    aws.answer("ec2", "DescribeSecurityGroups", {"SecurityGroups": list(groups)}, REGION, sent)
+    aws.answer("ec2", "DescribeSecurityGroups", {"SecurityGroups": list(groups)}, region, sent)
 
 
-def answer_use(aws: Canned, *ids: str, mode: str = "off", subnet: str = "subnet-1") -> None:
+def answer_use(
+    aws: Canned, *ids: str, mode: str = "off", region: str = REGION, **about: Any
+) -> None:
     """Each ID is a group that an interface has; then the mode of block public access."""
-    found = [{"Groups": [{"GroupId": id}], "SubnetId": subnet, **PUBLIC} for id in ids]
-    aws.answer("ec2", "DescribeNetworkInterfaces", {"NetworkInterfaces": found}, REGION)
+    base = {"SubnetId": "subnet-1", **(about or PUBLIC)}
+    found = [{"Groups": [{"GroupId": id}], **base} for id in ids]
+    aws.answer("ec2", "DescribeNetworkInterfaces", {"NetworkInterfaces": found}, region)
     options = {"VpcBlockPublicAccessOptions": {"InternetGatewayBlockMode": mode}}
-    aws.answer("ec2", "DescribeVpcBlockPublicAccessOptions", options, REGION)
+    aws.answer("ec2", "DescribeVpcBlockPublicAccessOptions", options, region)
+    if mode != "off":
+        vpcs = [{"VpcId": "vpc-1", "OwnerId": NUMBER}, {"VpcId": "vpc-9", "OwnerId": "9"}]
+        aws.answer("ec2", "DescribeVpcs", {"Vpcs": vpcs}, region)
 
 
-def answer_list(aws: Canned, *cidrs: str) -> None:
-    entries = {"Entries": [{"Cidr": cidr} for cidr in cidrs]}
-    sent = {"PrefixListId": "pl-1", "MaxResults": 100}
-    aws.answer("ec2", "GetManagedPrefixListEntries", entries, REGION, sent)
+def answer_list(
+    aws: Canned, *cidrs: str, id: str = "pl-1", region: str = REGION, page: str = "", **more: str
+) -> None:
+    entries = {"Entries": [{"Cidr": cidr} for cidr in cidrs], **more}
+    sent = {"PrefixListId": id, "MaxResults": 100, **({"NextToken": page} if page else {})}
+    aws.answer("ec2", "GetManagedPrefixListEntries", entries, region, sent)
 
 
 def door(
@@ -382,6 +474,21 @@ def test_a_closed_group_gives_no_row_and_no_further_question(
     assert list(check_security_groups(aws, REGION)) == []
 
 
+def test_what_a_group_lets_out_is_no_door(aws: Canned) -> None:
+    outward = permission("-1", None, v4=["0.0.0.0/0"], v6=["::/0"])
+    answer_groups(aws, group(IpPermissionsEgress=[outward]))
+    assert list(check_security_groups(aws, REGION)) == []
+
+
+def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
+    first = {"SecurityGroups": [group(), group(id="sg-2")], "NextToken": "more"}
+    aws.answer("ec2", "DescribeSecurityGroups", first, REGION)
+    aws.answer("ec2", "DescribeSecurityGroups", {"SecurityGroups": [group(id="sg-3")]}, REGION)
+    answer_groups(aws, group(), group(id="sg-2"), region=ELSEWHERE)
+    words = "No rule open to the Internet in 5 groups in 2 regions"
+    assert run_everywhere(aws, 2) == [Row("nothing", (), words)]
+
+
 @pytest.mark.parametrize(
     ("permissions", "row"),
     [
@@ -395,6 +502,11 @@ def test_a_closed_group_gives_no_row_and_no_further_question(
             [permission(v4=["0.0.0.0/0"]), permission(v6=["::/0"])],
             door(open_to="0.0.0.0/0, ::/0", id="TCP/22/0.0.0.0/0,::/0"),
             id="two rules of the same ports",
+        ),
+        pytest.param(
+            [permission("6", v4=["0.0.0.0/0"]), permission("tcp", v6=["::/0"])],
+            door(open_to="0.0.0.0/0, ::/0", id="TCP/22/0.0.0.0/0,::/0"),
+            id="TCP by number and by name",
         ),
         pytest.param(
             [permission(v4=["0.0.0.0/1"]), permission(v4=["128.0.0.0/1"])],
@@ -434,8 +546,18 @@ def test_an_open_rule_is_a_row(aws: Canned, permissions: list[dict[str, Any]], r
     assert list(check_security_groups(aws, REGION)) == [row]
 
 
-def test_halves_of_different_ports_do_not_add_up(aws: Canned) -> None:
-    rules = [permission(v4=["0.0.0.0/1"]), permission(ports=(23, 23), v4=["128.0.0.0/1"])]
+@pytest.mark.parametrize(
+    ("protocol", "ports"),
+    [
+        pytest.param("tcp", (22, 23), id="the same first port"),
+        pytest.param("tcp", (21, 22), id="the same last port"),
+        pytest.param("udp", (22, 22), id="another protocol"),
+    ],
+)
+def test_halves_of_different_ports_do_not_add_up(
+    aws: Canned, protocol: str, ports: tuple[int, int]
+) -> None:
+    rules = [permission(v4=["0.0.0.0/1"]), permission(protocol, ports, v4=["128.0.0.0/1"])]
     answer_groups(aws, group(*rules))
     answer_use(aws, "sg-1")
     results = [row.result for row in check_security_groups(aws, REGION)]
@@ -447,6 +569,28 @@ def test_a_group_in_no_use_is_one_severity_less(aws: Canned) -> None:
     answer_use(aws)
     (row,) = check_security_groups(aws, REGION)
     assert row == door(use="not in use", verdict=("High", "EC2.19"))
+
+
+OF_ELB: dict[str, Any] = {"RequesterId": "amazon-elb", "RequesterManaged": True, **PUBLIC}
+OF_LAMBDA = {"RequesterId": "AROAEXAMPLE:123456789012", "InterfaceType": "lambda"}
+
+
+@pytest.mark.parametrize(
+    ("about", "public"),
+    [
+        pytest.param(OF_ELB, 1, id="ALB"),
+        pytest.param({**OF_ELB, "InterfaceType": "network_load_balancer"}, 1, id="NLB"),
+        pytest.param({"RequesterId": "amazon-rds", "RequesterManaged": True}, 0, id="database"),
+        pytest.param(OF_LAMBDA, 0, id="Lambda"),
+        pytest.param({"Operator": {"Managed": True}}, 0, id="node of EKS"),
+    ],
+)
+def test_interfaces_of_aws_services_count_like_any_other(
+    aws: Canned, about: dict[str, Any], public: int
+) -> None:
+    answer_groups(aws, group(permission(v4=["0.0.0.0/0"])))
+    answer_use(aws, "sg-1", **about)
+    assert list(check_security_groups(aws, REGION)) == [door(use=f"1 interface, {public} public")]
 
 
 def test_a_default_group_and_one_of_another_account_are_listed_too(aws: Canned) -> None:
@@ -494,6 +638,54 @@ def test_half_in_the_rule_and_half_in_the_list(aws: Canned) -> None:
     assert row.result == "Open to the Internet"
 
 
+def test_half_on_each_page_of_a_list(aws: Canned) -> None:
+    answer_groups(aws, group(permission(lists=["pl-1"])))
+    answer_list(aws, "0.0.0.0/1", NextToken="more")
+    answer_list(aws, "128.0.0.0/1", page="more")
+    answer_use(aws, "sg-1")
+    (row,) = check_security_groups(aws, REGION)
+    assert row.result == "Open to the Internet"
+
+
+def test_a_list_is_another_one_in_another_region(aws: Canned) -> None:
+    for region, cidr in ((REGION, "0.0.0.0/0"), (ELSEWHERE, "::/0")):
+        answer_groups(aws, group(permission(lists=["pl-1"])), region=region)
+        answer_list(aws, cidr, region=region)
+        answer_use(aws, "sg-1", region=region)
+    found = [(row.cells[0], *row.cells[6:7]) for row in run_everywhere(aws, 2)]
+    assert found == [(REGION, "0.0.0.0/0 (pl-1)"), (ELSEWHERE, "::/0 (pl-1)")]
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "lists", "source", "open_to"),
+    [
+        pytest.param(
+            *([], ["10.0.0.0/8", "0.0.0.0/0"], "pl-1,pl-2", "0.0.0.0/0 (pl-2)"), id="the Internet"
+        ),
+        pytest.param(
+            *([], ["52.0.0.0/8", "0.0.0.0/1"], "pl-1,pl-2", "0.0.0.0/1 (pl-2)"), id="a wide source"
+        ),
+        pytest.param(
+            *(["0.0.0.0/1"], ["10.0.0.0/8", "52.0.0.0/8"], "0.0.0.0/1", "0.0.0.0/1"),
+            id="a wide source of the rule itself",
+        ),
+        pytest.param(
+            *([], ["0.0.0.0/1", "128.0.0.0/1"], "pl-1,pl-2", "0.0.0.0/0 (pl-1, pl-2)"),
+            id="half in each list",
+        ),
+    ],
+)
+def test_a_list_that_opens_nothing_is_not_named(
+    aws: Canned, cidrs: list[str], lists: list[str], source: str, open_to: str
+) -> None:
+    answer_groups(aws, group(permission(v4=cidrs, lists=["pl-1", "pl-2"])))
+    for number, cidr in enumerate(lists, 1):
+        answer_list(aws, cidr, id=f"pl-{number}")
+    answer_use(aws, "sg-1")
+    (row,) = check_security_groups(aws, REGION)
+    assert (row.id, row.cells[6]) == (f"{REGION}/sg-1/TCP/22/{source}", open_to)
+
+
 def test_the_list_of_a_cloud_front_is_not_the_internet(aws: Canned) -> None:
     answer_groups(aws, group(permission(lists=["pl-1"])), group(permission(lists=["pl-1"])))
     answer_list(aws, "120.52.22.96/27", "205.251.249.0/24")  # asked once for both groups
@@ -531,11 +723,6 @@ def test_doors_of_the_first_page_stay_when_the_second_is_refused(aws: Canned) ->
     assert [row.status for row in rows] == ["FINDING", "NOT CHECKED"]
 
 
-def test_a_group_used_in_another_vpc_that_is_let_off_is_open() -> None:
-    blocks = Ingress("block-ingress", frozenset(["vpc-2"]))
-    assert blocks.blocks("vpc-1", [{"VpcId": "vpc-2", "SubnetId": "subnet-1"}]) == ""
-
-
 def test_a_list_does_not_matter_where_the_rule_is_open_anyway(aws: Canned) -> None:
     answer_groups(aws, group(permission(v4=["0.0.0.0/0"], lists=["pl-1"])))
     answer_use(aws, "sg-1")
@@ -545,36 +732,58 @@ def test_a_list_does_not_matter_where_the_rule_is_open_anyway(aws: Canned) -> No
 # --- VPC block public access, and what may not be read ----------------------------------------
 
 
-def answer_exclusion(aws: Canned, arn: str, mode: str, state: str) -> None:
+def answer_exclusion(
+    aws: Canned, resource: str, mode: str = "allow-bidirectional", state: str = "create-complete"
+) -> None:
+    arn = f"arn:aws:ec2:{REGION}:123456789012:{resource}"
     one = {"ResourceArn": arn, "InternetGatewayExclusionMode": mode, "State": state}
     answer = {"VpcBlockPublicAccessExclusions": [one]}
     aws.answer("ec2", "DescribeVpcBlockPublicAccessExclusions", answer, REGION)
 
 
 @pytest.mark.parametrize(
-    ("resource", "mode", "state", "severity"),
+    ("resource", "mode", "severity"),
     [
-        pytest.param("vpc/vpc-1", "allow-bidirectional", "create-complete", "Critical", id="VPC"),
-        pytest.param(
-            "subnet/subnet-1", "allow-bidirectional", "create-complete", "Critical", id="subnet"
-        ),
-        pytest.param(
-            "vpc/vpc-1", "allow-bidirectional", "update-in-progress", "Critical", id="in progress"
-        ),
-        pytest.param("vpc/vpc-2", "allow-bidirectional", "create-complete", "Low", id="other VPC"),
-        pytest.param("vpc/vpc-1", "allow-egress", "create-complete", "Low", id="outward only"),
-        pytest.param("vpc/vpc-1", "allow-bidirectional", "delete-complete", "Low", id="deleted"),
+        pytest.param("vpc/vpc-1", "allow-bidirectional", "Critical", id="VPC"),
+        pytest.param("subnet/subnet-1", "allow-bidirectional", "Critical", id="subnet"),
+        pytest.param("vpc/vpc-2", "allow-bidirectional", "Low", id="other VPC"),
+        pytest.param("vpc/vpc-1", "allow-egress", "Low", id="outward only"),
     ],
 )
 def test_an_exclusion_opens_the_door_again(
-    aws: Canned, resource: str, mode: str, state: str, severity: str
+    aws: Canned, resource: str, mode: str, severity: str
 ) -> None:
     answer_groups(aws, group(permission(v4=["0.0.0.0/0"])))
     answer_use(aws, "sg-1", mode="block-bidirectional")
-    answer_exclusion(aws, f"arn:aws:ec2:{REGION}:123456789012:{resource}", mode, state)
+    answer_exclusion(aws, resource, mode)
     (row,) = check_security_groups(aws, REGION)
     blocked = "VPC block public access (block-bidirectional)" if severity == "Low" else ""
     assert row == door(verdict=(severity, "EC2.19"), blocked=blocked)
+
+
+@pytest.mark.parametrize(
+    ("state", "counts"),
+    [
+        *(("create-in-progress", True), ("create-failed", False)),
+        *(("update-in-progress", True), ("update-complete", True), ("update-failed", True)),
+        *(("delete-in-progress", True), ("delete-complete", False)),
+        *(("disable-in-progress", True), ("disable-complete", False)),
+    ],
+)
+def test_an_exclusion_counts_until_it_is_gone(aws: Canned, state: str, counts: bool) -> None:
+    answer_groups(aws, group(permission(v4=["0.0.0.0/0"])))
+    answer_use(aws, "sg-1", mode="block-ingress")
+    answer_exclusion(aws, "vpc/vpc-1", state=state)
+    (row,) = check_security_groups(aws, REGION)
+    assert row.severity == ("Critical" if counts else "Low")
+
+
+def test_the_block_of_this_account_does_not_count_in_the_vpc_of_another(aws: Canned) -> None:
+    shared = group(permission(v4=["0.0.0.0/0"]), id="sg-9", VpcId="vpc-9")
+    answer_groups(aws, shared, group(permission(v4=["0.0.0.0/0"])))
+    answer_use(aws, "sg-1", "sg-9", mode="block-ingress")
+    answer_exclusion(aws, "vpc/vpc-2")
+    assert [row.severity for row in check_security_groups(aws, REGION)] == ["Critical", "Low"]
 
 
 def test_exclusions_on_several_pages(aws: Canned) -> None:
@@ -582,9 +791,7 @@ def test_exclusions_on_several_pages(aws: Canned) -> None:
     answer_use(aws, "sg-1", mode="block-ingress")
     first = {"VpcBlockPublicAccessExclusions": [], "NextToken": "more"}
     aws.answer("ec2", "DescribeVpcBlockPublicAccessExclusions", first, REGION)
-    answer_exclusion(
-        aws, f"arn:aws:ec2:{REGION}:1:vpc/vpc-1", "allow-bidirectional", "create-complete"
-    )
+    answer_exclusion(aws, "vpc/vpc-1")
     (row,) = check_security_groups(aws, REGION)
     assert row == door()
 

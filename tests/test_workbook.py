@@ -140,6 +140,16 @@ def test_dates_are_dates_and_numbers_numbers(aws: Canned) -> None:
     assert (age.ctype, age.value) == (xlrd.XL_CELL_NUMBER, 1234567)
 
 
+def test_numbers_are_right_and_so_are_the_words_over_them(aws: Canned) -> None:
+    row = Row("k", ("alice", "AKIA", "Active", NOW, 3, "never"), "Key is rotated")
+    book = opened(a_report(aws, row, check="access-keys"))
+    summary, sheet = book.sheet_by_name("Summary"), book.sheet_by_name("Access keys")
+    counts = summary.row(summary.col_values(0).index("Check"))
+    for cells, wanted in ((counts, range(1, 8)), (sheet.row(2), [4]), (sheet.row(3), [4])):
+        sides = [book.xf_list[cell.xf_index].alignment.hor_align for cell in cells]
+        assert [n for n, side in enumerate(sides) if side == 3] == [*wanted]
+
+
 def test_days_are_of_utc_wherever_the_script_runs(
     aws: Canned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
