@@ -619,42 +619,48 @@ def rules(group: dict[str, Any]) -> dict[tuple[Any, ...], tuple[list[str], list[
     return merged
 
 
-def read_lists(
-    aws: Account, region: str, ids: list[str]
-) -> tuple[dict[str, list[str]], Unanswered | None]:
-    """The CIDRs of the prefix lists that may be read, and why one may not."""
-    entries, unread = {}, None
-    for id in ids:
+def opened_to(
+    aws: Account, region: str, cidrs: list[str], lists: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """What of the Internet the sources of a rule cover together, all of it or wide ranges, and
+    the prefix lists that have a part in it. Unanswered if that depends on one not readable."""
+    if found := whole_internet(cidrs):
+        return found, []
+    entries, unread = dict[str, list[str]](), None
+    for id in sorted(set(lists)):
         try:
             entries[id] = prefix_list(aws, region, id)
         except Unanswered as error:
             unread = error
-    return entries, unread
+    sources = [*cidrs, *(cidr for listed in entries.values() for cidr in listed)]
+    wide = [id for id, listed in entries.items() if wide_sources(listed)]
+    if found := whole_internet(sources):
+        return found, wide or [*entries]  # a list may hold it in small pieces
+    if unread:
+        raise unread
+    return sorted(set(wide_sources(sources))), wide
 
 
 def doors(aws: Account, region: str, group: dict[str, Any]) -> Rows:
     """The rules of a group that let in the Internet, or may: rows without the last two cells."""
     where = (region, group["GroupId"], group.get("GroupName", ""), group.get("VpcId", ""))
-    for (protocol, first, last), (cidrs, lists) in rules(group).items():
-        ports = port_words(protocol, first, last)
-        lists = [] if whole_internet(cidrs) else sorted(set(lists))
-        entries, unread = read_lists(aws, region, lists)
-        sources = [*cidrs, *(cidr for listed in entries.values() for cidr in listed)]
-        internet, wide = whole_internet(sources), sorted(set(wide_sources(sources)))
-        open_to = ", ".join(internet or wide)
-        via = [id for id, listed in entries.items() if wide_sources(listed)]
-        via = via or (lists if internet else [])  # a list may hold the Internet in small pieces
+    for (protocol, first, last), (cidrs, ids) in rules(group).items():
+        ports, lists = port_words(protocol, first, last), ", ".join(sorted(set(ids)))
+        rule = "/".join((*where[:2], protocol, ports.split(" (")[0].replace(" ", "-")))
+        try:
+            found, via = opened_to(aws, region, cidrs, ids)
+        except Unanswered as error:
+            yield gap(f"{rule}/{lists}".replace(", ", ","), (*where, protocol, ports, lists), error)
+            continue
+        open_to = ", ".join(found)
+        id = f"{rule}/{lists if via else open_to}".replace(", ", ",")
         words = f"{open_to} ({', '.join(via)})" if via else open_to
-        sources = lists if via or (unread and not internet) else internet or wide
-        path = (*where[:2], protocol, ports.split(" (")[0].replace(" ", "-"), ",".join(sources))
-        id, cells = "/".join(path), (*where, protocol, ports)
-        if internet:
+        cells = (*where, protocol, ports, words)
+        if whole_internet(found):
             verdict = port_severity(protocol, opened_ports(protocol, first, last))
-            yield finding(id, (*cells, words), "Open to the Internet", *verdict)
-        elif unread:
-            yield gap(id, (*cells, ", ".join(lists)), unread)
-        elif wide:
-            yield finding(id, (*cells, words), f"Open to {open_to}", MEDIUM)
+            yield finding(id, cells, "Open to the Internet", *verdict)
+        elif found:
+            yield finding(id, cells, f"Open to {open_to}", MEDIUM)
 
 
 def interfaces(aws: Account, region: str, groups: set[str]) -> dict[str, list[dict[str, Any]]]:
@@ -1079,16 +1085,10 @@ def seen_elsewhere(aws: Account, denied: str) -> Iterator[Trail]:
         yield from (weighed(aws, about) for about in found if about["IsMultiRegionTrail"])
 
 
-def make_trail_clients(aws: Account) -> None:
-    """A client takes processor time to make, which is there while others wait for AWS."""
-    for region in regions(aws):
-        aws.client("cloudtrail", region)
-
-
 @check(
     "CloudTrail",
     over=regions,
-    ahead=(make_trail_clients,),
+    ahead=(every(trails, regions),),
     columns=(
         *("Region", "Trail", "Home region", "Multi-region", "Logging"),
         *("Management events", "Log file validation"),
@@ -1809,21 +1809,25 @@ def write_summary(book: xlwt.Workbook, report: Report) -> None:
     for sheet in report.sheets:
         counts = (sheet.count(what) or "" for what in report.tallied())
         page.write([sheet.check.title, *counts], links={0: f"#'{sheet.check.title}'!A1"})
-    for title, status in (("Worst findings", FINDING), ("Not checked", NOT_CHECKED)):
-        rows = worst(report.sheets, status)
-        page.next += 1
-        page.write([title if rows else f"{title}: none"], "header")
-        for sheet, place, row in rows[:10]:
-            words = f"{sheet.check.title}: {row.result}{needs(row)}, {row.id}"
-            target = f"#'{sheet.check.title}'!A{TOP + 1 + place}"
-            page.write_beside(row.severity or row.status, words, target)
-        if len(rows) > 10:
-            page.write_beside("", f"and {len(rows) - 10:,} more")
+    write_worst(page, "Worst findings", worst(report.sheets, FINDING))
+    write_worst(page, "Not checked", worst(report.sheets, NOT_CHECKED))
     page.next += 1
     page.write(["What a status means"], "header")
     for status, meaning in MEANING.items():
         page.write_beside(status, meaning)
     page.close()
+
+
+def write_worst(page: Page, title: str, rows: list[tuple[Sheet, int, Row]]) -> None:
+    """Ten rows in words, which lead to where they stand, and how many more."""
+    page.next += 1
+    page.write([title if rows else f"{title}: none"], "header")
+    for sheet, place, row in rows[:10]:
+        words = f"{sheet.check.title}: {row.result}{needs(row)}, {row.id}"
+        target = f"#'{sheet.check.title}'!A{TOP + 1 + place}"
+        page.write_beside(row.severity or row.status, words, target)
+    if len(rows) > 10:
+        page.write_beside("", f"and {len(rows) - 10:,} more")
 
 
 def workbook(report: Report) -> bytes:
@@ -2138,6 +2142,15 @@ def unmatched(decisions: list[Acceptance], reports: list[Report]) -> Iterator[st
             yield f"accepted, but nothing is like it: {one.pattern}"
 
 
+def write_json(name: str, reports: list[Report]) -> None:
+    document = {"schema": SCHEMA, "version": __version__, "accounts": [*map(as_json, reports)]}
+    text = json.dumps(document, indent=1, default=datetime.isoformat)
+    if name == "-":
+        say(text)
+    else:
+        deliver(text.encode(), Path(name))
+
+
 def audit_all(options: argparse.Namespace) -> int:
     decisions = prepare(options)
     reports, codes = [], []
@@ -2159,12 +2172,7 @@ def audit_all(options: argparse.Namespace) -> int:
         for warning in unmatched(decisions, reports):
             complain(warning)
     if options.json:
-        document = {"schema": SCHEMA, "version": __version__, "accounts": [*map(as_json, reports)]}
-        text = json.dumps(document, indent=1, default=datetime.isoformat)
-        if options.json == "-":
-            say(text)
-        else:
-            deliver(text.encode(), Path(options.json))
+        write_json(options.json, reports)
     return max(codes, key=WORST.index)
 
 
