@@ -144,7 +144,7 @@ class Check:
     that. `nothing` is what an empty sheet says; it may use {targets} and {looked_at}, the
     numbers looked at. `links` are pages of the AWS console by column; they may use the other
     columns of the row. `ahead` are questions, asked once an audit, that are put while earlier
-    checks run: what all targets wait for, and what AWS lets us ask of each but slowly.
+    checks run: what all targets wait for, and the first question about each.
     """
 
     title: str
@@ -217,6 +217,7 @@ class Pace:
         self.lock = threading.Lock()
 
     def wait(self, **_: Any) -> None:
+        """Before a call is sent."""
         with self.lock:
             now = time.monotonic()
             self.next = max(now, self.next + self.gap)
@@ -224,6 +225,7 @@ class Pace:
         time.sleep(pause)
 
     def learn(self, response: tuple[Any, dict[str, Any]] | None, **_: Any) -> None:
+        """After an answer, a refusal, or none of both."""
         code = response[1].get("Error", {}).get("Code") if response else None
         with self.lock:
             now = time.monotonic()
