@@ -623,11 +623,11 @@ def rules(group: dict[str, Any]) -> dict[tuple[Any, ...], tuple[list[str], list[
 
 def opened_to(
     aws: Account, region: str, cidrs: list[str], lists: Collection[str]
-) -> tuple[list[str], list[str]]:
-    """What of the Internet the sources of a rule cover together, all of it or wide ranges, and
-    the prefix lists that have a part in it. Unanswered if that depends on one not readable."""
+) -> tuple[list[str], list[str], Unanswered | None]:
+    """What of the Internet the sources of a rule cover together, all of it or wide ranges; the
+    prefix lists that have a part in it; and the failure to read one, if it may cover more."""
     if found := whole_internet(cidrs):
-        return found, []
+        return found, [], None
     entries, unread = dict[str, list[str]](), None
     for id in sorted(set(lists)):
         try:
@@ -637,10 +637,8 @@ def opened_to(
     sources = [*cidrs, *(cidr for listed in entries.values() for cidr in listed)]
     wide = [id for id, listed in entries.items() if wide_sources(listed)]
     if found := whole_internet(sources):
-        return found, wide or [*entries]  # a list may hold it in small pieces
-    if unread:
-        raise unread
-    return sorted(set(wide_sources(sources))), wide
+        return found, wide or [*entries], None  # a list may hold it in small pieces
+    return sorted(set(wide_sources(sources))), wide, unread
 
 
 def doors(aws: Account, region: str, group: dict[str, Any]) -> Rows:
@@ -649,11 +647,11 @@ def doors(aws: Account, region: str, group: dict[str, Any]) -> Rows:
     for (protocol, first, last), (cidrs, ids) in rules(group).items():
         ports, lists = port_words(protocol, first, last), ", ".join(sorted(set(ids)))
         rule = "/".join((*where[:2], protocol, ports.split(" (")[0].replace(" ", "-")))
-        try:
-            found, via = opened_to(aws, region, cidrs, ids)
-        except Unanswered as error:
+        found, via, error = opened_to(aws, region, cidrs, ids)
+        if error:
             yield gap(f"{rule}/{lists}".replace(", ", ","), (*where, protocol, ports, lists), error)
-            continue
+            if via:  # the finding would have the ID of the gap
+                continue
         open_to = ", ".join(found)
         id = f"{rule}/{lists if via else open_to}".replace(", ", ",")
         words = f"{open_to} ({', '.join(via)})" if via else open_to

@@ -714,6 +714,26 @@ def test_a_list_that_may_not_be_read_does_not_hide_another(aws: Canned) -> None:
     assert row.id == f"{REGION}/sg-1/TCP/22/pl-1,pl-2"
 
 
+def test_a_list_that_may_not_be_read_does_not_hide_the_rules_own_source(aws: Canned) -> None:
+    answer_groups(aws, group(permission(v4=["52.0.0.0/7"], lists=["pl-1"])))
+    aws.refuse("ec2", "GetManagedPrefixListEntries", DENIED, REGION)
+    answer_use(aws, "sg-1")
+    assert [(row.status, row.id) for row in check_security_groups(aws, REGION)] == [
+        ("NOT CHECKED", f"{REGION}/sg-1/TCP/22/pl-1"),
+        ("FINDING", f"{REGION}/sg-1/TCP/22/52.0.0.0/7"),
+    ]
+
+
+def test_what_two_lists_open_has_one_row_when_one_may_not_be_read(aws: Canned) -> None:
+    answer_groups(aws, group(permission(lists=["pl-1", "pl-2"])))
+    answer_list(aws, "52.0.0.0/7")
+    aws.refuse("ec2", "GetManagedPrefixListEntries", DENIED, REGION)
+    answer_use(aws, "sg-1")
+    assert [(row.status, row.id) for row in check_security_groups(aws, REGION)] == [
+        ("NOT CHECKED", f"{REGION}/sg-1/TCP/22/pl-1,pl-2")
+    ]
+
+
 def test_doors_of_the_first_page_stay_when_the_second_is_refused(aws: Canned) -> None:
     found = {"SecurityGroups": [group(permission(v4=["0.0.0.0/0"]))], "NextToken": "more"}
     aws.answer("ec2", "DescribeSecurityGroups", found, REGION)
