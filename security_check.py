@@ -1757,6 +1757,10 @@ def sheet_lines(sheet: Sheet, report: Report) -> Iterator[Line]:
         yield cells, ACCEPTED if row.status == ACCEPTED else "", links
 
 
+def page_title(title: str, number: int) -> str:
+    return f"{title} ({number + 1})" if number else title
+
+
 def write_table(
     book: xlwt.Workbook, report: Report, title: str, about: tuple[str, str],
     header: list[str], lines: Iterable[Line],
@@ -1765,7 +1769,7 @@ def write_table(
     pages: list[Page] = []
     for cells, look, links in lines:
         if not pages or pages[-1].next == MAX_ROWS:
-            page = Page(book, f"{title} ({len(pages) + 1})" if pages else title, report)
+            page = Page(book, page_title(title, len(pages)), report)
             note, docs = about
             jumps = {header.index("Result"): "#Summary!A1", len(header) - 1: docs}
             texts = {0: title, header.index("Result"): "Summary", len(header) - 1: docs and DOCS}
@@ -1824,7 +1828,8 @@ def write_worst(page: Page, title: str, rows: list[tuple[Sheet, int, Row]]) -> N
     page.write([title if rows else f"{title}: none"], "header")
     for sheet, place, row in rows[:10]:
         words = f"{sheet.check.title}: {row.result}{needs(row)}, {row.id}"
-        target = f"#'{sheet.check.title}'!A{TOP + 1 + place}"
+        number, line = divmod(place, MAX_ROWS - TOP)
+        target = f"#'{page_title(sheet.check.title, number)}'!A{TOP + 1 + line}"
         page.write_beside(row.severity or row.status, words, target)
     if len(rows) > 10:
         page.write_beside("", f"and {len(rows) - 10:,} more")

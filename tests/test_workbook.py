@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import xlrd
+import xlwt
 from conftest import NOW, NUMBER, Canned
 from python_calamine import CalamineWorkbook
 
@@ -316,11 +317,25 @@ def test_a_sheet_that_is_full_continues_on_the_next(
     assert [name.scope for name in book.name_obj_list] == [1, 2, 3]
 
 
-def test_more_rows_than_the_format_holds(aws: Canned) -> None:
-    row = Row("u", ("u",), "Enabled")
-    report = a_report(aws, *[row] * 65_534, check="mfa")
-    book = xlrd.open_workbook(file_contents=workbook(report))
-    assert [sheet.nrows for sheet in book.sheets()[1:]] == [65_536, 4]
+def test_the_format_holds_as_many_rows_as_we_think() -> None:
+    sheet = xlwt.Workbook().add_sheet("full")
+    sheet.write(security_check.MAX_ROWS - 1, 0, "last")
+    with pytest.raises(ValueError, match="row index"):
+        sheet.write(security_check.MAX_ROWS, 0, "one too many")
+
+
+def test_more_rows_than_the_format_holds(aws: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security_check, "MAX_ROWS", 10)
+    rows = [*map(bad, range(14)), gap("x/not-checked", ("x",), "Denied: x")]
+    book = opened(a_report(aws, *rows))
+    assert {sheet.name: sheet.nrows for sheet in book.sheets()[1:]} == {
+        "EC2-Classic": 10,
+        "EC2-Classic (2)": 10,
+        "EC2-Classic (3)": 4,
+    }
+    ends = {link.textmark for link in book.sheet_by_name("Summary").hyperlink_map.values()}
+    assert {"'EC2-Classic'!A10", "'EC2-Classic (2)'!A4", "'EC2-Classic (3)'!A4"} <= ends
+    assert "x/not-checked" in book.sheet_by_name("EC2-Classic (3)").row_values(3)[-1]
 
 
 def test_what_is_gone_has_a_sheet(aws: Canned) -> None:
