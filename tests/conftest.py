@@ -46,11 +46,18 @@ class Canned(Account):
         self.number, self.arn = NUMBER, f"arn:aws:iam::{NUMBER}:user/auditor"
         self.stubs: dict[tuple[str, str], Stubber] = {}
 
+    def client(self, service: str, region: str) -> Any:
+        """A client that answers what was given to it, and asks nobody else."""
+        client = super().client(service, region)
+        with self.lock:
+            if (service, region) not in self.stubs:
+                self.stubs[service, region] = Stubber(client)
+                self.stubs[service, region].activate()
+        return client
+
     def stub(self, service: str, region: str = "") -> Stubber:
         region = region or self.region
-        if (service, region) not in self.stubs:
-            self.stubs[service, region] = Stubber(self.client(service, region))
-            self.stubs[service, region].activate()
+        self.client(service, region)
         return self.stubs[service, region]
 
     def answer(
