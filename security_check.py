@@ -1343,6 +1343,7 @@ def summed_up(check: Check, results: list[Examined], expired: Unanswered | None)
 # === every month: what was accepted, what is new, what is gone =========================
 
 ACCEPT_LINE = re.compile(r"(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
+LAPSED = "acceptance expired"
 SCHEMA = 1  # of the state file and of the JSON report
 
 Known = dict[str, dict[str, str]]  # by the ID of a finding: first_seen, result
@@ -1392,7 +1393,11 @@ def accepted(row: Row, id: str, decisions: Iterable[Acceptance], today: str) -> 
     for one in matching:
         if not one.until or one.until >= today:
             return replace(row, status=ACCEPTED, result=f"{row.result} (accepted {one.words()})")
-    return replace(row, result=f"{row.result} (acceptance expired, {matching[0].words()})")
+    return replace(row, result=f"{row.result} ({LAPSED}, {matching[0].words()})")
+
+
+def has_lapsed(row: Row) -> bool:
+    return LAPSED in row.result
 
 
 def settled(
@@ -1502,7 +1507,12 @@ class Report:
     def is_calm(self) -> bool:
         """Whether there is nothing that a person should read today."""
         unknown = self.count(FINDING) if self.gone is None else self.count(NEW)
-        return not unknown and not self.gaps()
+        return not unknown and not self.gaps() and not self.named(has_lapsed)
+
+    def named(self, wanted: Callable[[Row], bool]) -> list[str]:
+        """The findings that are wanted, a line each, the most serious first."""
+        found = worst(self.sheets, FINDING)
+        return [f"{sheet.id(row)}: {row.result}" for sheet, _, row in found if wanted(row)]
 
     def about(self) -> dict[str, str]:
         """The run in words."""
@@ -1534,9 +1544,8 @@ class Report:
         for sheet in self.sheets:
             cells = (number_cell(sheet.count(name), name, colour) for name in columns)
             lines.append(f"{sheet.check.title:16}" + "".join(cells))
-        found = worst(self.sheets, FINDING)
-        new = [f"{sheet.id(row)}: {row.result}" for sheet, _, row in found if row.new]
-        lines += ["", self.headline(), *listed("New", new)]
+        lines += ["", self.headline(), *listed("New", self.named(lambda row: row.new))]
+        lines += listed("Acceptance expired", self.named(has_lapsed))
         lines += listed("Resolved", list(self.gone or ()))
         return "\n".join([f"AWS account {self.aws.number}{alias}", "", *lines, str(self.path)])
 
@@ -1976,7 +1985,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--accept", **file, help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")
     add("--max-key-age", metavar="DAYS", type=whole_days, default=MAX_KEY_AGE,
         help="an access key older than this is a finding (%(default)s)")  # fmt: skip
-    add("--quiet", action="store_true", help="be silent but for new findings, gaps and errors")
+    add("--quiet", action="store_true", help="be silent but for what a person should read")
     add("--debug", action="store_true", help="log the calls to AWS on standard error")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(argv)

@@ -366,6 +366,19 @@ def test_quiet_speaks_only_of_news_and_gaps(
     assert "2 NOT CHECKED" in capsys.readouterr().out
 
 
+def test_quiet_speaks_of_an_acceptance_that_is_over(cloud: Cloud, run_on: Any) -> None:
+    line = "mfa/<root_account>: Not Enabled (acceptance expired, until 2030-09-30: in the safe)"
+    options = ("--quiet", "--check", "mfa")
+    cloud.layer.summary = {"AccountMFAEnabled": 0, "AccountAccessKeysPresent": 0}
+    Path("accept.txt").write_text("mfa/<root_account> until 2030-09-30 # in the safe\n")
+    assert run_on("2030-09-01", *options).out == ""
+    over = run_on("2030-10-01", *options)
+    assert f"Acceptance expired:\n  {line}\n" in over.out
+    assert "New:" not in over.out
+    Path("accept.txt").write_text("mfa/<root_account> until 2030-12-31 # in the safe\n")
+    assert run_on("2030-11-01", *options).out == ""
+
+
 def test_one_account_that_fails_does_not_stop_the_next(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

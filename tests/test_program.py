@@ -16,6 +16,7 @@ import pytest
 from cloud import Cloud, Fault
 
 import security_check
+from security_check import READ_TIMEOUT
 
 SCRIPT = Path(security_check.__file__)
 PROGRAM = [sys.executable, str(SCRIPT)]
@@ -44,7 +45,7 @@ def test_interrupted_it_leaves_at_once_and_leaves_nothing_behind(
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
-    _, err = process.communicate(timeout=2)
+    _, err = process.communicate(timeout=READ_TIMEOUT - 1)
     assert process.returncode == 128 + number
     assert err == f"security_check.py: interrupted by {number.name}: no workbook was written\n"
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.xls": "old"}
