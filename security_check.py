@@ -45,7 +45,7 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
@@ -2219,4 +2219,7 @@ def stop(number: int, _: object) -> None:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    leave(main())
+    job = ThreadPoolExecutor(1).submit(main)
+    while not job.done():  # a signal may go unheard in a wait without an end, on Windows always
+        wait([job], timeout=0.2)
+    leave(job.result())
