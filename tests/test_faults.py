@@ -334,7 +334,9 @@ def test_a_region_that_does_not_answer_is_soon_left_alone(
     report = audit()
     asked = Counter(call.operation for call in small.layer.calls if call.region == REGION)
     assert asked.pop("GetBucketAcl") <= security_check.THREADS + security_check.SILENT_CALLS
-    assert asked == {"DescribeInstances": 2, "DescribeSecurityGroups": 1, "DescribeTrails": 2}
+    for first in ("DescribeInstances", "DescribeTrails"):  # which are on the way together
+        assert asked.pop(first) <= 2
+    assert asked == {"DescribeSecurityGroups": 1}
     results = {row.result for sheet in report.sheets for row in sheet.rows}
     assert "ReadTimeoutError: ec2 DescribeSecurityGroups" in results
     assert report.sheets[2].count("FINDING") == 2
@@ -360,15 +362,15 @@ def test_credentials_that_expire_in_the_middle(
 ) -> None:
     clean.clear()
     small.reset()
-    for n in range(60):
+    for n in range(100):
         small.client("iam").create_user(UserName=f"user-{n}")
-    small.client("s3").create_bucket(Bucket="some-bucket")
+    small.layer.calls.clear()
     fault = Fault("ExpiredToken", "iam", "ListAccessKeys")
     small.layer.faults = [fault]
     assert security_check.main([]) == 3
-    assert fault.hits <= security_check.THREADS_IAM
-    for later in ("cloudtrail:DescribeTrails", "s3:GetBucketAcl"):
-        assert small.layer.count()[later] == 0
+    asked = [call.name for call in small.layer.calls]
+    on_the_way = security_check.THREADS + 3 * security_check.THREADS_AHEAD
+    assert len(asked) - asked.index("iam:ListAccessKeys") <= on_the_way
     (book,) = Path().glob("*.xls")
     statuses = Counter(
         value for value in xlrd.open_workbook(book).sheet_by_name("Access keys").col_values(8)
