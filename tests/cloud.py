@@ -1,13 +1,16 @@
 """An AWS on 127.0.0.1: moto's HTTP server behind a layer that moto lacks.
 
 The layer counts calls, delays and throttles them, injects faults, and answers what moto
-cannot: VPC block public access, bucket regions, a credential report with a root row.
+cannot: VPC block public access, bucket regions, a credential report with a root row, the list
+of an organization's accounts and who may enter them. A request acts in the account that its
+access key belongs to; a key that nobody made belongs to DEFAULT_ACCOUNT_ID.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import io
 import json
 import re
@@ -19,18 +22,23 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
+from unittest.mock import patch
 from urllib.parse import parse_qs, unquote
 
 import boto3
 from moto import backends
 from moto.ec2.models.availability_zones_and_regions import Region, RegionsAndZonesBackend
+from moto.iam.models import get_account_id_from
 from moto.moto_api._internal.models import moto_api_backend
 from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
     MotoRequestHandler,
     create_backend_app,
 )
+from moto.organizations import utils
+from moto.organizations.models import organizations_backends
+from moto.s3.models import s3_backends
 from werkzeug.serving import make_server
 
 DEFAULT_ACCOUNT_ID = "123456789012"  # moto's
@@ -40,16 +48,20 @@ S3_OPERATIONS = {
     "policyStatus": "GetBucketPolicyStatus",
     "publicAccessBlock": "GetPublicAccessBlock",
 }
+PAGE = 20  # accounts, at most, that ListAccounts gives at once
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request, in AWS's terms; `text` is its path and body, for what it is about."""
+    """A request, in AWS's terms; `text` is its path and body, for what it is about, and
+    `account` the one whose credentials it has."""
 
     service: str
     operation: str
     region: str
     text: str
+    account: str = DEFAULT_ACCOUNT_ID
 
     @property
     def name(self) -> str:
@@ -63,7 +75,7 @@ class Call:
 @dataclass
 class Fault:
     """What to do to the calls that match: `kind` is an error code, or one of hang, drop,
-    truncate, rubbish; `times` limits how often (-1: for good)."""
+    truncate, rubbish; `times` limits how often (-1: for good), `after` so many that pass."""
 
     kind: str
     service: str = "*"
@@ -72,16 +84,21 @@ class Fault:
     resource: str = ""
     status: int = 400
     times: int = -1
+    account: str = "*"
+    after: int = 0
     hits: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def strikes(self, call: Call) -> bool:
-        patterns = ((call.service, self.service), (call.operation, self.operation))
-        if not all(fnmatchcase(*pair) for pair in (*patterns, (call.region, self.region))):
+        names = ("service", "operation", "region", "account")
+        if not all(fnmatchcase(getattr(call, name), getattr(self, name)) for name in names):
             return False
         if self.resource and not call.about(self.resource):
             return False
         with self.lock:
+            if self.after:
+                self.after -= 1
+                return False
             if self.hits == self.times:
                 return False
             self.hits += 1
@@ -105,7 +122,7 @@ class Bucket:
         return True
 
 
-# IAM by account, the others by region: calls a second, after a burst.
+# IAM by account, the others by account and region: calls a second, after a burst.
 LIMITS = {"iam": (20, 30), "ec2": (20, 100), "cloudtrail": (10, 10)}
 THROTTLING = {
     "iam": "Throttling",
@@ -114,32 +131,36 @@ THROTTLING = {
 }
 
 
-def parse(environ: dict[str, Any], body: bytes) -> Call:
+def parse(environ: dict[str, Any], body: bytes, account_of: Callable[[str], str]) -> Call:
     scope = re.search(
-        r"Credential=[^/]+/\d+/([^/]+)/([^/]+)/", environ.get("HTTP_AUTHORIZATION", "")
+        r"Credential=([^/]+)/\d+/([^/]+)/([^/]+)/", environ.get("HTTP_AUTHORIZATION", "")
     )
-    region, service = scope.groups() if scope else ("", "")
-    path, query = unquote(environ["PATH_INFO"]), environ.get("QUERY_STRING", "")
+    key, region, service = scope.groups() if scope else ("", "", "")
+    path = unquote(environ["PATH_INFO"])
     text = f"{path} {unquote(body.decode('latin-1'))}"
-    if "HTTP_X_AMZ_TARGET" in environ:
-        return Call(service, environ["HTTP_X_AMZ_TARGET"].rpartition(".")[2], region, text)
     if service == "s3" and path.startswith("/v20180820/"):
-        return Call("s3control", "GetPublicAccessBlock", region, text)
-    if service == "s3":
-        if path == "/":
-            return Call(service, "ListBuckets", region, text)
-        flag = query.partition("&")[0].partition("=")[0]
-        operation = S3_OPERATIONS.get(flag, f"{environ['REQUEST_METHOD']} {flag}".strip())
-        if environ["REQUEST_METHOD"] != "GET":
-            operation = f"{environ['REQUEST_METHOD']} {flag}"
-        return Call(service, operation, region, text)
-    return Call(service, parse_qs(body.decode("latin-1")).get("Action", ["?"])[0], region, text)
+        service, operation = "s3control", "GetPublicAccessBlock"
+    elif "HTTP_X_AMZ_TARGET" in environ:
+        operation = environ["HTTP_X_AMZ_TARGET"].rpartition(".")[2]
+    elif service == "s3":
+        operation = s3_operation(environ["REQUEST_METHOD"], path, environ.get("QUERY_STRING", ""))
+    else:
+        operation = parse_qs(body.decode("latin-1")).get("Action", ["?"])[0]
+    return Call(service, operation, region, text, account_of(key))
+
+
+def s3_operation(method: str, path: str, query: str) -> str:
+    if path == "/":
+        return "ListBuckets"
+    flag = query.partition("&")[0].partition("=")[0]
+    other = f"{method} {flag}".strip()
+    return S3_OPERATIONS.get(flag, other) if method == "GET" else other
 
 
 def error_answer(call: Call, code: str) -> tuple[str, str]:
     """An error in the protocol's own form: content type and body."""
     message = f"User is not authorized to perform: {call.name} ({code})"
-    if call.service == "cloudtrail":
+    if call.service in ("cloudtrail", "organizations"):
         return "application/x-amz-json-1.1", json.dumps({"__type": code, "message": message})
     error = f"<Code>{code}</Code><Message>{message}</Message>"
     if call.service == "ec2":
@@ -191,6 +212,28 @@ class Layer:
         self.root: dict[str, str] = {}
         self.summary: dict[str, int] = {}
         self.report: Callable[[str], str] = lambda text: text
+        self.reset_accounts()
+
+    def reset_accounts(self) -> None:
+        """What there is to say where there are several accounts: `summary`, `root` and
+        `block_public_access` are those of DEFAULT_ACCOUNT_ID."""
+        self.keys: dict[str, str] = {}  # access key -> account
+        self.summaries: dict[str, dict[str, int]] = {}
+        self.roots: dict[str, dict[str, str]] = {}
+        self.blocks: dict[str, dict[str, BlockPublicAccess]] = {}
+        self.closed: set[str] = set()  # accounts that nobody may enter
+        self.roles: set[str] | None = None  # with their paths, in every account; None: any
+        self.administrators: set[str] = set()  # accounts that may list the organization's too
+        self.states: tuple[str, ...] = ("State",)  # or "Status", as AWS said until 2026-09-09
+        self.pages: Callable[[list[Any]], list[list[Any]]] = lambda accounts: [
+            accounts[start : start + PAGE] for start in range(0, len(accounts), PAGE)
+        ]
+
+    def account_of(self, key: str) -> str:
+        """The account of an access key: kept, as moto looks through all of its accounts."""
+        if key not in self.keys:
+            self.keys[key] = get_account_id_from(key)
+        return self.keys[key]
 
     def count(self) -> Counter[str]:
         return Counter(call.name for call in self.calls)
@@ -199,7 +242,7 @@ class Layer:
         length = int(environ.get("CONTENT_LENGTH") or 0)
         body = environ["wsgi.input"].read(length) if length else b""
         environ["wsgi.input"] = io.BytesIO(body)
-        call = parse(environ, body)
+        call = parse(environ, body, self.account_of)
         with self.lock:
             self.calls.append(call)
             throttled = self.throttles(call)
@@ -217,9 +260,9 @@ class Layer:
     def throttles(self, call: Call) -> bool:
         if self.buckets is None or call.service not in LIMITS:
             return False
-        key = (call.service, "" if call.service == "iam" else call.region)
-        if call.service == "cloudtrail":
-            key = (*key, call.operation)  # type: ignore[assignment]
+        where = "" if call.service == "iam" else call.region
+        what = call.operation if call.service == "cloudtrail" else ""
+        key = (call.service, call.account, where, what)
         bucket = self.buckets.setdefault(key, Bucket(*LIMITS[call.service]))
         refused = not bucket.take()
         self.throttled += refused
@@ -254,21 +297,67 @@ class Layer:
         return began[0], began[1], text
 
     def answer(self, call: Call, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
-        block = self.block_public_access.get(call.region, BlockPublicAccess())
-        if call.operation == "DescribeVpcBlockPublicAccessOptions":
-            return self.reply(call, block.options(), start)
-        if call.operation == "DescribeVpcBlockPublicAccessExclusions":
-            return self.reply(call, block.excluded(), start)
-        if call.operation == "ListBuckets":
-            return self.edit(self.add_bucket_regions, environ, start)
-        if call.operation == "DescribeTrails":
-            return self.edit(self.tell_custom_selectors, environ, start)
-        if call.operation == "GetAccountSummary" and self.summary:
-            return self.edit(self.edit_summary, environ, start)
-        if call.operation == "GetCredentialReport":
-            return self.edit(self.edit_report, environ, start)
+        if call.service == "s3" and self.is_foreign(call):
+            return self.refuse(call, "AccessDenied", 403, start)
+        if call.operation == "AssumeRole" and (code := self.why_not(environ)):
+            return self.refuse(call, code, 400 if code == "ValidationError" else 403, start)
+        if call.operation.startswith("DescribeVpcBlockPublicAccess"):
+            return self.reply(call, self.blocked(call), start)
+        if call.operation == "ListAccounts":
+            return self.list_accounts(call, environ, start)
+        changes = {
+            "ListBuckets": self.add_bucket_regions,
+            "DescribeTrails": self.tell_custom_selectors,
+            "GetAccountSummary": self.edit_summary,
+            "GetCredentialReport": self.edit_report,
+        }
+        if change := changes.get(call.operation):
+            return self.edit(functools.partial(change, call.account), environ, start)
         answer: Iterable[bytes] = self.app(environ, start)
         return answer
+
+    def blocked(self, call: Call) -> str:
+        blocks = own(call.account, self.block_public_access, self.blocks)
+        block = blocks.get(call.region, BlockPublicAccess())
+        return block.options() if call.operation.endswith("Options") else block.excluded()
+
+    def list_accounts(self, call: Call, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        """moto gives an empty list to whoever is not the management account."""
+        management, _ = organizations_backends.master_accounts.get(call.account, (call.account, ""))
+        known = organizations_backends[management]["aws"]
+        if known.org is None:
+            return self.refuse(call, "AWSOrganizationsNotInUseException", 400, start)
+        if call.account not in (management, *self.administrators):
+            return self.refuse(call, "AccessDeniedException", 400, start)
+        hidden = {"State", "Status"} - {*self.states}
+        accounts = [
+            {name: value for name, value in account.describe().items() if name not in hidden}
+            for account in known.accounts
+        ]
+        pages = self.pages(accounts)
+        number = int(json.loads(environ["wsgi.input"].getvalue()).get("NextToken", 0))
+        more = {"NextToken": str(number + 1)} if number + 1 < len(pages) else {}
+        text = json.dumps({"Accounts": pages[number], **more}).encode()
+        kind = ("Content-Type", "application/x-amz-json-1.1")
+        start("200 OK", [kind, ("Content-Length", str(len(text)))])
+        return [text]
+
+    def is_foreign(self, call: Call) -> bool:
+        """Whether a bucket is another account's: moto lets everybody read it by its name."""
+        bucket = call.text.split(" ", 1)[0].split("/")[1]
+        _, owner = s3_backends.bucket_accounts.get(bucket, ("", call.account))
+        return owner != call.account and call.operation != "PUT"
+
+    def why_not(self, environ: dict[str, Any]) -> str:
+        """The error code if a role may not be assumed: moto makes up any role that is asked
+        for, under any name of session."""
+        asked = parse_qs(environ["wsgi.input"].getvalue().decode())
+        role = re.fullmatch(r"arn:[\w-]+:iam::(\d{12}):role/(.+)", asked["RoleArn"][0])
+        name = re.fullmatch(r"[A-Za-z0-9_+=,.@-]{2,64}", asked["RoleSessionName"][0])
+        if not role or not name:
+            return "ValidationError"
+        missing = self.roles is not None and role[2] not in self.roles
+        return "AccessDenied" if missing or role[1] in self.closed else ""
 
     def reply(self, call: Call, content: str, start: Any) -> Iterable[bytes]:
         name = f"{call.operation}Response"
@@ -287,40 +376,45 @@ class Layer:
         start(began[0], [*headers, ("Content-Length", str(len(text.encode())))])
         return [text.encode()]
 
-    def add_bucket_regions(self, text: str) -> str:
-        known = backends.get_backend("s3")[DEFAULT_ACCOUNT_ID]["aws"].buckets
+    def add_bucket_regions(self, account: str, text: str) -> str:
+        known = backends.get_backend("s3")[account]["aws"].buckets
 
         def add(match: re.Match[str]) -> str:
             return f"{match[0]}<BucketRegion>{known[match[1]].region_name}</BucketRegion>"
 
         return re.sub(r"<Name>([^<]+)</Name>", add, text)
 
-    def tell_custom_selectors(self, text: str) -> str:
+    def tell_custom_selectors(self, account: str, text: str) -> str:
         answer = json.loads(text)
         for trail in answer["trailList"]:
-            known = backends.get_backend("cloudtrail")[DEFAULT_ACCOUNT_ID][trail["HomeRegion"]]
+            known = backends.get_backend("cloudtrail")[account][trail["HomeRegion"]]
             kept = known.trails[trail["Name"]]
             custom = bool(kept.event_selectors or kept.advanced_event_selectors)
             trail["HasCustomEventSelectors"] = custom
         return json.dumps(answer)
 
-    def edit_summary(self, text: str) -> str:
-        for name, value in self.summary.items():
+    def edit_summary(self, account: str, text: str) -> str:
+        for name, value in own(account, self.summary, self.summaries).items():
             text = re.sub(rf"<entry>\s*<key>{name}</key>.*?</entry>", "", text, flags=re.DOTALL)
             entry = f"<entry><key>{name}</key><value>{value}</value></entry>"
             text = text.replace("<SummaryMap>", f"<SummaryMap>{entry}")
         return text
 
-    def edit_report(self, text: str) -> str:
+    def edit_report(self, account: str, text: str) -> str:
         match = re.search(r"<Content>(.*?)</Content>", text, re.DOTALL)
         assert match
         report = base64.b64decode(match[1]).decode()
-        if self.root:
+        if root := own(account, self.root, self.roots):
             header, rest = report.split("\n", 1)
-            values = ",".join(self.root.get(name, "N/A") for name in header.split(","))
+            values = ",".join(root.get(name, "N/A") for name in header.split(","))
             report = f"{header}\n{values}\n{rest}"
         content = base64.b64encode(self.report(report).encode()).decode()
         return text.replace(match[1], content)
+
+
+def own(account: str, default: dict[str, T], others: dict[str, dict[str, T]]) -> dict[str, T]:
+    """What is kept for the account: nothing of one account shows in another."""
+    return {DEFAULT_ACCOUNT_ID: default, **others}.get(account, {})
 
 
 class QuietHandler(MotoRequestHandler):
@@ -335,6 +429,7 @@ class Cloud:
 
     def __init__(self, url: str, layer: Layer) -> None:
         self.url, self.layer = url, layer
+        self.keys: dict[str, Any] = {}  # by account
 
     @property
     def environment(self) -> dict[str, str]:
@@ -352,19 +447,52 @@ class Cloud:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def client(self, service: str, region: str = "us-east-1") -> Any:
+    def credentials(self, account: str = DEFAULT_ACCOUNT_ID) -> dict[str, str]:
+        """What makes boto3 act in the account, for an environment."""
+        if account == DEFAULT_ACCOUNT_ID:
+            return {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "secret"}
+        if account not in self.keys:
+            self.keys[account] = self.backend("iam", account=account).create_temp_access_key()
+        key = self.keys[account]
+        return {
+            "AWS_ACCESS_KEY_ID": key.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": key.secret_access_key,
+        }
+
+    def client(
+        self, service: str, region: str = "us-east-1", account: str = DEFAULT_ACCOUNT_ID
+    ) -> Any:
         """A client to fill the account with."""
-        keys: Any = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "secret"}
+        keys: Any = {name.lower(): value for name, value in self.credentials(account).items()}
         session: Any = boto3.Session(region_name=region, **keys)
         return session.client(service, endpoint_url=self.url)
 
+    def organize(self, names: dict[str, str]) -> str:
+        """Make an organization of accounts with these numbers and names; its ID. The first is
+        the management account, DEFAULT_ACCOUNT_ID."""
+        known, numbers = self.backend("organizations"), iter(names)
+        with patch.object(utils, "make_random_account_id", lambda: next(numbers)):
+            made = known.create_organization("us-east-1")
+            for number in [*names][1:]:
+                known.create_account(AccountName=number, Email=f"{number}@example.com")
+        for account in known.accounts:
+            account.name = names[account.id]
+        return str(made["Organization"]["Id"])
+
+    def set_state(self, account: str, state: str) -> None:
+        """What ListAccounts says of an account: SUSPENDED, PENDING_CLOSURE and so on."""
+        model = self.backend("organizations").get_account_by_id(account)
+        model.state = model.status = state
+
     def reset(self) -> None:
         self.layer.reset()
+        self.keys.clear()
         moto_api_backend.reset()
+        organizations_backends.master_accounts.clear()  # moto goes on to know the members
 
-    def backend(self, service: str, region: str = "aws") -> Any:
+    def backend(self, service: str, region: str = "aws", account: str = DEFAULT_ACCOUNT_ID) -> Any:
         get: Any = backends.get_backend
-        return get(service)[DEFAULT_ACCOUNT_ID][region]
+        return get(service)[account][region]
 
 
 def set_regions(names: Iterable[str]) -> None:

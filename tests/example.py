@@ -2,6 +2,7 @@
 
 `fill` makes the company through the API; what moto's API cannot hold, its models can.
 `fill_many` changes the models alone: it makes thousands of things in a moment.
+`fill_organization` makes the company and the other accounts of its organization.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -221,7 +222,15 @@ def fill(cloud: Cloud, now: datetime | None = None, denied: bool = True) -> None
     make_trails(cloud, client)
     if denied:
         cloud.layer.faults += [
-            Fault("UnauthorizedOperation", "ec2", region=DENIED_REGION, status=403),
+            Fault(
+                "UnauthorizedOperation",
+                "ec2",
+                "*",
+                DENIED_REGION,
+                "",
+                403,
+                account=DEFAULT_ACCOUNT_ID,
+            ),
             Fault("AccessDenied", "s3", "GetBucketAcl", resource=DENIED_BUCKET, status=403),
         ]
     cloud.layer.calls.clear()
@@ -352,16 +361,21 @@ def set_key(key: AccessKey, now: datetime, age: int, status: str, used: int) -> 
         key.last_used = AccessKeyLastUsed(now - timedelta(days=used), "s3", VIRGINIA)
 
 
+ROOT_IN_USE = {"AccountMFAEnabled": 0, "AccountPasswordPresent": 1, "AccountAccessKeysPresent": 1}
+ROOT_SAFE = {"AccountMFAEnabled": 1, "AccountAccessKeysPresent": 0}
+
+
 def set_root(cloud: Cloud, now: datetime) -> None:
     """Root with a password, access keys and no MFA, which signed in long ago."""
-    cloud.layer.summary = {
-        "AccountMFAEnabled": 0,
-        "AccountPasswordPresent": 1,
-        "AccountAccessKeysPresent": 1,
-    }
-    cloud.layer.root = {
+    cloud.layer.summary = {**ROOT_IN_USE}
+    cloud.layer.root = root_row(DEFAULT_ACCOUNT_ID, now)
+
+
+def root_row(account: str, now: datetime) -> dict[str, str]:
+    """What the credential report says of such a root."""
+    return {
         "user": "<root_account>",
-        "arn": f"arn:aws:iam::{DEFAULT_ACCOUNT_ID}:root",
+        "arn": f"arn:aws:iam::{account}:root",
         "user_creation_time": f"{now - timedelta(days=4000):%Y-%m-%dT%H:%M:%S+00:00}",
         "password_enabled": "not_supported",
         "password_last_used": f"{now - timedelta(days=610):%Y-%m-%dT%H:%M:%S+00:00}",
@@ -433,27 +447,38 @@ def fill_many(
     buckets: int,
     groups_per_region: int,
     now: datetime | None = None,
+    account: str = DEFAULT_ACCOUNT_ID,
 ) -> None:
     """Make a large account without any instance, which one multi-region trail covers."""
     now = utc(now)
-    mock_random.seed(1)
-    iam, s3 = cloud.backend("iam"), cloud.backend("s3")
+    mock_random.seed(1 if account == DEFAULT_ACCOUNT_ID else int(account))
+    prefix = "" if account == DEFAULT_ACCOUNT_ID else f"{account}-"  # buckets share one space
+    iam, s3 = (cloud.backend(service, account=account) for service in ("iam", "s3"))
     for number in range(users):
         add_user(iam, f"user-{number:05}", now, number % FAULTY == 0)
     for number in range(buckets):
-        bucket = add_bucket(s3, f"bucket-{number:05}", regions[number % 3])
+        bucket = add_bucket(s3, f"{prefix}bucket-{number:05}", regions[number % 3])
         if number % FAULTY == 0:
             bucket.acl = get_canned_acl("public-read")
     for region in regions:
-        add_groups(cloud.backend("ec2", region), groups_per_region)
-    add_bucket(s3, "trail-bucket", regions[0])
-    trails = cloud.backend("cloudtrail", regions[0])
+        add_groups(cloud.backend("ec2", region, account), groups_per_region)
+    add_bucket(s3, f"{prefix}trail-bucket", regions[0])
+    add_trail(cloud.backend("cloudtrail", regions[0], account), f"{prefix}trail-bucket")
+    set_summary(cloud, account, ROOT_SAFE)
+
+
+def set_summary(cloud: Cloud, account: str, summary: dict[str, int]) -> None:
+    if account == DEFAULT_ACCOUNT_ID:
+        cloud.layer.summary = {**summary}
+    else:
+        cloud.layer.summaries[account] = {**summary}
+
+
+def add_trail(trails: Any, bucket: str) -> None:
+    """A multi-region trail without a flaw."""
     name, none, yes, no = "all-regions", "", True, False
-    trails.create_trail(
-        name, "trail-bucket", none, none, yes, yes, yes, no, none, none, none, tags_list=[]
-    )
+    trails.create_trail(name, bucket, none, none, yes, yes, yes, no, none, none, none, tags_list=[])
     trails.start_logging(name)
-    cloud.layer.summary = {"AccountMFAEnabled": 1, "AccountAccessKeysPresent": 0}
 
 
 def add_user(iam: Any, name: str, now: datetime, faulty: bool) -> None:
@@ -467,17 +492,167 @@ def add_user(iam: Any, name: str, now: datetime, faulty: bool) -> None:
 
 def add_bucket(s3: Any, name: str, region: str) -> Any:
     make: Any = FakeBucket  # which mypy takes for abstract
-    s3.buckets[name] = make(name, DEFAULT_ACCOUNT_ID, region)
+    s3.buckets[name] = make(name, s3.account_id, region)
     return s3.buckets[name]
 
 
 def add_groups(ec2: Any, count: int) -> None:
     """Groups that one interface each has: SSH is open to the Internet, or to an office."""
-    subnet = next(iter(ec2.get_default_subnets().values()))
     for number in range(count):
-        group = ec2.create_security_group(f"group-{number:05}", "A group", force=True)
-        source = {"CidrIp": INTERNET if number % FAULTY == 0 else "203.0.113.0/24"}
-        ssh = SecurityGroupRule(ec2, "tcp", group.id, "22", "22", source, is_egress=False)
-        group.ingress_rules.append(ssh)
-        address = f"172.31.{number // 250}.{number % 250}"
-        ec2.create_network_interface(subnet, address, group_ids=[group.id])
+        source = INTERNET if number % FAULTY == 0 else "203.0.113.0/24"
+        add_group(ec2, f"group-{number:05}", 22, source, number)
+
+
+def add_group(ec2: Any, name: str, port: int, source: str, number: int) -> None:
+    """A group with one port open, which an interface has; `number` makes its address."""
+    group = ec2.create_security_group(name, "A group", force=True)
+    span = (str(port), str(port))
+    rule = SecurityGroupRule(ec2, "tcp", group.id, *span, {"CidrIp": source}, is_egress=False)
+    group.ingress_rules.append(rule)
+    subnet = next(iter(ec2.get_default_subnets().values()))
+    address = f"172.31.{number // 250}.{number % 250}"
+    ec2.create_network_interface(subnet, address, group_ids=[group.id])
+
+
+# --- an organization --------------------------------------------------------------------
+
+ROLE = "security-check"
+COMPANY = "Harbour Books"  # the name of the management account
+
+
+@dataclass(frozen=True)
+class Member:
+    """An account of the organization besides the management account."""
+
+    number: str
+    name: str
+    groups: tuple[tuple[str, str, int], ...] = ()  # region, name, port open to the Internet
+    users: tuple[tuple[str, bool], ...] = ()  # and whether it is faulty
+    buckets: tuple[tuple[str, str, str], ...] = ()  # name, region, canned ACL
+    classic: tuple[tuple[str, str], ...] = ()  # region and name of an instance outside a VPC
+    alias: str = ""
+    trail: bool = True
+    root: bool = False  # whether root has keys and no MFA
+    blocks: bool = False  # whether public access is blocked: S3's in all, VPCs' in one region
+    state: str = "ACTIVE"
+    closed: bool = False  # whether the role is missing
+
+
+# Users, groups and instances have the same names in several accounts, as do two accounts.
+MEMBERS = (
+    Member("100000000001", "Nothing to find", users=(("alice.meyer", False),), alias="clean"),
+    Member(
+        *("111111111111", "Größe & Söhne „Produktion“"),
+        groups=((IRELAND, "bastion", 22), (VIRGINIA, "orders-db", 5432)),
+        users=(("alice.meyer", True), ("deploy", True), ("guenther", False)),
+        buckets=(("soehne-covers", IRELAND, "public-read"),),
+        alias="soehne",
+    ),
+    Member(
+        *("222222222222", "東京支店の帳簿"),
+        groups=((OREGON, "bastion", 3389),),
+        users=(("deploy", True),),
+        trail=False,
+    ),
+    Member(
+        *("333333333333", "حسابات الميناء"),
+        buckets=(("almina-catalogue", OREGON, "authenticated-read"),),
+        users=(("alice.meyer", False), ("ci_build-2", True)),
+        root=True,
+    ),
+    Member(
+        *("444444444444", "🚀 sandbox"),
+        groups=tuple((region, "bastion", 22) for region in (IRELAND, VIRGINIA, OREGON)),
+        classic=((IRELAND, "web-1"),),
+        trail=False,
+        root=True,
+    ),
+    Member(
+        *("555555555555", "sandbox"),
+        groups=((VIRGINIA, "bastion", 22),),
+        buckets=(("blocked-covers", VIRGINIA, "public-read"),),
+        blocks=True,
+    ),
+    Member("666666666666", "sandbox", users=(("deploy", True),), state="SUSPENDED"),
+    Member("777777777777", '=1+1;"quoted", O\'Neil/dev', users=(("=1+1", True),)),
+    Member("888888888888", "Склад 🗄 архив", groups=((IRELAND, "bastion", 22),), closed=True),
+    Member("999999999999", "Βιβλία", groups=((OREGON, "web", 80), (OREGON, "bastion", 22))),
+    # A number with zeros in front, which a spreadsheet or int() would lose.
+    Member("000000000012", "x" * 50, users=tuple((f"user-{i:02}", i == 0) for i in range(8))),
+)
+
+
+@dataclass
+class Organization:
+    id: str
+    names: dict[str, str]  # of every account, by its number; the management account first
+    states: dict[str, str] = field(default_factory=dict)  # of those that are not ACTIVE
+    closed: set[str] = field(default_factory=set)  # those that are ACTIVE without the role
+
+    @property
+    def audited(self) -> list[str]:
+        return [one for one in self.names if one not in self.states and one not in self.closed]
+
+
+def fill_organization(
+    cloud: Cloud, now: datetime | None = None, members: Sequence[Member] = MEMBERS
+) -> Organization:
+    """Make the company's account, which is the management account, and the members."""
+    fill(cloud, now)
+    names = {DEFAULT_ACCOUNT_ID: COMPANY, **{member.number: member.name for member in members}}
+    made = Organization(cloud.organize(names), names)
+    for member in members:
+        fill_member(cloud, member, utc(now))
+        if member.state != "ACTIVE":
+            made.states[member.number] = member.state
+        elif member.closed:
+            made.closed.add(member.number)
+    cloud.layer.closed, cloud.layer.roles = {*made.closed, *made.states}, {ROLE}
+    cloud.layer.calls.clear()
+    return made
+
+
+def fill_member(cloud: Cloud, member: Member, now: datetime) -> None:
+    backend = functools.partial(cloud.backend, account=member.number)
+    iam, s3 = backend("iam"), backend("s3")
+    regions = {group[0] for group in member.groups} | {one[0] for one in member.classic}
+    ec2 = {region: backend("ec2", region) for region in regions}
+    mock_random.seed(int(member.number))  # after what is made at first use, with random IDs
+    if member.alias:
+        iam.create_account_alias(member.alias)
+    for name, faulty in member.users:
+        add_user(iam, name, now, faulty)
+    for at, (region, name, port) in enumerate(member.groups):
+        add_group(ec2[region], name, port, INTERNET, at + 4)
+    for region, name in member.classic:
+        add_classic(cloud.client("ec2", region, member.number), ec2[region], name, now)
+    for name, region, acl in member.buckets:
+        add_bucket(s3, name, region).acl = get_canned_acl(acl)
+    if member.trail:
+        add_bucket(s3, f"trail-{member.number}", IRELAND)
+        add_trail(backend("cloudtrail", IRELAND), f"trail-{member.number}")
+    set_account(cloud, member, now)
+
+
+def set_account(cloud: Cloud, member: Member, now: datetime) -> None:
+    """What goes for the account as a whole."""
+    number, state = member.number, member.state
+    set_summary(cloud, number, ROOT_IN_USE if member.root else ROOT_SAFE)
+    if member.root:
+        cloud.layer.roots[number] = root_row(number, now)
+    if member.blocks:
+        block = {"BlockPublicAcls": True, "IgnorePublicAcls": True}
+        cloud.backend("s3control", account=number).put_public_access_block(number, block)
+        cloud.layer.blocks[number] = {VIRGINIA: BlockPublicAccess("block-bidirectional")}
+    cloud.set_state(number, state)
+
+
+def add_classic(client: Any, ec2: Any, name: str, now: datetime) -> None:
+    tags = [{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": name}]}]
+    made = client.run_instances(
+        ImageId="ami-12c6146b", MinCount=1, MaxCount=1, InstanceType="t3.micro",
+        TagSpecifications=tags,
+    )  # fmt: skip
+    model = ec2.get_instance(made["Instances"][0]["InstanceId"])
+    model.launch_time = now - timedelta(days=3650)
+    model.__class__ = OutsideVpc
