@@ -5,19 +5,21 @@
 # ///
 """Audit an AWS account: six checks, one workbook, and nothing unread is called clean.
 
-The file reads from top to bottom:
+The file reads from top to bottom; what is used stands above its use:
 
-    constants   what counts as old, public, high-risk; the words of the sheets
-    rows        what a check yields, and how a check is declared
+    constants   what counts as old and as throttled; severities and statuses
+    rows        what a check yields: facts, not words; and how a check is declared
     account     the only code that talks to AWS
     targets     what a check is run over: regions, users, buckets
     checks      six generators, (account, target) -> rows, each below its rules
-    runner      the only place that survives a failure: it becomes a row
+    runner      the only place that survives a failure: the failure becomes a row
+    files       how a file is written without harm
     months      what was accepted, what is new since last time, what is gone
-    report      an audit, whole: counts, exit code, what it says on a terminal
-    workbook    rows to cells; knows nothing of the checks
-    files       JSON, CSV, and how a file is written without harm
-    main        arguments, preflight, one audit a profile
+    report      an audit, whole, as plain data
+    words       what people read of a row and of a report; the terminal
+    workbook    a report made into sheets; it knows nothing of AWS calls
+    exports     the same as JSON and as CSV
+    main        arguments, preflight, one audit a profile, exit code
 
 A seventh check is one function under `@check`; nothing else changes.
 Severities are those that AWS Security Hub publishes for the control named beside
@@ -50,9 +52,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from ipaddress import collapse_addresses, ip_address, ip_network
-from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TextIO, TypeVar
 from urllib.parse import quote
 
 if TYPE_CHECKING:  # at run time imported late, so that --help and bad arguments answer at once
@@ -69,6 +70,7 @@ SOON = timedelta(days=31)  # a key that falls due before the next monthly run
 CRITICAL, HIGH, MEDIUM, LOW = SEVERITIES = ("Critical", "High", "Medium", "Low")
 OK, FINDING, NOT_CHECKED, ACCEPTED = "OK", "FINDING", "NOT CHECKED", "ACCEPTED"
 NEW = "New"
+GRADES = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # the order of rows on a sheet
 
 ROOT = "<root_account>"  # as in the credential report; no IAM user name can contain "<"
 EVERYONE = "http://acs.amazonaws.com/groups/global/AllUsers"
@@ -87,53 +89,113 @@ THREADS_IAM = THREADS_AHEAD = 8  # IAM throttles the account as a whole
 REPORT_POLLS, REPORT_PAUSE = 30, 2  # a minute for the credential report
 
 EXPIRED = {
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "RequestExpired",
-    "CredentialRetrievalError",
-    "LoginRefreshRequired",
-    "LoginTokenLoadError",
-    "SSOTokenLoadError",
-    "TokenRetrievalError",
+    *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "CredentialRetrievalError"),
+    *("LoginRefreshRequired", "LoginTokenLoadError", "SSOTokenLoadError", "TokenRetrievalError"),
     "UnauthorizedSSOTokenError",
 }
 THROTTLED = {"Throttling", "ThrottlingException", "RequestLimitExceeded", "SlowDown"}
 GONE = {"NoSuchEntity", "NoSuchBucket"}  # deleted between listing and asking
+REFUSED = {
+    *("AuthFailure", "InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch"),
+    "UnrecognizedClientException",
+}
+
+# The IAM action behind a call, where S3 gives it another name.
+ACTIONS = {
+    "s3:ListBuckets": "s3:ListAllMyBuckets",
+    "s3:GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
+    "s3control:GetPublicAccessBlock": "s3:GetAccountPublicAccessBlock",
+}
 
 # === rows =============================================================================
 
 Cell = str | int | bool | datetime | None
 
 
+class CannotRun(Exception):
+    """Why there is no workbook, in one line for the administrator."""
+
+
+@dataclass(unsafe_hash=True)
+class Unanswered(Exception):
+    """A question that AWS did not answer: the error code, the call, and what else is known."""
+
+    code: str
+    service: str = ""
+    operation: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.code}: {' '.join(filter(None, (self.service, self.operation, self.detail)))}"
+
+    @property
+    def permission(self) -> str:
+        """The IAM action whose lack this may be; blank if the call was not denied."""
+        action = f"{self.service}:{self.operation}"
+        denied = "Denied" in self.code or "Unauthorized" in self.code
+        return ACTIONS.get(action, action) if denied else ""
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """A decision to live with findings: IDs like `pattern`, up to and with the day `until`."""
+
+    pattern: str
+    until: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Row:
-    """One line of a sheet.
+    """One line of a sheet, as facts.
 
-    `id` names the row from run to run, `cells` fill the check's own columns in order,
-    `result` says it in words. `severity` and `control` are blank unless a person should act.
-    `first_seen` is a day, where a state is kept.
+    `part` is what of the target the row is about; a blank one is the target itself. `cells`
+    are the check's own columns by name. A row with a `severity` is a finding, one with a
+    `gap` is what AWS did not let us look at. The last four are known once a state or
+    decisions are: `first_seen` is a day, `lapsed` says that the acceptance is over.
     """
 
-    id: str
-    cells: tuple[Cell, ...]
-    result: str
+    target: str
+    part: str
+    cells: dict[str, Cell]
+    result: str = ""
     severity: str = ""
     control: str = ""
-    status: str = OK
+    gap: Unanswered | None = None
     first_seen: str = ""
     new: bool = False
+    acceptance: Acceptance | None = None
+    lapsed: bool = False
+
+    @property
+    def id(self) -> str:
+        """What names the row on its sheet from run to run."""
+        part = self.part or ("not-checked" if self.gap else "")
+        return f"{self.target}/{part}" if part else self.target
+
+    @property
+    def status(self) -> str:
+        if self.acceptance and not self.lapsed:
+            return ACCEPTED
+        return NOT_CHECKED if self.gap else FINDING if self.severity else OK
+
+    @property
+    def grade(self) -> str:
+        """The severity of a finding, else the status: one of GRADES."""
+        return self.severity if self.status == FINDING else self.status
+
+
+def yes_no(fact: Any) -> str:
+    return "yes" if fact else "no"
 
 
 Rows = Generator[Row, None, Any]  # may return how many things were looked at
 
 
-def finding(id: str, cells: tuple[Cell, ...], result: str, severity: str, control: str = "") -> Row:
-    return Row(id, cells, result, severity, control, FINDING)
-
-
-def gap(id: str, cells: tuple[Cell, ...], why: Exception | str) -> Row:
-    """The row for what AWS did not let us look at."""
-    return Row(id, cells, str(why), status=NOT_CHECKED)
+def gap(target: str, part: str, cells: dict[str, Cell], why: Unanswered) -> Row:
+    """The row for what AWS did not let us look at. It keeps a copy of `why`, because the
+    original holds on to the account through its traceback."""
+    return Row(target, part, cells, gap=replace(why))
 
 
 @dataclass(frozen=True)
@@ -162,6 +224,11 @@ class Check:
     def name(self) -> str:
         return self.title.lower().replace(" ", "-")
 
+    @property
+    def targets(self) -> str:
+        """What it is run over, in a word: regions, users, buckets."""
+        return self.over.__name__
+
 
 CHECKS: list[Check] = []
 Rule = TypeVar("Rule", bound=Callable[..., Any])
@@ -181,19 +248,22 @@ def check(title: str, **sheet: Any) -> Callable[[Rule], Rule]:
 # === account ==========================================================================
 
 
-class Unanswered(Exception):
-    """AWS did not answer a question: str() is the code and the call."""
+class Call(NamedTuple):
+    """A call to AWS, but for its parameters."""
 
-    def __init__(self, code: str, call: str) -> None:
-        super().__init__(f"{code}: {call}")
-        self.code = code
+    service: str
+    operation: str
+    region: str
+
+    def failed(self, code: str, detail: str = "") -> Unanswered:
+        return Unanswered(code, self.service, self.operation, detail)
 
 
 class Answer(dict[str, Any]):
     """What AWS answered. A field that AWS always sends and that is not there, here or in what
     is nested here, means that something else answered (a proxy, a sign-in page)."""
 
-    def __init__(self, answer: dict[str, Any], call: str) -> None:
+    def __init__(self, answer: dict[str, Any], call: Call) -> None:
         super().__init__(answer)
         self.call = call
 
@@ -202,7 +272,7 @@ class Answer(dict[str, Any]):
         return Answer(value, self.call) if isinstance(value, dict) else value
 
     def __missing__(self, field: str) -> Any:
-        raise Unanswered("MalformedAnswer", f"{self.call} without {field}")
+        raise self.call.failed("MalformedAnswer", f"without {field}")
 
 
 class Pace:
@@ -225,13 +295,13 @@ class Pace:
         time.sleep(pause)
 
     def learn(self, response: tuple[Any, dict[str, Any]] | None, **_: Any) -> None:
-        """After an answer, a refusal, or none of both."""
+        """After an answer, a refusal, or neither."""
         code = response[1].get("Error", {}).get("Code") if response else None
         with self.lock:
             now = time.monotonic()
             if code not in THROTTLED:
                 self.gap *= 0.995
-            elif now - self.slowed > 1:  # what is refused together is refused once
+            elif now - self.slowed > 1:  # calls that are refused together slow us down once
                 self.gap, self.slowed = max(self.gap * 1.2, FIRST_GAP), now
 
 
@@ -252,7 +322,7 @@ class Account:
     arn: str = ""
     clients: dict[tuple[str, str], Any] = field(default_factory=dict)
     answers: dict[Any, Future[Any]] = field(default_factory=dict)
-    silent: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    silent: Counter[Call | str] = field(default_factory=Counter)  # by call, and by region
     expired: Unanswered | None = None
     lock: Any = field(default_factory=threading.RLock)
 
@@ -262,46 +332,34 @@ class Account:
         return self.session.region_name or [*elsewhere, "us-east-1"][0]
 
     def ask(
-        self,
-        service: str,
-        operation: str,
-        region: str = "",
-        absent: Collection[str] = (),
-        **params: Any,
-    ) -> Answer:
+        self, service: str, operation: str, region: str = "",
+        absent: Collection[str] = (), **params: Any,
+    ) -> Answer:  # fmt: skip
         """One answer of AWS. An error code in `absent` is an answer too: an empty one."""
-        region = region or self.region
-        pages = self._pages(service, operation, region, params)
+        call = Call(service, operation, region or self.region)
+        pages = self._pages(call, params)
         try:
-            answer = self._answered(service, operation, region, lambda: next(pages))
+            return Answer(self._answered(call, lambda: next(pages)), call)
         except Unanswered as error:
             if error.code not in absent:
                 raise
-            answer = {}
-        return Answer(answer, f"{service} {operation}")
+            return Answer({}, call)
 
     def fetch(
-        self,
-        service: str,
-        operation: str,
-        items: str,
-        region: str = "",
-        page_size: int = 1000,
-        **params: Any,
-    ) -> Iterator[Any]:
+        self, service: str, operation: str, items: str, region: str = "",
+        page_size: int = 1000, **params: Any,
+    ) -> Iterator[Any]:  # fmt: skip
         """All the items of all pages, streamed."""
-        region = region or self.region
-        pages = self._pages(service, operation, region, params, page_size)
-        while page := self._answered(service, operation, region, lambda: next(pages, None)):
-            yield from Answer(page, f"{service} {operation}")[items]
+        call = Call(service, operation, region or self.region)
+        pages = self._pages(call, params, page_size)
+        while page := self._answered(call, lambda: next(pages, None)):
+            yield from Answer(page, call)[items]
 
-    def _pages(
-        self, service: str, operation: str, region: str, params: dict[str, Any], size: int = 0
-    ) -> Iterator[dict[str, Any]]:
+    def _pages(self, call: Call, params: dict[str, Any], size: int = 0) -> Iterator[dict[str, Any]]:
         """The answers to a call, one page after another if a size is asked for."""
         from botocore import xform_name
 
-        client, name = self.client(service, region), xform_name(operation)
+        client, name = self.client(call.service, call.region), xform_name(call.operation)
         if size and client.can_paginate(name):
             config = {"PageSize": size}
             yield from client.get_paginator(name).paginate(**params, PaginationConfig=config)
@@ -310,7 +368,7 @@ class Account:
         while token := page.get("NextToken"):  # botocore does not know how to page everything
             yield (page := getattr(client, name)(**params, NextToken=token))
 
-    def _answered(self, service: str, operation: str, region: str, call: Callable[[], T]) -> T:
+    def _answered(self, call: Call, ask: Callable[[], T]) -> T:
         """The one place where a failure to reach AWS, or a refusal, becomes Unanswered.
 
         Whatever is raised here comes from botocore, whose parsers raise all sorts of errors
@@ -318,26 +376,26 @@ class Account:
         """
         if self.expired:
             raise self.expired
-        if self.silent[service, operation, region] >= SILENT_CALLS:
-            raise Unanswered("NoAnswer", f"{service} {operation} (asked {SILENT_CALLS} times)")
+        if self.silent[call] >= SILENT_CALLS:
+            raise call.failed("NoAnswer", f"(asked {SILENT_CALLS} times)")
         try:
-            answer = call()
+            answer = ask()
         except Exception as error:
-            raise self._failure(error, service, operation, region) from error
-        self.silent[service, operation, region] = self.silent[region,] = 0
+            raise self._failure(error, call) from error
+        self.silent[call] = self.silent[call.region] = 0
         return answer
 
-    def _failure(self, error: Exception, service: str, operation: str, region: str) -> Unanswered:
+    def _failure(self, error: Exception, call: Call) -> Unanswered:
         from botocore.exceptions import BotoCoreError, ClientError
 
         code = type(error).__name__ if isinstance(error, BotoCoreError) else "MalformedAnswer"
         if isinstance(error, ClientError):
             code = error.response["Error"]["Code"]
-        failure = Unanswered(code, f"{service} {operation}")
+        failure = call.failed(code)
         with self.lock:
             if is_silence(error):
-                self.silent.update([(service, operation, region), (region,)])
-            if failure.code in EXPIRED:
+                self.silent.update([call, call.region])
+            if code in EXPIRED:
                 self.expired = failure = self.expired or failure
         return failure
 
@@ -370,7 +428,7 @@ class Account:
         botocore has one number of attempts for all failures; raising is how to leave early.
         """
         silent = is_silence(caught_exception)
-        if caught_exception and silent and (attempts > 1 or self.silent[region,]):
+        if caught_exception and silent and (attempts > 1 or self.silent[region]):
             raise caught_exception
 
 
@@ -413,6 +471,14 @@ def every(
     return asked
 
 
+def answer_or_gap(question: Callable[[Account], T], aws: Account) -> T | Unanswered:
+    """What AWS answers, or what it did not answer."""
+    try:
+        return question(aws)
+    except Unanswered as error:
+        return replace(error)
+
+
 # === targets ==========================================================================
 
 
@@ -449,19 +515,9 @@ def buckets(aws: Account) -> Iterator[str]:
     yield from bucket_list(aws)
 
 
-def region_names(aws: Account) -> list[str]:
-    try:
-        return regions(aws)
-    except Unanswered as error:
-        return [f"{NOT_CHECKED}: {error}"]
-
-
 @once
-def account_aliases(aws: Account) -> str:
-    try:
-        return ", ".join(aws.fetch("iam", "ListAccountAliases", "AccountAliases"))
-    except Unanswered as error:
-        return f"{NOT_CHECKED}: {error}"
+def account_aliases(aws: Account) -> list[str]:
+    return list(aws.fetch("iam", "ListAccountAliases", "AccountAliases"))
 
 
 # === check 1: EC2-Classic =============================================================
@@ -500,9 +556,14 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
         for instance in reservation["Instances"]:
             instances += 1
             if is_classic(instance):
-                id, state = instance["InstanceId"], instance["State"]["Name"]
-                cells = (region, id, name_tag(instance), state, instance["LaunchTime"])
-                yield finding(f"{region}/{id}", cells, "Instance outside a VPC", HIGH)
+                cells: dict[str, Cell] = {
+                    "Region": region,
+                    "Instance ID": instance["InstanceId"],
+                    "Name": name_tag(instance),
+                    "State": instance["State"]["Name"],
+                    "Launched": instance["LaunchTime"],
+                }
+                yield Row(region, instance["InstanceId"], cells, "Instance outside a VPC", HIGH)
     return instances
 
 
@@ -643,30 +704,37 @@ def opened_to(
 
 def doors(aws: Account, region: str, group: dict[str, Any]) -> Rows:
     """The rules of a group that let in the Internet, or may: rows without the last two cells."""
-    where = (region, group["GroupId"], group.get("GroupName", ""), group.get("VpcId", ""))
     for (protocol, first, last), (cidrs, ids) in rules(group).items():
         ports, lists = port_words(protocol, first, last), ", ".join(sorted(set(ids)))
-        rule = "/".join((*where[:2], protocol, ports.split(" (")[0].replace(" ", "-")))
+        cells: dict[str, Cell] = {
+            "Region": region,
+            "Group ID": group["GroupId"],
+            "Group name": group.get("GroupName", ""),
+            "VPC": group.get("VpcId", ""),
+            "Protocol": protocol,
+            "Ports": ports,
+        }
+        rule = "/".join((group["GroupId"], protocol, ports.split(" (")[0].replace(" ", "-")))
         found, via, error = opened_to(aws, region, cidrs, ids)
+        open_to = ", ".join(found)
         if error:
-            yield gap(f"{rule}/{lists}".replace(", ", ","), (*where, protocol, ports, lists), error)
+            part = f"{rule}/{lists}".replace(", ", ",")
+            yield gap(region, part, cells | {"Open to": lists}, error)
             if via:  # the finding would have the ID of the gap
                 continue
-        open_to = ", ".join(found)
-        id = f"{rule}/{lists if via else open_to}".replace(", ", ",")
-        words = f"{open_to} ({', '.join(via)})" if via else open_to
-        cells = (*where, protocol, ports, words)
+        cells["Open to"] = f"{open_to} ({', '.join(via)})" if via else open_to
+        part = f"{rule}/{lists if via else open_to}".replace(", ", ",")
         if whole_internet(found):
             verdict = port_severity(protocol, opened_ports(protocol, first, last))
-            yield finding(id, cells, "Open to the Internet", *verdict)
+            yield Row(region, part, cells, "Open to the Internet", *verdict)
         elif found:
-            yield finding(id, cells, f"Open to {open_to}", MEDIUM)
+            yield Row(region, part, cells, f"Open to {open_to}", MEDIUM)
 
 
-def interfaces(aws: Account, region: str, groups: set[str]) -> dict[str, list[dict[str, Any]]]:
+def interfaces_of(aws: Account, region: str, groups: set[Cell]) -> dict[Cell, list[dict[str, Any]]]:
     """The network interfaces that have each of the groups."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    ids = sorted(groups)
+    found: dict[Cell, list[dict[str, Any]]] = defaultdict(list)
+    ids = sorted(map(str, groups))
     for some in (ids[i : i + 200] for i in range(0, len(ids), 200)):  # 200 values a filter
         filters = [{"Name": "group-id", "Values": some}]
         for interface in aws.fetch(
@@ -761,24 +829,25 @@ def check_security_groups(aws: Account, region: str) -> Rows:
         for group in aws.fetch("ec2", "DescribeSecurityGroups", "SecurityGroups", region):
             groups += 1
             found += doors(aws, region, group)
-        users = interfaces(aws, region, {str(door.cells[1]) for door in found})
-        blocks = ingress(aws, region) if found else None
+        in_use = interfaces_of(aws, region, {door.cells["Group ID"] for door in found})
+        barrier = ingress(aws, region) if found else None
     except Unanswered:
         yield from (judged(door, [], None) for door in found)
         raise
-    yield from (judged(door, users[str(door.cells[1])], blocks) for door in found)
+    yield from (judged(door, in_use[door.cells["Group ID"]], barrier) for door in found)
     return groups
 
 
-def judged(door: Row, users: list[dict[str, Any]], blocks: Ingress | None) -> Row:
+def judged(door: Row, interfaces: list[dict[str, Any]], barrier: Ingress | None) -> Row:
     """A door in the light of who uses its group and what stands in front of it; without
-    `blocks` nothing is known of either."""
+    `barrier` nothing is known of either."""
     used = blocked = NOT_CHECKED
     severity = door.severity
-    if blocks and door.status == FINDING:
-        used, blocked = used_by(users), blocks.blocks(str(door.cells[3]), users)
-        severity = LOW if blocked else severity if users else lowered(severity)
-    return replace(door, cells=(*door.cells, used, blocked), severity=severity)
+    if barrier and severity:
+        used, blocked = used_by(interfaces), barrier.blocks(str(door.cells["VPC"]), interfaces)
+        severity = LOW if blocked else severity if interfaces else lowered(severity)
+    cells = door.cells | {"Used by": used, "Blocked by": blocked}
+    return replace(door, cells=cells, severity=severity)
 
 
 # === check 3: access keys =============================================================
@@ -819,31 +888,36 @@ def check_access_keys(aws: Account, user: str) -> Rows:
     """IAM.3: keys older than allowed. IAM.4: any key of root. An inactive old key is ours."""
     if user == ROOT:
         if account_summary(aws)["AccountAccessKeysPresent"]:
-            yield finding(f"{ROOT}/keys", (ROOT,), "Root has access keys", CRITICAL, "IAM.4")
+            yield Row(ROOT, "keys", {"User": ROOT}, "Root has access keys", CRITICAL, "IAM.4")
         return
     for key in access_keys(aws, user):
-        id, created = key["AccessKeyId"], key["CreateDate"]
-        age = key_age(created, aws.now)
-        cells: tuple[Cell, ...] = (user, id, key["Status"], created, age)
-        if age <= aws.max_key_age:
-            due = due_day(created, aws.max_key_age)
-            soon = f", due {due:%Y-%m-%d}" if due - aws.now <= SOON else ""
-            yield Row(f"{user}/{id}", (*cells, ""), f"Key is rotated{soon}")
+        created, age = key["CreateDate"], key_age(key["CreateDate"], aws.now)
+        cells: dict[str, Cell] = {
+            "User": user,
+            "Access key ID": key["AccessKeyId"],
+            "Key status": key["Status"],
+            "Created": created,
+            "Age (days)": age,
+            "Last used": "",
+        }
+        if age > aws.max_key_age:
+            yield from old_key(aws, user, key["AccessKeyId"], cells)
             continue
-        yield from old_key(aws, f"{user}/{id}", cells, active=key["Status"] == "Active")
+        due = due_day(created, aws.max_key_age)
+        soon = f", due {due:%Y-%m-%d}" if due - aws.now <= SOON else ""
+        yield Row(user, key["AccessKeyId"], cells, f"Key is rotated{soon}")
 
 
-def old_key(aws: Account, id: str, cells: tuple[Cell, ...], active: bool) -> Rows:
+def old_key(aws: Account, user: str, key: str, cells: dict[str, Cell]) -> Rows:
     try:
-        key = id.rpartition("/")[2]
         last = aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=key)["AccessKeyLastUsed"]
     except Unanswered as error:
         if error.code not in GONE:
-            yield gap(id, (*cells, ""), error)
+            yield gap(user, key, cells, error)
         return
-    cells = (*cells, last.get("LastUsedDate", "never"))
-    severity, control = (MEDIUM, "IAM.3") if active else (LOW, "")
-    yield finding(id, cells, f"Key not rotated for {aws.max_key_age} days", severity, control)
+    cells = cells | {"Last used": last.get("LastUsedDate", "never")}
+    verdict = (MEDIUM, "IAM.3") if cells["Key status"] == "Active" else (LOW, "")
+    yield Row(user, key, cells, f"Key not rotated for {aws.max_key_age} days", *verdict)
 
 
 # === check 4: MFA =====================================================================
@@ -902,6 +976,11 @@ def report_date(text: str) -> Cell:
     return datetime.fromisoformat(text.replace("Z", "+00:00")) if text[:1].isdigit() else ""
 
 
+def mfa_cells(user: str, password: bool, last: Cell, mfa: bool) -> dict[str, Cell]:
+    words = {"Console password": yes_no(password), "Last sign-in": last, "MFA": yes_no(mfa)}
+    return {"User": user, **words}
+
+
 @check(
     "MFA",
     over=users,
@@ -920,11 +999,11 @@ def check_mfa(aws: Account, user: str) -> Rows:
         return
     mfa, password = has_mfa(aws, user), has_password(aws, user)
     last = user_list(aws).get(user, {}).get("PasswordLastUsed", "never" if password else "")
-    cells = (user, "yes" if password else "no", last, "yes" if mfa else "no")
+    cells = mfa_cells(user, password, last, mfa)
     if mfa:
-        yield Row(user, cells, "Enabled")
+        yield Row(user, "", cells, "Enabled")
     else:
-        yield finding(user, cells, "Not Enabled", MEDIUM, "IAM.5" if password else "IAM.19")
+        yield Row(user, "", cells, "Not Enabled", MEDIUM, "IAM.5" if password else "IAM.19")
 
 
 def root_mfa(aws: Account) -> Row:
@@ -932,16 +1011,16 @@ def root_mfa(aws: Account) -> Row:
     is nothing to protect: neither password nor keys."""
     summary = account_summary(aws)
     govcloud = aws.region.startswith("us-gov-")  # there root cannot sign in at all
-    mfa = summary["AccountMFAEnabled"]
-    password = summary.get("AccountPasswordPresent", 1) and not govcloud
+    mfa = bool(summary["AccountMFAEnabled"])
+    password = bool(summary.get("AccountPasswordPresent", 1)) and not govcloud
     _, report = credential_report(aws)
     last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
-    cells = (ROOT, "yes" if password else "no", last, "yes" if mfa else "no")
+    cells = mfa_cells(ROOT, password, last, mfa)
     if mfa:
-        return Row(ROOT, cells, "Enabled")
+        return Row(ROOT, "", cells, "Enabled")
     if not password and not summary["AccountAccessKeysPresent"]:
-        return Row(ROOT, cells, "Root has no credentials")
-    return finding(ROOT, cells, "Not Enabled", CRITICAL, "IAM.9")
+        return Row(ROOT, "", cells, "Root has no credentials")
+    return Row(ROOT, "", cells, "Not Enabled", CRITICAL, "IAM.9")
 
 
 # === check 5: CloudTrail ==============================================================
@@ -1004,22 +1083,33 @@ class Trail:
         """The trail that proves most comes first."""
         return bool(self.problem), self.error is not None, len(self.flaws)
 
+    def cells(self, region: str) -> dict[str, Cell]:
+        known = bool(self.about)
+        return {
+            "Region": region,
+            "Trail": self.about.get("Name", ""),
+            "Home region": self.about.get("HomeRegion", ""),
+            "Multi-region": yes_no(self.about["IsMultiRegionTrail"]) if known else "",
+            "Logging": self.logging,
+            "Management events": self.events,
+            "Log file validation": yes_no(self.about.get("LogFileValidationEnabled"))
+            if known
+            else "",
+        }
+
     def row(self, region: str) -> Row:
-        about, yes_no = self.about, {True: "yes", False: "no", None: "no"}
-        where = (region, about["Name"], about["HomeRegion"], yes_no[about["IsMultiRegionTrail"]])
-        validation = yes_no[about.get("LogFileValidationEnabled")]
-        cells = (*where, self.logging, self.events, validation)
+        cells = self.cells(region)
         if self.error:
-            return gap(f"{region}/not-checked", cells, self.error)
+            return gap(region, "", cells, self.error)
         if self.problem:
             result = f"Not Enabled: {self.problem}"
-            return finding(f"{region}/not-enabled", cells, result, HIGH, "CloudTrail.1")
+            return Row(region, "not-enabled", cells, result, HIGH, "CloudTrail.1")
         if not self.flaws:
-            return Row(region, cells, "Enabled")
+            return Row(region, "", cells, "Enabled")
         names, words, controls = zip(*self.flaws, strict=True)
         control = ", ".join(sorted(filter(None, controls)))
         result = f"Enabled, but {', '.join(words)}"
-        return finding(f"{region}/{'+'.join(names)}", cells, result, LOW, control)
+        return Row(region, "+".join(names), cells, result, LOW, control)
 
 
 def weigh(about: dict[str, Any], status: dict[str, Any], selectors: dict[str, Any]) -> Trail:
@@ -1031,17 +1121,17 @@ def weigh(about: dict[str, Any], status: dict[str, Any], selectors: dict[str, An
     )
     problems = [] if status["IsLogging"] else ["logging stopped"]
     problems += [] if len(recorded) == 2 else [f"management events: {events}"]
-    validated = about.get("LogFileValidationEnabled")
     flaws = [
         sources and ("events-left-out", f"no events of {sources}", "CloudTrail.1"),
-        not validated and ("log-file-validation", "log file validation off", "CloudTrail.4"),
+        not about.get("LogFileValidationEnabled")
+        and ("log-file-validation", "log file validation off", "CloudTrail.4"),
         not about.get("IncludeGlobalServiceEvents", True)
         and ("global-events", "no global service events", ""),
         error and ("delivery", f"log delivery fails: {error}", ""),
     ]
     return Trail(
         about,
-        "yes" if status["IsLogging"] else "no",
+        yes_no(status["IsLogging"]),
         f"{events} without {sources}" if sources else events,
         ", ".join(problems),
         tuple(flaw for flaw in flaws if flaw),
@@ -1108,11 +1198,7 @@ def check_cloudtrail(aws: Account, region: str) -> Rows:
         if proof is None or proof.problem or proof.error:
             raise
         found = [proof]
-    if found:
-        yield min(found, key=Trail.rank).row(region)
-    else:
-        cells, result = (region, *[""] * 6), "Not Enabled: no trail"
-        yield finding(f"{region}/not-enabled", cells, result, HIGH, "CloudTrail.1")
+    yield min(found, key=Trail.rank, default=Trail({}, problem="no trail")).row(region)
 
 
 # === check 6: S3 ACLs =================================================================
@@ -1209,35 +1295,31 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
     region = bucket_list(aws)[bucket]
     acl = bucket_acl(aws, bucket)
     owner: str = acl["Owner"]["ID"]
-    where = (bucket, region, acl["Owner"].get("DisplayName") or owner)
+    where = {"Bucket": bucket, "Region": region, "Owner": acl["Owner"].get("DisplayName") or owner}
     for grant in acl["Grants"]:
         grantee, permission = grant["Grantee"], grant["Permission"]
         short, words = grantee_words(grantee, owner)
-        id, result = f"{bucket}/{short}/{permission}", f"{words} has {permission}"
         severity, control = grant_severity(grantee, owner, permission)
-        cells = (*where, words, permission)
-        if severity == CRITICAL:
-            yield public(aws, id, cells, result, control, "IgnorePublicAcls")
-        elif severity:
-            yield finding(id, (*cells, ""), f"Another account has {permission}", severity, control)
-        else:
-            yield Row(id, (*cells, ""), result)
+        another = severity == MEDIUM
+        result = f"{'Another account' if another else words} has {permission}"
+        cells = where | {"Grantee": words, "Permission": permission, "Blocked by": ""}
+        row = Row(bucket, f"{short}/{permission}", cells, result, severity, control)
+        yield public(aws, row, "IgnorePublicAcls") if severity == CRITICAL else row
     policy = policy_status(aws, bucket)
     if policy and policy["PolicyStatus"]["IsPublic"]:
-        cells = (*where, "Everyone (bucket policy)", "policy")
-        result, setting = "Public by bucket policy", "RestrictPublicBuckets"
-        yield public(aws, f"{bucket}/policy", cells, result, "S3.2, S3.3", setting)
+        cells = where | {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
+        row = Row(bucket, "policy", cells, "Public by bucket policy", CRITICAL, "S3.2, S3.3")
+        yield public(aws, row, "RestrictPublicBuckets")
 
 
-def public(
-    aws: Account, id: str, cells: tuple[Any, ...], result: str, control: str, setting: str
-) -> Row:
-    """The row for what is public unless a block, by the setting, makes it void."""
+def public(aws: Account, row: Row, setting: str) -> Row:
+    """The row for what is public, unless a block with this setting makes it void."""
     try:
-        blocked = blocked_by(aws, cells[0], cells[1], setting)
+        blocked = blocked_by(aws, row.target, str(row.cells["Region"]), setting)
     except Unanswered as error:
-        return gap(id, (*cells, ""), error)
-    return finding(id, (*cells, blocked), result, LOW if blocked else CRITICAL, control)
+        return gap(row.target, row.part, row.cells | {"Blocked by": ""}, error)
+    cells = row.cells | {"Blocked by": blocked}
+    return replace(row, cells=cells, severity=LOW if blocked else CRITICAL)
 
 
 # === runner ===========================================================================
@@ -1245,630 +1327,89 @@ def public(
 
 @dataclass
 class Sheet:
-    """A check that has been run. `unread` are the targets that could not be looked at."""
+    """A check that has been run. `unread` are the targets that could not be looked at;
+    `listed` is whether all targets are known."""
 
     check: Check
     rows: list[Row]
-    unread: list[str]
+    unread: Collection[str] = ()
+    listed: bool = True
 
     def id(self, row: Row) -> str:
+        """What names the row from run to run, in acceptances and in the state."""
         return f"{self.check.name}/{row.id}"
 
-    def count(self, what: str) -> int:
-        """The number of rows of a status, or of findings of a severity, or of new ones."""
-        if what == NEW:
-            return sum(row.new and row.status == FINDING for row in self.rows)
-        if what in SEVERITIES:
-            return sum(row.severity == what and row.status == FINDING for row in self.rows)
-        return sum(row.status == what for row in self.rows)
 
-
-@dataclass
-class Examined:
-    target: str
-    rows: list[Row]
-    looked_at: int = 0
-    failed: bool = False
-
-
-def examine(check: Check, aws: Account, target: str) -> Examined:
-    """The rows of one target. A failure costs what is left of this target, and says so."""
+def examine(what: Check, aws: Account, target: str) -> tuple[list[Row], int]:
+    """The rows of one target, and how many things were looked at. A failure costs what is
+    left of this target, and says so."""
     rows: list[Row] = []
-    found = check.rows(aws, target)
+    found = what.rows(aws, target)
     try:
         while True:
             rows.append(next(found))
     except StopIteration as end:
-        return Examined(target, rows, end.value or 0)
+        return rows, end.value or 0
     except Exception as error:
-        if isinstance(error, Unanswered) and error.code in GONE:
-            return Examined(target, [])
-        return failed(target, rows, error)
+        vanished = isinstance(error, Unanswered) and error.code in GONE
+        return ([] if vanished else [*rows, unread(what, target, error)]), 0
 
 
-def failed(target: str, rows: list[Row], error: Exception) -> Examined:
-    """What a target gives when AWS did not answer, or when we, or who answered, blundered."""
-    why = str(error)
+def unread(what: Check, target: str, error: Exception) -> Row:
+    """The row of a target when AWS did not answer, or when we, or who answered, blundered."""
     if not isinstance(error, Unanswered):
         traceback.print_exc()
-        why = f"InternalError: {type(error).__name__}: {error}"
-    return Examined(target, [*rows, gap(f"{target}/not-checked", (target,), why)], failed=True)
+        error = Unanswered("InternalError", detail=f"{type(error).__name__}: {error}")
+    return gap(target, "", {what.columns[0]: target}, error)
 
 
-def run(check: Check, aws: Account, progress: Callable[[str], None]) -> Sheet:
+def run(what: Check, aws: Account, progress: Callable[[str], None]) -> Sheet:
     """Run a check over all its targets side by side; the rows come in target order."""
-    pool = ThreadPoolExecutor(check.threads)
-    jobs: list[Future[Examined]] = []
-    results = []
+    pool = ThreadPoolExecutor(what.threads)
+    jobs: dict[str, Future[tuple[list[Row], int]]] = {}
+    rows, looked_at, unlisted = list[Row](), 0, list[Row]()
     try:
         try:
-            jobs.extend(pool.submit(examine, check, aws, target) for target in check.over(aws))
+            for target in what.over(aws):
+                jobs[target] = pool.submit(examine, what, aws, target)
         except Exception as error:
-            jobs.append(pool.submit(failed, check.over.__name__, [], error))
-        for done, job in enumerate(jobs, 1):
-            progress(f"{check.title}: {done:,} of {len(jobs):,} {check.over.__name__}")
-            results.append(job.result())
+            unlisted = [unread(what, what.targets, error)]
+        for done, job in enumerate(jobs.values(), 1):
+            progress(f"{what.title}: {done:,} of {len(jobs):,} {what.targets}")
+            found, number = job.result()
+            rows += found
+            looked_at += number
     finally:  # when interrupted, threads that still wait for AWS must not hold the run
         pool.shutdown(wait=False, cancel_futures=True)
-    return summed_up(check, results, aws.expired)
+    rows, missed = told_once(what, [*rows, *unlisted], aws.expired)
+    targets = len(jobs.keys() - missed)
+    if all(row.gap for row in rows) and (targets or not rows):
+        words = what.nothing.format(targets=targets, looked_at=looked_at)
+        rows.insert(0, Row("nothing", "", {}, words))
+    return Sheet(what, rows, missed, listed=not unlisted)
+
+
+def told_once(
+    what: Check, rows: list[Row], expired: Unanswered | None
+) -> tuple[list[Row], set[str]]:
+    """The rows, and the targets that could not be looked at. That the credentials have
+    expired is one row for all the targets that it cost."""
+    missed = {row.target for row in rows if row.gap and not row.part}
+    if lost := {row.target for row in rows if expired and row.gap == expired}:
+        cells: dict[str, Cell] = {what.columns[0]: f"{len(lost):,} {what.targets}"}
+        rows = [row for row in rows if row.gap != expired]
+        rows += [gap("expired", "", cells, expired or Unanswered(""))]
+    return rows, missed | lost
 
 
 def look_ahead(aws: Account, checks: Iterable[Check]) -> None:
     """Put the questions of later checks while earlier ones run. The answers are kept, failures
     as well, so that nothing is asked twice and nothing differs but the waiting."""
-    questions = dict.fromkeys([account_aliases, *(one for check in checks for one in check.ahead)])
+    questions = dict.fromkeys([account_aliases, *(one for what in checks for one in what.ahead)])
     pool = ThreadPoolExecutor(len(questions))
     for question in questions:
         pool.submit(question, aws)
     pool.shutdown(wait=False)
-
-
-def summed_up(check: Check, results: list[Examined], expired: Unanswered | None) -> Sheet:
-    rows = [row for result in results for row in result.rows]
-    unread = [r.target for r in results if f"{r.target}/not-checked" in (row.id for row in r.rows)]
-    if expired:  # said once a check, not once a target
-        lost = [r.target for r in results if any(row.result == str(expired) for row in r.rows)]
-        rows = [row for row in rows if row.result != str(expired)]
-        where = f"{len(lost):,} {check.over.__name__}"
-        rows += [gap("expired/not-checked", (where,), expired)] if lost else []
-        unread += lost
-    checked = [result for result in results if not result.failed]
-    if all(row.status == NOT_CHECKED for row in rows) and (checked or not rows):
-        looked_at = sum(result.looked_at for result in checked)
-        words = check.nothing.format(targets=len(checked), looked_at=looked_at)
-        rows.insert(0, Row("nothing", (), words))
-    return Sheet(check, rows, unread)
-
-
-# === every month: what was accepted, what is new, what is gone =========================
-
-ACCEPT_LINE = re.compile(r"(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
-LAPSED = "acceptance expired"
-SCHEMA = 1  # of the state file and of the JSON report
-
-Known = dict[str, dict[str, str]]  # by the ID of a finding: first_seen, result
-
-
-@dataclass(frozen=True)
-class Acceptance:
-    """A decision to live with findings: IDs like `pattern`, up to and with the day `until`."""
-
-    pattern: str
-    until: str
-    reason: str
-
-    def words(self) -> str:
-        return f"until {self.until}: {self.reason}" if self.until else self.reason
-
-
-def start_of_day(day: str) -> datetime:
-    """ValueError if it is no day like 2030-12-31."""
-    return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=timezone.utc)
-
-
-def acceptances(text: str, name: str) -> list[Acceptance]:
-    """The decisions in a file: a line each, `ID [until YYYY-MM-DD] # reason`; the ID may be a
-    glob. Blank lines and lines that begin with # do not count."""
-    found = []
-    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
-        if not line or line.startswith("#"):
-            continue
-        match = ACCEPT_LINE.fullmatch(line)
-        if not match:
-            raise CannotRun(f"{name}, line {number}: not `ID [until YYYY-MM-DD] # reason`")
-        try:
-            until = f"{start_of_day(match[2]):%Y-%m-%d}" if match[2] else ""
-        except ValueError as error:
-            why = f"{name}, line {number}: {match[2]} is not a date like 2030-12-31"
-            raise CannotRun(why) from error
-        found.append(Acceptance(match[1], until, match[3]))
-    return found
-
-
-def accepted(row: Row, id: str, decisions: Iterable[Acceptance], today: str) -> Row:
-    """The row as the decisions leave it. One that is past its date is named, and void."""
-    matching = [one for one in decisions if fnmatchcase(id, one.pattern)]
-    if row.status == OK or not matching:
-        return row
-    for one in matching:
-        if not one.until or one.until >= today:
-            return replace(row, status=ACCEPTED, result=f"{row.result} (accepted {one.words()})")
-    return replace(row, result=f"{row.result} ({LAPSED}, {matching[0].words()})")
-
-
-def has_lapsed(row: Row) -> bool:
-    return LAPSED in row.result
-
-
-def settled(
-    sheet: Sheet, decisions: Iterable[Acceptance], known: Known | None, today: str
-) -> Sheet:
-    """The sheet with what was accepted, and with the day on which each finding was first
-    seen; `known` is None where no state is kept."""
-    rows = []
-    for row in sheet.rows:
-        id = sheet.id(row)
-        if known is not None and row.status != OK:
-            first = known.get(id, {}).get("first_seen", "")
-            fresh = not first and row.status == FINDING
-            row = replace(row, first_seen=today if fresh else first, new=fresh)
-        rows.append(accepted(row, id, decisions, today))
-    return replace(sheet, rows=rows)
-
-
-def not_asked(sheet: Sheet, id: str, only: Collection[str]) -> bool:
-    """Whether the run could not tell if a finding that it does not show is gone."""
-    target, over = id.split("/")[1], sheet.check.over
-    unread = target in sheet.unread or over.__name__ in sheet.unread
-    return unread or (over is regions and bool(only) and target not in only)
-
-
-def compared(sheets: list[Sheet], known: Known, only: Collection[str]) -> tuple[Known, Known]:
-    """What to remember, and what is gone since last time. What could not be looked at is
-    neither new nor gone: it is remembered as it was."""
-    now: Known = {}
-    for sheet in sheets:
-        for row in sheet.rows:
-            if row.first_seen:
-                entry = {"first_seen": row.first_seen, "result": row.result}
-                now[sheet.id(row)] = known.get(sheet.id(row), entry)
-    ran = {sheet.check.name: sheet for sheet in sheets}
-    gone: Known = {}
-    for id in sorted(known.keys() - now.keys()):
-        name = id.partition("/")[0]
-        kept = now if name not in ran or not_asked(ran[name], id, only) else gone
-        kept[id] = known[id]
-    return now, gone
-
-
-def read_state(path: Path) -> dict[str, Known]:
-    """What was found before, by account; empty if the file is not there yet."""
-    try:
-        state = json.loads(path.read_text("utf-8"))
-        if state["schema"] != SCHEMA:
-            raise CannotRun(f"{path} is of version {state['schema']}, this script knows {SCHEMA}")
-        for entry in (one for known in state["accounts"].values() for one in known.values()):
-            start_of_day(entry["first_seen"] if entry["result"] else "")
-        return dict(state["accounts"])
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise CannotRun(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CannotRun(f"{path} is damaged or no state file: mend or remove it") from error
-
-
-def write_state(path: Path, number: str, known: Known) -> None:
-    """Replace what is remembered of one account. The folder is locked meanwhile, so that two
-    runs do not lose each other's accounts."""
-    with locked(path.parent):
-        state = {"schema": SCHEMA, "accounts": {**read_state(path), number: known}}
-        deliver(json.dumps(state, indent=1, sort_keys=True).encode(), path)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # on Windows, where a folder cannot be locked
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-# === report ===========================================================================
-
-
-@dataclass
-class Report:
-    """An audit, whole. `gone` is what was resolved since last time, None without a state."""
-
-    aws: Account
-    alias: str
-    sheets: list[Sheet]
-    gone: Known | None = None
-    seconds: float = 0
-    path: Path = Path()
-
-    def count(self, what: str) -> int:
-        return sum(sheet.count(what) for sheet in self.sheets)
-
-    def gaps(self) -> int:
-        return self.count(NOT_CHECKED) + self.alias.startswith(NOT_CHECKED)
-
-    def exit_code(self) -> int:
-        return 3 if self.gaps() else 1 if self.count(FINDING) else 0
-
-    def is_calm(self) -> bool:
-        """Whether there is nothing that a person should read today."""
-        unknown = self.count(FINDING) if self.gone is None else self.count(NEW)
-        return not unknown and not self.gaps() and not self.named(has_lapsed)
-
-    def named(self, wanted: Callable[[Row], bool]) -> list[str]:
-        """The findings that are wanted, a line each, the most serious first."""
-        found = worst(self.sheets, FINDING)
-        return [f"{sheet.id(row)}: {row.result}" for sheet, _, row in found if wanted(row)]
-
-    def about(self) -> dict[str, str]:
-        """The run in words."""
-        return {
-            "Account": self.aws.number,
-            "Alias": self.alias,
-            "Audited by": self.aws.arn,
-            "Started": f"{self.aws.now:%Y-%m-%d %H:%M} UTC",
-            "Duration": f"{self.seconds:.0f} s",
-            "Regions": ", ".join(region_names(self.aws)),
-        }
-
-    def tallied(self) -> list[str]:
-        """What is counted in a line a check."""
-        return [*SEVERITIES, *([NEW] if self.gone is not None else []), OK, ACCEPTED, NOT_CHECKED]
-
-    def headline(self) -> str:
-        findings = counted(self.count(FINDING), "finding")
-        if self.gone is not None:
-            findings += f" ({self.count(NEW):,} new, {len(self.gone):,} resolved)"
-        gaps = f"{self.gaps():,} {NOT_CHECKED}" if self.gaps() else "everything was checked"
-        return f"{findings}, {gaps}"
-
-    def text(self, colour: bool = False) -> str:
-        """What is printed: a table of 80 columns, the path last so that it can be copied."""
-        alias = f" ({self.alias})" if self.alias else ""
-        columns = self.tallied()
-        lines = [" " * 16 + "".join(f"{name:>{width(name)}}" for name in columns)]
-        for sheet in self.sheets:
-            cells = (number_cell(sheet.count(name), name, colour) for name in columns)
-            lines.append(f"{sheet.check.title:16}" + "".join(cells))
-        lines += ["", self.headline(), *listed("New", self.named(lambda row: row.new))]
-        lines += listed("Acceptance expired", self.named(has_lapsed))
-        lines += listed("Resolved", list(self.gone or ()))
-        return "\n".join([f"AWS account {self.aws.number}{alias}", "", *lines, str(self.path)])
-
-
-PAINT = {CRITICAL: "1;31", HIGH: "31", NEW: "1", NOT_CHECKED: "7"}  # for terminals
-
-
-def width(column: str) -> int:
-    return max(len(column), 5) + 1
-
-
-def number_cell(number: int, column: str, colour: bool) -> str:
-    cell = f"{number or '-':>{width(column)}}"
-    paint = colour and number and PAINT.get(column)
-    return f"\x1b[{paint}m{cell}\x1b[0m" if paint else cell
-
-
-def counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def listed(title: str, lines: list[str]) -> list[str]:
-    """Ten lines at most, and how many more."""
-    more = [f"  and {len(lines) - 10:,} more"] if len(lines) > 10 else []
-    return [f"{title}:", *(f"  {line}" for line in lines[:10]), *more] if lines else []
-
-
-# === workbook =========================================================================
-
-MAX_ROWS, MAX_TEXT = 65_536, 32_767  # what the .xls format can hold
-MAX_WIDTH = 30  # characters; longer text wraps
-DOCS = "AWS documentation"
-TOP = 3  # rows above the first of a table: title, note, header
-
-LOOKS = {
-    CRITICAL: "font: colour white, bold on; pattern: pattern solid, fore_colour dark_red",
-    HIGH: "font: bold on; pattern: pattern solid, fore_colour tan",
-    MEDIUM: "font: bold on; pattern: pattern solid, fore_colour light_yellow",
-    LOW: "pattern: pattern solid, fore_colour ice_blue",
-    FINDING: "font: bold on",
-    NOT_CHECKED: "font: colour white, bold on; pattern: pattern solid, fore_colour gray80",
-    ACCEPTED: "font: colour gray50, italic on",
-    OK: "font: colour green",
-    "header": "font: bold on; pattern: pattern solid, fore_colour gray25",
-    "link": "font: colour blue, underline single",
-    "cell": "font: bold off",
-    "title": "font: bold on, height 320",
-    "note": "font: italic on",
-    "jump": "font: colour blue, underline single",
-    "free": "font: bold off",
-}
-FREE = ("title", "note", "jump", "free")  # what may run over its cell, and has no lines
-MEANING = {
-    FINDING: "A person should act.",
-    NOT_CHECKED: "AWS did not let the script look. Nothing is known of what is there.",
-    ACCEPTED: "A finding, or a gap, that somebody decided to live with, and why.",
-    OK: "Looked at, nothing wrong.",
-}
-CONSOLES = {
-    "cn-": "console.amazonaws.cn",
-    "us-gov-": "console.amazonaws-us-gov.com",
-    "": "console.aws.amazon.com",
-}
-# The IAM action behind a call, where S3 gives it another name.
-ACTIONS = {
-    "s3:ListBuckets": "s3:ListAllMyBuckets",
-    "s3:GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
-    "s3control:GetPublicAccessBlock": "s3:GetAccountPublicAccessBlock",
-}
-
-Line = tuple[list[Cell], str, dict[int, str]]  # cells, look, links by column
-
-
-@functools.cache
-def style(look: str, right: bool, date: bool) -> xlwt.XFStyle:
-    """One of LOOKS. The format allows 4,094 styles in a workbook, so they are shared."""
-    import xlwt
-
-    align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
-    grid = "" if look in FREE else ", wrap on; borders: bottom hair, bottom_colour gray40"
-    form = "yyyy-mm-dd" if date else "General"
-    return xlwt.easyxf(f"{LOOKS[look]}; {align}{grid}", num_format_str=form)
-
-
-def heads_numbers(header: str) -> bool:
-    """Whether a column counts something, or has a unit."""
-    return header in (*SEVERITIES, *MEANING, NEW) or header.endswith("(days)")
-
-
-def clean(value: Cell) -> Cell:
-    """What the format can hold: dates without a zone (UTC), text of limited length."""
-    if isinstance(value, datetime):
-        return value.astimezone(timezone.utc).replace(tzinfo=None)
-    if isinstance(value, str):
-        text = value.encode("utf-16", "replace").decode("utf-16")
-        return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-    return "" if value is None else value
-
-
-def link_record(row: int, column: int, target: str) -> bytes:
-    """An HLINK record, which xlwt cannot write: a formula in its place would have no value
-    for those who read the file without Excel. `#Sheet!A1` is a place in the workbook.
-
-    [MS-XLS] 2.4.140, [MS-OSHARED] 2.3.7.1
-    """
-    text = (target.removeprefix("#") + "\0").encode("utf-16-le")
-    if target.startswith("#"):
-        link = struct.pack("<III", 2, 8, len(text) // 2) + text
-    else:
-        moniker = bytes.fromhex("E0C9EA79F9BACE118C8200AA004BA90B")
-        link = struct.pack("<II", 2, 3) + moniker + struct.pack("<I", len(text)) + text
-    place = struct.pack("<HHHH", row, row, column, column)
-    data = place + bytes.fromhex("D0C9EA79F9BACE118C8200AA004BA90B") + link
-    return struct.pack("<HH", 0x01B8, len(data)) + data
-
-
-def repeat_headers(book: Any, sheets: Iterable[int]) -> None:
-    """Print the header again on every page: a built-in name of each sheet, Print_Titles,
-    which xlwt cannot write.
-
-    [MS-XLS] 2.4.150
-    """
-    names = b""
-    book.setup_ownbook()
-    refs = book._Workbook__sheet_refs
-    for sheet in sheets:
-        ref = refs.setdefault((book._ownbook_supbookx, sheet, sheet), len(refs))
-        area = struct.pack("<BHHHHH", 0x3B, ref, TOP - 1, TOP - 1, 0, 255)
-        data = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(area), 0, sheet + 1, 0, 0, 7) + area
-        names += struct.pack("<HH", 0x18, len(data)) + data
-    links = book._Workbook__all_links_rec
-    book._Workbook__all_links_rec = lambda: links() + names
-
-
-class Page:
-    """A worksheet that is written from top to bottom; closing it sets the widths."""
-
-    def __init__(self, book: xlwt.Workbook, title: str, report: Report) -> None:
-        self.sheet, self.next = book.add_sheet(title), 0
-        self.widths: Counter[int] = Counter()
-        self.links: list[bytes] = []
-        self.sheet.portrait = False
-        self.sheet.fit_num_pages, self.sheet.fit_height_to_pages = 1, 0  # one page wide
-        footer = f"&LAWS account {report.aws.number}, {report.aws.now:%Y-%m-%d}&R&P / &N"
-        self.sheet.header_str, self.sheet.footer_str = b"", footer.encode()
-        plain = self.sheet.get_biff_data
-        self.sheet.get_biff_data = lambda: b"".join((plain()[:-4], *self.links, plain()[-4:]))
-
-    def write(
-        self, values: Iterable[Cell], look: str = "", links: dict[int, str] | None = None
-    ) -> None:
-        """A row. Without a look, words that are a severity or a status have their own."""
-        lines = 1
-        for column, value in enumerate(values):
-            own = look or (str(value) if value in (*SEVERITIES, *MEANING) else "cell")
-            if target := (links or {}).get(column):
-                self.links.append(link_record(self.next, column, target))
-                own = "jump" if look in FREE else "link"
-            date = isinstance(value, datetime)
-            right = isinstance(value, int) or (own == "header" and heads_numbers(str(value)))
-            if value or own not in FREE:
-                self.sheet.write(self.next, column, clean(value), style(own, right, date))
-            if own not in FREE:
-                width = 10 if date else len(str(value)) + 1
-                self.widths[column] = max(self.widths[column], min(width, MAX_WIDTH))
-                lines = max(lines, min(-(-width // MAX_WIDTH), 20))
-        self.sheet.row(self.next).height_mismatch = True
-        self.sheet.row(self.next).height = 440 if look == "title" else 300 * lines
-        self.next += 1
-
-    def write_beside(self, first: Cell, second: str, target: str = "") -> None:
-        """A word with its look, and free text beside it."""
-        self.write([first])
-        self.next -= 1
-        self.write(["", second], "free", {1: target})
-
-    def close(self) -> None:
-        for column, width in self.widths.items():
-            self.sheet.col(column).width = 300 * max(width, 6)
-
-
-def seriousness(row: Row) -> int:
-    """The place of a row on its sheet: findings by severity, gaps, accepted, fine."""
-    later = {NOT_CHECKED: 4, ACCEPTED: 5, OK: 6}
-    return later.get(row.status) or SEVERITIES.index(row.severity)
-
-
-def console_link(check: Check, column: str, row: Row, home: str) -> str:
-    """The page in the AWS console of what a cell names, blank if there is none."""
-    named = dict(zip_longest(check.columns, map(str, row.cells), fillvalue=""))
-    if not named[column] or column not in check.links or named[column] == ROOT:
-        return ""
-    region = named.get("Region") or home
-    console = next(host for start, host in CONSOLES.items() if region.startswith(start))
-    quoted = {name: quote(value, safe="", errors="replace") for name, value in named.items()}
-    return f"https://{region}.{console}/{check.links[column].format_map(quoted)}"
-
-
-def columns(sheet: Sheet, report: Report) -> list[str]:
-    seen = [] if report.gone is None else ["First seen"]
-    return [*sheet.check.columns, "Result", "Severity", "Status", "Control", *seen, "ID"]
-
-
-def sheet_lines(sheet: Sheet, report: Report) -> Iterator[Line]:
-    """The rows as cells, the most serious first."""
-    names = sheet.check.columns
-    for row in sorted(sheet.rows, key=seriousness):
-        cells = [*row.cells, *[""] * (len(names) - len(row.cells))]
-        result = f"NEW: {row.result}" if row.new else row.result
-        cells += [result, row.severity, row.status, row.control]
-        if report.gone is not None:
-            cells.append(start_of_day(row.first_seen) if row.first_seen else "")
-        cells.append(sheet.id(row))
-        links = {
-            n: console_link(sheet.check, name, row, report.aws.region)
-            for n, name in enumerate(names)
-        }
-        yield cells, ACCEPTED if row.status == ACCEPTED else "", links
-
-
-def page_title(title: str, number: int) -> str:
-    return f"{title} ({number + 1})" if number else title
-
-
-def write_table(
-    book: xlwt.Workbook, report: Report, title: str, about: tuple[str, str],
-    header: list[str], lines: Iterable[Line],
-) -> None:  # fmt: skip
-    """One sheet, continued on others where the format's number of rows runs out."""
-    pages: list[Page] = []
-    for cells, look, links in lines:
-        if not pages or pages[-1].next == MAX_ROWS:
-            page = Page(book, page_title(title, len(pages)), report)
-            note, docs = about
-            jumps = {header.index("Result"): "#Summary!A1", len(header) - 1: docs}
-            texts = {0: title, header.index("Result"): "Summary", len(header) - 1: docs and DOCS}
-            page.write([texts.get(n, "") for n in range(len(header))], "title", jumps)
-            page.write([note], "note")
-            page.write(header, "header")
-            page.sheet.panes_frozen, page.sheet.horz_split_pos = True, TOP
-            pages.append(page)
-        pages[-1].write(cells, look, links)
-    for page in pages:
-        page.close()
-
-
-def worst(sheets: Iterable[Sheet], status: str) -> list[tuple[Sheet, int, Row]]:
-    """The rows of a status, the most serious first, with their places on their sheets."""
-    found = [
-        (sheet, place, row)
-        for sheet in sheets
-        for place, row in enumerate(sorted(sheet.rows, key=seriousness))
-        if row.status == status
-    ]
-    return sorted(found, key=lambda one: seriousness(one[2]))
-
-
-def needs(row: Row) -> str:
-    """The IAM action whose lack a gap may be, in words."""
-    call = ":".join(row.result.partition(": ")[2].split()[:2])
-    denied = row.status == NOT_CHECKED and ("Denied" in row.result or "Unauthorized" in row.result)
-    return f" (needs {ACTIONS.get(call, call)})" if denied else ""
-
-
-def write_summary(book: xlwt.Workbook, report: Report) -> None:
-    page = Page(book, "Summary", report)
-    page.sheet.fit_height_to_pages = 1
-    page.write(["AWS security check"], "title")
-    page.write([report.headline()], "note")
-    for name, value in report.about().items():
-        page.write_beside(name, value)
-    page.next += 1
-    page.write(["Check", *report.tallied()], "header")
-    for sheet in report.sheets:
-        counts = (sheet.count(what) or "" for what in report.tallied())
-        page.write([sheet.check.title, *counts], links={0: f"#'{sheet.check.title}'!A1"})
-    write_worst(page, "Worst findings", worst(report.sheets, FINDING))
-    write_worst(page, "Not checked", worst(report.sheets, NOT_CHECKED))
-    page.next += 1
-    page.write(["What a status means"], "header")
-    for status, meaning in MEANING.items():
-        page.write_beside(status, meaning)
-    page.close()
-
-
-def write_worst(page: Page, title: str, rows: list[tuple[Sheet, int, Row]]) -> None:
-    """Ten rows in words, which lead to where they stand, and how many more."""
-    page.next += 1
-    page.write([title if rows else f"{title}: none"], "header")
-    for sheet, place, row in rows[:10]:
-        words = f"{sheet.check.title}: {row.result}{needs(row)}, {row.id}"
-        number, line = divmod(place, MAX_ROWS - TOP)
-        target = f"#'{page_title(sheet.check.title, number)}'!A{TOP + 1 + line}"
-        page.write_beside(row.severity or row.status, words, target)
-    if len(rows) > 10:
-        page.write_beside("", f"and {len(rows) - 10:,} more")
-
-
-def workbook(report: Report) -> bytes:
-    """The whole workbook as the bytes of its file."""
-    import xlwt
-
-    book = xlwt.Workbook(encoding="utf-8")
-    write_summary(book, report)
-    for sheet in report.sheets:
-        about, lines = (sheet.check.about, sheet.check.docs), sheet_lines(sheet, report)
-        write_table(book, report, sheet.check.title, about, columns(sheet, report), lines)
-    if report.gone is not None:
-        header = ["Finding", "Result", "First seen", "Stood (days)"]
-        about = ("Findings of the last report that are gone.", "")
-        write_table(book, report, "Resolved", about, header, resolved(report))
-    repeat_headers(book, range(1, len(book._Workbook__worksheets)))
-    file = io.BytesIO()
-    book.save(file)
-    return file.getvalue()
-
-
-def resolved(report: Report) -> Iterator[Line]:
-    for id, entry in (report.gone or {}).items():
-        first = start_of_day(entry["first_seen"])
-        yield [id, entry["result"], first, (report.aws.now - first).days], "", {}
-    if not report.gone:
-        yield ["Nothing was resolved since last time"], "", {}
 
 
 # === files ============================================================================
@@ -1900,15 +1441,588 @@ def deliver(data: bytes, path: Path) -> None:
         raise CannotRun(f"{why}; the results are in {rescue}") from error
 
 
+def check_writable(path: Path) -> None:
+    """Find out before the audit, not after it, whether a file can be written."""
+    try:
+        if path.is_dir():
+            raise CannotRun(f"{path} is a folder, not a file")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise CannotRun(f"{path} is write-protected")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CannotRun(f"cannot write into {path.parent}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # on Windows, where a folder cannot be locked
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+# === months: what was accepted, what is new, what is gone ==============================
+
+ACCEPT_LINE = re.compile(r"(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
+SCHEMA = 1  # of the state file and of the JSON report
+
+Known = dict[str, dict[str, str]]  # by the ID of a finding: first_seen, result
+
+
+def start_of_day(day: str) -> datetime:
+    """ValueError if it is no day like 2030-12-31."""
+    return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=timezone.utc)
+
+
+def acceptances(text: str, name: str) -> list[Acceptance]:
+    """The decisions in a file: a line each, `ID [until YYYY-MM-DD] # reason`; the ID may be a
+    glob. Blank lines and lines that begin with # do not count."""
+    found = []
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if not line or line.startswith("#"):
+            continue
+        match = ACCEPT_LINE.fullmatch(line)
+        if not match:
+            raise CannotRun(f"{name}, line {number}: not `ID [until YYYY-MM-DD] # reason`")
+        try:
+            until = f"{start_of_day(match[2]):%Y-%m-%d}" if match[2] else ""
+        except ValueError as error:
+            why = f"{name}, line {number}: {match[2]} is not a date like 2030-12-31"
+            raise CannotRun(why) from error
+        found.append(Acceptance(match[1], until, match[3]))
+    return found
+
+
+def accepted(row: Row, id: str, decisions: Iterable[Acceptance], today: str) -> Row:
+    """The row with the decision about it: the first that holds, else the first that is over."""
+    matching = [one for one in decisions if fnmatchcase(id, one.pattern)]
+    if row.status == OK or not matching:
+        return row
+    holding = (one for one in matching if not one.until or one.until >= today)
+    if decision := next(holding, None):
+        return replace(row, acceptance=decision)
+    return replace(row, acceptance=matching[0], lapsed=True)
+
+
+def settled(
+    sheet: Sheet, decisions: Iterable[Acceptance], known: Known | None, today: str
+) -> Sheet:
+    """The sheet with what was accepted, and with the day on which each finding was first
+    seen; `known` is None where no state is kept."""
+    rows = []
+    for row in sheet.rows:
+        id = sheet.id(row)
+        if known is not None and row.status != OK:
+            first = known.get(id, {}).get("first_seen", "")
+            fresh = not first and row.status == FINDING
+            row = replace(row, first_seen=today if fresh else first, new=fresh)
+        rows.append(accepted(row, id, decisions, today))
+    return replace(sheet, rows=rows)
+
+
+def is_open(sheet: Sheet, id: str, only: Collection[str]) -> bool:
+    """Whether the run could not tell if a finding that it does not show is gone."""
+
+    def is_about(target: str) -> bool:
+        return f"{id}/".startswith(f"{sheet.check.name}/{target}/")
+
+    left_out = sheet.check.over is regions and only and not any(map(is_about, only))
+    return not sheet.listed or any(map(is_about, sheet.unread)) or bool(left_out)
+
+
+def compared(sheets: list[Sheet], known: Known, only: Collection[str]) -> tuple[Known, Known]:
+    """What to remember, and what is gone since last time. What could not be looked at is
+    neither new nor gone: it is remembered as it was."""
+    now: Known = {}
+    for sheet in sheets:
+        for row in sheet.rows:
+            if row.first_seen:
+                said = str(row.gap or row.result)
+                entry = {"first_seen": row.first_seen, "result": said}
+                now[sheet.id(row)] = known.get(sheet.id(row), entry)
+    ran = {sheet.check.name: sheet for sheet in sheets}
+    gone: Known = {}
+    for id in sorted(known.keys() - now.keys()):
+        name = id.partition("/")[0]
+        kept = now if name not in ran or is_open(ran[name], id, only) else gone
+        kept[id] = known[id]
+    return now, gone
+
+
+def read_state(path: Path) -> dict[str, Known]:
+    """What was found before, by account; empty if the file is not there yet."""
+    try:
+        state = json.loads(path.read_text("utf-8"))
+        if state["schema"] != SCHEMA:
+            raise CannotRun(f"{path} is of version {state['schema']}, this script knows {SCHEMA}")
+        for entry in (one for known in state["accounts"].values() for one in known.values()):
+            start_of_day(entry["first_seen"] if entry["result"] else "")
+        return dict(state["accounts"])
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise CannotRun(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CannotRun(f"{path} is damaged or no state file: mend or remove it") from error
+
+
+def write_state(path: Path, number: str, known: Known) -> None:
+    """Replace what is remembered of one account. The folder is locked meanwhile, so that two
+    runs do not lose each other's accounts."""
+    with locked(path.parent):
+        state = {"schema": SCHEMA, "accounts": {**read_state(path), number: known}}
+        deliver(json.dumps(state, indent=1, sort_keys=True).encode(), path)
+
+
+# === report ===========================================================================
+
+
+@dataclass
+class Report:
+    """An audit, whole, as plain data. `number` and `arn` are the account's and the auditor's,
+    `home` is the region of the account's global services. `gone` is what was resolved since
+    last time, None without a state."""
+
+    number: str
+    arn: str
+    home: str
+    started: datetime
+    aliases: list[str] | Unanswered
+    regions: list[str] | Unanswered
+    sheets: list[Sheet]
+    gone: Known | None = None
+    seconds: float = 0
+    path: Path = Path()
+
+    def rows(self, status: str) -> list[Row]:
+        return [row for sheet in self.sheets for row in sheet.rows if row.status == status]
+
+    def gaps(self) -> list[Unanswered]:
+        """What AWS did not answer, and nobody accepted."""
+        unknown = [self.aliases] if isinstance(self.aliases, Unanswered) else []
+        return [*unknown, *(row.gap for row in self.rows(NOT_CHECKED) if row.gap)]
+
+    def exit_code(self) -> int:
+        return 3 if self.gaps() else 1 if self.rows(FINDING) else 0
+
+    def is_calm(self) -> bool:
+        """Whether there is nothing that a person should read today."""
+        findings = self.rows(FINDING)
+        known = self.gone is not None and not any(row.new for row in findings)
+        lapsed = any(row.lapsed for row in findings)
+        return not self.gaps() and not lapsed and (known or not findings)
+
+
+def tally(sheets: Iterable[Sheet], with_new: bool) -> dict[str, int]:
+    """How many rows there are of each grade, under the headings of the tables."""
+    rows = [row for sheet in sheets for row in sheet.rows]
+    number = Counter(row.grade for row in rows)
+    fresh = {NEW: sum(row.new and row.status == FINDING for row in rows)} if with_new else {}
+    count = {grade: number[grade] for grade in (*SEVERITIES, OK, ACCEPTED, NOT_CHECKED)}
+    return {**dict.fromkeys(SEVERITIES, 0), **fresh, **count}
+
+
+def worst_first(rows: Iterable[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: GRADES.index(row.grade))
+
+
+def worst(sheets: Iterable[Sheet], status: str) -> list[tuple[Sheet, int, Row]]:
+    """The rows of a status, the most serious first, with their places on their sheets."""
+    found = [
+        (sheet, place, row)
+        for sheet in sheets
+        for place, row in enumerate(worst_first(sheet.rows))
+        if row.status == status
+    ]
+    return sorted(found, key=lambda one: GRADES.index(one[2].grade))
+
+
+# === words ============================================================================
+
+
+MEANING = {
+    FINDING: "A person should act.",
+    NOT_CHECKED: "AWS did not let the script look. Nothing is known of what is there.",
+    ACCEPTED: "A finding, or a gap, that somebody decided to live with, and why.",
+    OK: "Looked at, nothing wrong.",
+}
+PAINT = {CRITICAL: "1;31", HIGH: "31", NEW: "1", NOT_CHECKED: "7"}  # for terminals
+
+
+def result_words(row: Row) -> str:
+    """What was found or could not be read, and what somebody decided about it."""
+    said = str(row.gap or row.result)
+    if row.acceptance is None:
+        return said
+    one = row.acceptance
+    words = f"until {one.until}: {one.reason}" if one.until else one.reason
+    return f"{said} ({'acceptance expired,' if row.lapsed else 'accepted'} {words})"
+
+
+def texts(names: list[str] | Unanswered) -> list[str]:
+    return [f"{NOT_CHECKED}: {names}"] if isinstance(names, Unanswered) else names
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def headline(report: Report) -> str:
+    findings, gaps = counted(len(report.rows(FINDING)), "finding"), len(report.gaps())
+    if report.gone is not None:
+        new = sum(row.new for row in report.rows(FINDING))
+        findings += f" ({new:,} new, {len(report.gone):,} resolved)"
+    return f"{findings}, {f'{gaps:,} {NOT_CHECKED}' if gaps else 'everything was checked'}"
+
+
+def facts(report: Report) -> dict[str, str]:
+    """The run in words."""
+    return {
+        "Account": report.number,
+        "Alias": ", ".join(texts(report.aliases)),
+        "Audited by": report.arn,
+        "Started": f"{report.started:%Y-%m-%d %H:%M} UTC",
+        "Duration": f"{report.seconds:.0f} s",
+        "Regions": ", ".join(texts(report.regions)),
+    }
+
+
+def terminal_text(report: Report, colour: bool = False) -> str:
+    """What is printed: a table of 80 columns, the path last so that it can be copied."""
+    alias = ", ".join(texts(report.aliases))
+    lines = [f"AWS account {report.number}{f' ({alias})' if alias else ''}", ""]
+    for n, sheet in enumerate(report.sheets):
+        count = tally([sheet], report.gone is not None)
+        if n == 0:
+            lines.append(" " * 16 + "".join(f"{name:>{cell_width(name)}}" for name in count))
+        cells = (number_cell(number, name, colour) for name, number in count.items())
+        lines.append(f"{sheet.check.title:16}" + "".join(cells))
+    found = worst(report.sheets, FINDING)
+    lines += ["", headline(report), *ten_of("New", [one for one in found if one[2].new])]
+    lines += ten_of("Acceptance expired", [one for one in found if one[2].lapsed])
+    return "\n".join([*lines, *ten_lines("Resolved", list(report.gone or ())), str(report.path)])
+
+
+def ten_of(title: str, found: list[tuple[Sheet, int, Row]]) -> list[str]:
+    return ten_lines(title, [f"{sheet.id(row)}: {result_words(row)}" for sheet, _, row in found])
+
+
+def ten_lines(title: str, lines: list[str]) -> list[str]:
+    """Ten lines at most, and how many more."""
+    more = [f"  and {len(lines) - 10:,} more"] if len(lines) > 10 else []
+    return [f"{title}:", *(f"  {line}" for line in lines[:10]), *more] if lines else []
+
+
+def cell_width(column: str) -> int:
+    return max(len(column), 5) + 1
+
+
+def number_cell(number: int, column: str, colour: bool) -> str:
+    cell = f"{number or '-':>{cell_width(column)}}"
+    paint = colour and number and PAINT.get(column)
+    return f"\x1b[{paint}m{cell}\x1b[0m" if paint else cell
+
+
+# === workbook =========================================================================
+
+MAX_ROWS, MAX_TEXT = 65_536, 32_767  # what the .xls format can hold
+MAX_WIDTH = 30  # characters; longer text wraps
+TOP = 3  # rows above the first of a table: title, note, header
+
+LOOKS = {
+    CRITICAL: "font: colour white, bold on; pattern: pattern solid, fore_colour dark_red",
+    HIGH: "font: bold on; pattern: pattern solid, fore_colour tan",
+    MEDIUM: "font: bold on; pattern: pattern solid, fore_colour light_yellow",
+    LOW: "pattern: pattern solid, fore_colour ice_blue",
+    FINDING: "font: bold on",
+    NOT_CHECKED: "font: colour white, bold on; pattern: pattern solid, fore_colour gray80",
+    ACCEPTED: "font: colour gray50, italic on",
+    OK: "font: colour green",
+    "header": "font: bold on; pattern: pattern solid, fore_colour gray25",
+    "link": "font: colour blue, underline single",
+    "cell": "font: bold off",
+    "title": "font: bold on, height 320",
+    "note": "font: italic on",
+    "jump": "font: colour blue, underline single",
+    "free": "font: bold off",
+}
+FREE = ("title", "note", "jump", "free")  # what may run over its cell, and has no lines
+CONSOLES = {
+    "cn-": "console.amazonaws.cn",
+    "us-gov-": "console.amazonaws-us-gov.com",
+    "": "console.aws.amazon.com",
+}
+
+
+@dataclass
+class Line:
+    """A row of a workbook: its cells, its look if it has one of its own, links by column."""
+
+    cells: Sequence[Cell]
+    look: str = ""
+    links: dict[int, str] = field(default_factory=dict)
+
+
+def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
+    """Put links (row, column, target) on a sheet, as HLINK records, which xlwt cannot write: a
+    formula in their place would have no value for those who read the file without Excel.
+    `#Sheet!A1` is a place in the workbook.
+
+    [MS-XLS] 2.4.140, [MS-OSHARED] 2.3.7.1
+    """
+    records = b""
+    for row, column, target in links:
+        text = (target.removeprefix("#") + "\0").encode("utf-16-le")
+        if target.startswith("#"):
+            link = struct.pack("<III", 2, 8, len(text) // 2) + text
+        else:
+            moniker = bytes.fromhex("E0C9EA79F9BACE118C8200AA004BA90B")
+            link = struct.pack("<II", 2, 3) + moniker + struct.pack("<I", len(text)) + text
+        place = struct.pack("<HHHH", row, row, column, column)
+        data = place + bytes.fromhex("D0C9EA79F9BACE118C8200AA004BA90B") + link
+        records += struct.pack("<HH", 0x01B8, len(data)) + data
+    plain = sheet.get_biff_data()
+    sheet.get_biff_data = lambda: plain[:-4] + records + plain[-4:]  # before the end record
+
+
+def repeat_headers(book: Any) -> None:
+    """Print the header again on every page of all sheets but the first: a built-in name of
+    each sheet, Print_Titles, which xlwt cannot write.
+
+    [MS-XLS] 2.4.150
+    """
+    names = b""
+    book.setup_ownbook()
+    refs = book._Workbook__sheet_refs
+    for sheet in range(1, len(book._Workbook__worksheets)):
+        ref = refs.setdefault((book._ownbook_supbookx, sheet, sheet), len(refs))
+        area = struct.pack("<BHHHHH", 0x3B, ref, TOP - 1, TOP - 1, 0, 255)
+        data = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(area), 0, sheet + 1, 0, 0, 7) + area
+        names += struct.pack("<HH", 0x18, len(data)) + data
+    links = book._Workbook__all_links_rec
+    book._Workbook__all_links_rec = lambda: links() + names
+
+
+@functools.cache
+def style(look: str, right: bool, date: bool) -> xlwt.XFStyle:
+    """One of LOOKS. The format allows 4,094 styles in a workbook, so they are shared."""
+    import xlwt
+
+    align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
+    grid = "" if look in FREE else ", wrap on; borders: bottom hair, bottom_colour gray40"
+    form = "yyyy-mm-dd" if date else "General"
+    return xlwt.easyxf(f"{LOOKS[look]}; {align}{grid}", num_format_str=form)
+
+
+def heads_numbers(header: str) -> bool:
+    """Whether a column counts something, or has a unit."""
+    return header in (*GRADES, FINDING, NEW) or header.endswith("(days)")
+
+
+def clean(value: Cell) -> Cell:
+    """What the format can hold: dates without a zone (UTC), text of limited length."""
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).replace(tzinfo=None)
+    if isinstance(value, str):
+        text = value.encode("utf-16", "replace").decode("utf-16")
+        return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+    return "" if value is None else value
+
+
+class Page:
+    """A worksheet that is written from top to bottom; closing it sets widths and links."""
+
+    def __init__(self, book: xlwt.Workbook, title: str, report: Report) -> None:
+        self.sheet, self.next = book.add_sheet(title), 0
+        self.widths: Counter[int] = Counter()
+        self.links: list[tuple[int, int, str]] = []
+        self.sheet.portrait = False
+        self.sheet.fit_num_pages, self.sheet.fit_height_to_pages = 1, 0  # one page wide
+        footer = f"&LAWS account {report.number}, {report.started:%Y-%m-%d}&R&P / &N"
+        self.sheet.header_str, self.sheet.footer_str = b"", footer.encode()
+
+    def write(self, values: Iterable[Cell], look: str = "", links: Any = None) -> None:
+        """A row, with links by column. Without a look, words that are a severity or a status
+        have their own."""
+        lines = 1
+        for column, value in enumerate(values):
+            own = look or (str(value) if value in (*GRADES, FINDING) else "cell")
+            if target := (links or {}).get(column):
+                self.links.append((self.next, column, target))
+                own = "jump" if look in FREE else "link"
+            date = isinstance(value, datetime)
+            right = isinstance(value, int) or (own == "header" and heads_numbers(str(value)))
+            if value or own not in FREE:
+                self.sheet.write(self.next, column, clean(value), style(own, right, date))
+            if own not in FREE:
+                width = 10 if date else len(str(value)) + 1
+                self.widths[column] = max(self.widths[column], min(width, MAX_WIDTH))
+                lines = max(lines, min(-(-width // MAX_WIDTH), 20))
+        self.sheet.row(self.next).height_mismatch = True
+        self.sheet.row(self.next).height = 440 if look == "title" else 300 * lines
+        self.next += 1
+
+    def write_beside(self, first: Cell, second: str, target: str = "") -> None:
+        """A word with its look, and free text beside it."""
+        self.write([first])
+        self.next -= 1
+        self.write(["", second], "free", {1: target})
+
+    def close(self) -> None:
+        for column, width in self.widths.items():
+            self.sheet.col(column).width = 300 * max(width, 6)
+        add_links(self.sheet, self.links)
+
+
+def console_link(what: Check, column: str, row: Row, home: str) -> str:
+    """The page in the AWS console of what a cell names, blank if there is none."""
+    named = {name: str(row.cells.get(name, "")) for name in what.columns}
+    if not named[column] or column not in what.links or named[column] == ROOT:
+        return ""
+    region = named.get("Region") or home
+    console = next(host for start, host in CONSOLES.items() if region.startswith(start))
+    quoted = {name: quote(value, safe="", errors="replace") for name, value in named.items()}
+    return f"https://{region}.{console}/{what.links[column].format_map(quoted)}"
+
+
+def sheet_header(sheet: Sheet, report: Report) -> list[str]:
+    seen = [] if report.gone is None else ["First seen"]
+    return [*sheet.check.columns, "Result", "Severity", "Status", "Control", *seen, "ID"]
+
+
+def sheet_lines(sheet: Sheet, report: Report) -> Iterator[Line]:
+    """The rows as cells, the most serious first."""
+    for row in worst_first(sheet.rows):
+        words = {
+            "Result": f"NEW: {result_words(row)}" if row.new else result_words(row),
+            "Severity": row.severity,
+            "Status": row.status,
+            "Control": row.control,
+            "First seen": start_of_day(row.first_seen) if row.first_seen else "",
+            "ID": sheet.id(row),
+        }
+        cells = row.cells | words
+        header = sheet_header(sheet, report)
+        links = {
+            n: console_link(sheet.check, name, row, report.home)
+            for n, name in enumerate(sheet.check.columns)
+        }
+        look = ACCEPTED if row.status == ACCEPTED else ""
+        yield Line([cells.get(name, "") for name in header], look, links)
+
+
+def page_title(title: str, number: int) -> str:
+    return f"{title} ({number + 1})" if number else title
+
+
+def write_table(
+    book: xlwt.Workbook, report: Report, title: str, note: str, docs: str,
+    header: list[str], lines: Iterable[Line],
+) -> None:  # fmt: skip
+    """One sheet, continued on others where the format's number of rows runs out."""
+    pages: list[Page] = []
+    for line in lines:
+        if not pages or pages[-1].next == MAX_ROWS:
+            page = Page(book, page_title(title, len(pages)), report)
+            back, last = header.index("Result"), len(header) - 1
+            texts = {0: title, back: "Summary", last: docs and "AWS documentation"}
+            jumps = {back: "#Summary!A1", last: docs}
+            page.write([texts.get(n, "") for n in range(len(header))], "title", jumps)
+            page.write([note], "note")
+            page.write(header, "header")
+            page.sheet.panes_frozen, page.sheet.horz_split_pos = True, TOP
+            pages.append(page)
+        pages[-1].write(line.cells, line.look, line.links)
+    for page in pages:
+        page.close()
+
+
+def write_summary(book: xlwt.Workbook, report: Report) -> None:
+    page = Page(book, "Summary", report)
+    page.sheet.fit_height_to_pages = 1
+    page.write(["AWS security check"], "title")
+    page.write([headline(report)], "note")
+    for name, value in facts(report).items():
+        page.write_beside(name, value)
+    page.next += 1
+    with_new = report.gone is not None
+    page.write(["Check", *tally([], with_new)], "header")
+    for sheet in report.sheets:
+        counts = (number or "" for number in tally([sheet], with_new).values())
+        page.write([sheet.check.title, *counts], links={0: f"#'{sheet.check.title}'!A1"})
+    write_worst(page, "Worst findings", worst(report.sheets, FINDING))
+    write_worst(page, "Not checked", worst(report.sheets, NOT_CHECKED))
+    page.next += 1
+    page.write(["What a status means"], "header")
+    for status, meaning in MEANING.items():
+        page.write_beside(status, meaning)
+    page.close()
+
+
+def write_worst(page: Page, title: str, rows: list[tuple[Sheet, int, Row]]) -> None:
+    """Ten rows in words, which lead to where they stand, and how many more."""
+    page.next += 1
+    page.write([title if rows else f"{title}: none"], "header")
+    for sheet, place, row in rows[:10]:
+        needs = f" (needs {row.gap.permission})" if row.gap and row.gap.permission else ""
+        words = f"{sheet.check.title}: {result_words(row)}{needs}, {row.id}"
+        number, line = divmod(place, MAX_ROWS - TOP)
+        target = f"#'{page_title(sheet.check.title, number)}'!A{TOP + 1 + line}"
+        page.write_beside(row.severity or row.status, words, target)
+    if len(rows) > 10:
+        page.write_beside("", f"and {len(rows) - 10:,} more")
+
+
+def resolved_lines(report: Report) -> Iterator[Line]:
+    for id, entry in (report.gone or {}).items():
+        first = start_of_day(entry["first_seen"])
+        yield Line([id, entry["result"], first, (report.started - first).days])
+    if not report.gone:
+        yield Line(["Nothing was resolved since last time"])
+
+
+def workbook(report: Report) -> bytes:
+    """The whole workbook as the bytes of its file."""
+    import xlwt
+
+    book = xlwt.Workbook(encoding="utf-8")
+    write_summary(book, report)
+    for sheet in report.sheets:
+        header, lines = sheet_header(sheet, report), sheet_lines(sheet, report)
+        title, note, docs = sheet.check.title, sheet.check.about, sheet.check.docs
+        write_table(book, report, title, note, docs, header, lines)
+    if report.gone is not None:
+        header, note = (
+            ["Finding", "Result", "First seen", "Stood (days)"],
+            "Findings of the last report that are gone.",
+        )
+        write_table(book, report, "Resolved", note, "", header, resolved_lines(report))
+    repeat_headers(book)
+    file = io.BytesIO()
+    book.save(file)
+    return file.getvalue()
+
+
+# === exports ==========================================================================
+
+
 def as_json(report: Report) -> dict[str, Any]:
     """The report for machines; tests/report.schema.json describes it."""
     return {
-        "account": report.aws.number,
-        "alias": report.alias,
-        "audited_by": report.aws.arn,
-        "started": report.aws.now.replace(microsecond=0),
+        "account": report.number,
+        "alias": ", ".join(texts(report.aliases)),
+        "audited_by": report.arn,
+        "started": report.started.replace(microsecond=0),
         "duration": round(report.seconds, 1),
-        "regions": region_names(report.aws),
+        "regions": texts(report.regions),
         "checks": [
             {
                 "name": sheet.check.name,
@@ -1922,18 +2036,23 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def row_as_json(sheet: Sheet, row: Row) -> dict[str, Any]:
-    cells = dict(zip(sheet.check.columns, row.cells, strict=False))
-    return {**vars(row), "id": sheet.id(row), "cells": cells}
+    return {
+        "id": sheet.id(row),
+        "cells": row.cells,
+        "result": result_words(row),
+        **{name: getattr(row, name) for name in ("severity", "control", "status")},
+        **{name: getattr(row, name) for name in ("first_seen", "new")},
+    }
 
 
 def as_csv(sheet: Sheet, report: Report) -> bytes:
     """A sheet as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
     file = io.StringIO()
     table = csv.writer(file)
-    table.writerow(columns(sheet, report))
-    for cells, _, _ in sheet_lines(sheet, report):
-        texts = [f"{cell:%Y-%m-%d}" if isinstance(cell, datetime) else str(cell) for cell in cells]
-        table.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in texts)
+    table.writerow(sheet_header(sheet, report))
+    for line in sheet_lines(sheet, report):
+        days = (f"{c:%Y-%m-%d}" if isinstance(c, datetime) else str(c) for c in line.cells)
+        table.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in days)
     return file.getvalue().encode("utf-8-sig")
 
 
@@ -1950,26 +2069,15 @@ exit codes:
   3  the workbook is written, but something was NOT CHECKED
 
 Credentials, regions and proxies are configured as for the AWS CLI."""
-CHECK_NAMES = [check.name for check in CHECKS]
 WORST = (0, 1, 3, 2)  # of several exit codes, the last of these
-REFUSED = {
-    "AuthFailure",
-    "InvalidAccessKeyId",
-    "InvalidClientTokenId",
-    "SignatureDoesNotMatch",
-    "UnrecognizedClientException",
-}
-
-
-class CannotRun(Exception):
-    """Why there is no workbook, in one line for the administrator."""
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    names = [what.name for what in CHECKS]
     parser = argparse.ArgumentParser(
         prog="security_check.py",
         description="Audit an AWS account with six read-only checks, and write a workbook.",
-        epilog=EPILOG.format(checks=", ".join(CHECK_NAMES)),
+        epilog=EPILOG.format(checks=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     several: dict[str, Any] = {"action": "append", "default": []}
@@ -1977,7 +2085,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--profile", **several, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--region", **several, metavar="REGION", help="limit regional checks to a region (*)")
-    add("--check", **several, metavar="CHECK", choices=CHECK_NAMES, help="run only this check (*)")
+    add("--check", **several, metavar="CHECK", choices=names, help="run only this check (*)")
     add("--output", **file, help="the workbook (security_check_ACCOUNT_DATE_TIME.xls)")
     add("--json", metavar="FILE", help="write the report as JSON too; - is standard output")
     add("--csv", metavar="FOLDER", type=Path, help="write every sheet as a CSV file too")
@@ -1998,19 +2106,6 @@ def whole_days(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 6):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
     return int(text)
-
-
-def check_writable(path: Path) -> None:
-    """Find out before the audit, not after it, whether a file can be written."""
-    try:
-        if path.is_dir():
-            raise CannotRun(f"{path} is a folder, not a file")
-        if path.exists() and not os.access(path, os.W_OK):
-            raise CannotRun(f"{path} is write-protected")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise CannotRun(f"cannot write into {path.parent}: {error.strerror or error}") from error
 
 
 def prepare(options: argparse.Namespace) -> list[Acceptance]:
@@ -2091,20 +2186,21 @@ def show_progress(started: float, wanted: bool, text: str) -> None:
 
 
 def audit(options: argparse.Namespace, decisions: list[Acceptance], profile: str | None) -> Report:
-    """Audit one account and write its workbook and state."""
+    """Audit one account and write what is to be written of it."""
     started = time.monotonic()
     aws = connect(options, profile)
+    known = read_state(options.state).get(aws.number, {}) if options.state else None
     progress = functools.partial(show_progress, started, not options.quiet)
-    state = read_state(options.state) if options.state else {}
-    known = state.get(aws.number, {}) if options.state else None
-    today = f"{aws.now:%Y-%m-%d}"
-    wanted = [check for check in CHECKS if check.name in (options.check or check.name)]
-    look_ahead(aws, wanted)
-    sheets = [settled(run(check, aws, progress), decisions, known, today) for check in wanted]
-    progress("")
+    sheets = checked(
+        aws, [what for what in CHECKS if what.name in (options.check or what.name)], progress
+    )
+    sheets = [settled(sheet, decisions, known, f"{aws.now:%Y-%m-%d}") for sheet in sheets]
     now, gone = compared(sheets, known or {}, aws.only)
-    seconds = time.monotonic() - started
-    report = Report(aws, account_aliases(aws), sheets, gone if options.state else None, seconds)
+    report = Report(
+        aws.number, aws.arn, aws.region, aws.now,
+        answer_or_gap(account_aliases, aws), answer_or_gap(regions, aws), sheets,
+        gone if options.state else None, time.monotonic() - started,
+    )  # fmt: skip
     name = f"security_check_{aws.number}_{aws.now:%Y-%m-%d_%H%M}.xls"
     report.path = (options.output or Path(name)).resolve()
     deliver(workbook(report), report.path)
@@ -2114,6 +2210,13 @@ def audit(options: argparse.Namespace, decisions: list[Acceptance], profile: str
     if options.state:
         write_state(options.state, aws.number, now)
     return report
+
+
+def checked(aws: Account, wanted: list[Check], progress: Callable[[str], None]) -> list[Sheet]:
+    look_ahead(aws, wanted)
+    sheets = [run(what, aws, progress) for what in wanted]
+    progress("")
+    return sheets
 
 
 def say(text: str, stream: TextIO | Any = None) -> None:
@@ -2175,13 +2278,13 @@ def audit_all(options: argparse.Namespace) -> int:
             complain(f"{profile}: {why}" if len(options.profile) > 1 else str(why))
             codes.append(2)
             continue
-        if report.aws.expired:
+        if any(why.code in EXPIRED for why in report.gaps()):
             complain("the credentials expired during the audit: the rest was NOT CHECKED")
         reports.append(report)
         codes.append(report.exit_code())
         if options.json != "-" and not (options.quiet and report.is_calm()):
             terminal = bool(sys.stdout and sys.stdout.isatty())
-            say(report.text(colour=terminal and "NO_COLOR" not in os.environ))
+            say(terminal_text(report, colour=terminal and "NO_COLOR" not in os.environ))
     if not (options.check or options.region or options.quiet or 2 in codes):
         for warning in unmatched(decisions, reports):
             complain(warning)
