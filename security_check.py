@@ -47,13 +47,14 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from ipaddress import collapse_addresses, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TextIO, TypeVar
+from unicodedata import combining, east_asian_width
 from urllib.parse import quote
 
 if TYPE_CHECKING:  # at run time imported late, so that --help and bad arguments answer at once
@@ -68,6 +69,7 @@ MAX_KEY_AGE = 90  # days; Security Hub IAM.3
 SOON = timedelta(days=31)  # a key that falls due before the next monthly run
 
 CRITICAL, HIGH, MEDIUM, LOW = SEVERITIES = ("Critical", "High", "Medium", "Low")
+ACTIVE = "ACTIVE"  # of an account in its organization, AWS's word
 OK, FINDING, NOT_CHECKED, ACCEPTED = "OK", "FINDING", "NOT CHECKED", "ACCEPTED"
 NEW = "New"
 GRADES = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # the order of rows on a sheet
@@ -85,6 +87,8 @@ SILENT_CALLS = 3
 FIRST_GAP = 0.05  # between calls, once AWS has throttled
 THREADS = 32
 THREADS_IAM = THREADS_AHEAD = 8  # IAM throttles the account as a whole
+ACCOUNTS_AT_ONCE = 8  # AWS throttles each by itself; memory and sockets set the limit
+ROLE = "security-check"  # to assume in the accounts of an organization
 
 REPORT_POLLS, REPORT_PAUSE = 30, 2  # a minute for the credential report
 
@@ -138,11 +142,15 @@ class Unanswered(Exception):
 
 @dataclass(frozen=True)
 class Acceptance:
-    """A decision to live with findings: IDs like `pattern`, up to and with the day `until`."""
+    """A decision to live with findings: IDs like `pattern`, up to and with the day `until`.
+    With an account's number in front the pattern is for that account only."""
 
     pattern: str
     until: str
     reason: str
+
+    def is_about(self, number: str, id: str) -> bool:
+        return any(fnmatchcase(name, self.pattern) for name in (id, f"{number}/{id}"))
 
 
 @dataclass(frozen=True)
@@ -198,7 +206,7 @@ def gap(target: str, part: str, cells: dict[str, Cell], why: Unanswered) -> Row:
     return Row(target, part, cells, gap=replace(why))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Check:
     """A check and its sheet.
 
@@ -305,6 +313,7 @@ class Pace:
                 self.gap, self.slowed = max(self.gap * 1.2, FIRST_GAP), now
 
 
+MAKING = threading.Lock()  # of clients: accounts share what botocore has read of its models
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -409,7 +418,7 @@ class Account:
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             max_pool_connections=THREADS,
         )
-        with self.lock:
+        with self.lock, MAKING:
             if (service, region) not in self.clients:
                 make: Callable[..., Any] = self.session.client
                 client = self.clients[service, region] = make(service, region, config=config)
@@ -419,6 +428,14 @@ class Account:
                 events.register("needs-retry", pace.learn)
                 events.register_first("needs-retry", give_up)
             return self.clients[service, region]
+
+    def close(self) -> None:
+        """Let go of the connections; nothing is asked after this."""
+        with self.lock:
+            for client in self.clients.values():
+                client.close()
+            self.clients.clear()
+            self.answers.clear()
 
     def _give_up_on_silence(
         self, region: str, attempts: int, caught_exception: Exception | None, **_: Any
@@ -1355,12 +1372,18 @@ def examine(what: Check, aws: Account, target: str) -> tuple[list[Row], int]:
         return ([] if vanished else [*rows, unread(what, target, error)]), 0
 
 
-def unread(what: Check, target: str, error: Exception) -> Row:
-    """The row of a target when AWS did not answer, or when we, or who answered, blundered."""
+def as_gap(error: Exception) -> Unanswered:
+    """What was not answered, when AWS did not answer, or when we, or who answered, blundered."""
+    if isinstance(error, CannotRun):
+        return Unanswered("CannotRun", detail=str(error))
     if not isinstance(error, Unanswered):
         traceback.print_exc()
-        error = Unanswered("InternalError", detail=f"{type(error).__name__}: {error}")
-    return gap(target, "", {what.columns[0]: target}, error)
+        return Unanswered("InternalError", detail=f"{type(error).__name__}: {error}")
+    return replace(error)
+
+
+def unread(what: Check, target: str, error: Exception) -> Row:
+    return gap(target, "", {what.columns[0]: target}, as_gap(error))
 
 
 def run(what: Check, aws: Account, progress: Callable[[str], None]) -> Sheet:
@@ -1454,25 +1477,29 @@ def check_writable(path: Path) -> None:
         raise CannotRun(f"cannot write into {path.parent}: {error.strerror or error}") from error
 
 
+WRITING = threading.Lock()  # of the state, by accounts that are audited side by side
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # on Windows, where a folder cannot be locked
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    with WRITING:
+        try:
+            import fcntl
+        except ImportError:  # on Windows, where a folder cannot be locked
+            yield
+            return
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
 
 # === months: what was accepted, what is new, what is gone ==============================
 
 ACCEPT_LINE = re.compile(r"(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
-SCHEMA = 1  # of the state file and of the JSON report
+STATE_SCHEMA = 1
 
 Known = dict[str, dict[str, str]]  # by the ID of a finding: first_seen, result
 
@@ -1501,9 +1528,9 @@ def acceptances(text: str, name: str) -> list[Acceptance]:
     return found
 
 
-def accepted(row: Row, id: str, decisions: Iterable[Acceptance], today: str) -> Row:
+def accepted(row: Row, number: str, id: str, decisions: Iterable[Acceptance], today: str) -> Row:
     """The row with the decision about it: the first that holds, else the first that is over."""
-    matching = [one for one in decisions if fnmatchcase(id, one.pattern)]
+    matching = [one for one in decisions if one.is_about(number, id)]
     if row.status == OK or not matching:
         return row
     holding = (one for one in matching if not one.until or one.until >= today)
@@ -1513,7 +1540,7 @@ def accepted(row: Row, id: str, decisions: Iterable[Acceptance], today: str) -> 
 
 
 def settled(
-    sheet: Sheet, decisions: Iterable[Acceptance], known: Known | None, today: str
+    sheet: Sheet, number: str, decisions: Iterable[Acceptance], known: Known | None, today: str
 ) -> Sheet:
     """The sheet with what was accepted, and with the day on which each finding was first
     seen; `known` is None where no state is kept."""
@@ -1524,7 +1551,7 @@ def settled(
             first = known.get(id, {}).get("first_seen", "")
             fresh = not first and row.status == FINDING
             row = replace(row, first_seen=today if fresh else first, new=fresh)
-        rows.append(accepted(row, id, decisions, today))
+        rows.append(accepted(row, number, id, decisions, today))
     return replace(sheet, rows=rows)
 
 
@@ -1561,8 +1588,8 @@ def read_state(path: Path) -> dict[str, Known]:
     """What was found before, by account; empty if the file is not there yet."""
     try:
         state = json.loads(path.read_text("utf-8"))
-        if state["schema"] != SCHEMA:
-            raise CannotRun(f"{path} is of version {state['schema']}, this script knows {SCHEMA}")
+        if (version := state["schema"]) != STATE_SCHEMA:
+            raise CannotRun(f"{path} is of version {version}, this script knows {STATE_SCHEMA}")
         for entry in (one for known in state["accounts"].values() for one in known.values()):
             start_of_day(entry["first_seen"] if entry["result"] else "")
         return dict(state["accounts"])
@@ -1578,7 +1605,7 @@ def write_state(path: Path, number: str, known: Known) -> None:
     """Replace what is remembered of one account. The folder is locked meanwhile, so that two
     runs do not lose each other's accounts."""
     with locked(path.parent):
-        state = {"schema": SCHEMA, "accounts": {**read_state(path), number: known}}
+        state = {"schema": STATE_SCHEMA, "accounts": {**read_state(path), number: known}}
         deliver(json.dumps(state, indent=1, sort_keys=True).encode(), path)
 
 
@@ -1587,28 +1614,38 @@ def write_state(path: Path, number: str, known: Known) -> None:
 
 @dataclass
 class Report:
-    """An audit, whole, as plain data. `number` and `arn` are the account's and the auditor's,
-    `home` is the region of the account's global services. `gone` is what was resolved since
-    last time, None without a state."""
+    """An audit of one account, whole, as plain data. `number` and `name` are the account's,
+    `arn` is the auditor's, `home` is the region of the account's global services. `gone` is
+    what was resolved since last time, None without a state. An account that could not be
+    entered has an `error` and no sheets; one whose `state` is not ACTIVE has neither."""
 
     number: str
-    arn: str
-    home: str
     started: datetime
-    aliases: list[str] | Unanswered
-    regions: list[str] | Unanswered
-    sheets: list[Sheet]
+    arn: str = ""
+    home: str = ""
+    aliases: list[str] | Unanswered = field(default_factory=list)
+    regions: list[str] | Unanswered = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
     gone: Known | None = None
     seconds: float = 0
     path: Path = Path()
+    name: str = ""
+    state: str = ACTIVE
+    error: Unanswered | None = None
+
+    def all_rows(self) -> list[Row]:
+        return [row for sheet in self.sheets for row in sheet.rows]
 
     def rows(self, status: str) -> list[Row]:
-        return [row for sheet in self.sheets for row in sheet.rows if row.status == status]
+        return [row for row in self.all_rows() if row.status == status]
 
     def gaps(self) -> list[Unanswered]:
         """What AWS did not answer, and nobody accepted."""
-        unknown = [self.aliases] if isinstance(self.aliases, Unanswered) else []
+        unknown = [one for one in (self.aliases, self.error) if isinstance(one, Unanswered)]
         return [*unknown, *(row.gap for row in self.rows(NOT_CHECKED) if row.gap)]
+
+    def has_expired(self) -> bool:
+        return any(why.code in EXPIRED for why in self.gaps())
 
     def exit_code(self) -> int:
         return 3 if self.gaps() else 1 if self.rows(FINDING) else 0
@@ -1620,33 +1657,69 @@ class Report:
         lapsed = any(row.lapsed for row in findings)
         return not self.gaps() and not lapsed and (known or not findings)
 
-
-def tally(sheets: Iterable[Sheet], with_new: bool) -> dict[str, int]:
-    """How many rows there are of each grade, under the headings of the tables."""
-    rows = [row for sheet in sheets for row in sheet.rows]
-    number = Counter(row.grade for row in rows)
-    fresh = {NEW: sum(row.new and row.status == FINDING for row in rows)} if with_new else {}
-    count = {grade: number[grade] for grade in (*SEVERITIES, OK, ACCEPTED, NOT_CHECKED)}
-    return {**dict.fromkeys(SEVERITIES, 0), **fresh, **count}
+    def badness(self) -> tuple[Any, ...]:
+        """Accounts of which nothing is known come first, then those with the worst findings."""
+        count = tally(self.all_rows(), with_new=False)
+        numbers = (-count[severity] for severity in SEVERITIES)
+        return not self.error, *numbers, -len(self.gaps()), self.number
 
 
-def worst_first(rows: Iterable[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: GRADES.index(row.grade))
+@dataclass
+class Run:
+    """The report of one account, or those of several, the worst first, which belong to `of`."""
+
+    reports: list[Report]
+    started: datetime
+    several: bool = False
+    with_state: bool = False
+    of: str = ""
+    arn: str = ""
+    seconds: float = 0
+    path: Path = Path()
+
+    def headings(self) -> dict[str, Any]:
+        return {"with_new": self.with_state, "with_ok": not self.several}
 
 
-def worst(sheets: Iterable[Sheet], status: str) -> list[tuple[Sheet, int, Row]]:
+class Found(NamedTuple):
+    """A row, and where it was found."""
+
+    report: Report
+    sheet: Sheet
+    row: Row
+
+    def rank(self) -> int:
+        return GRADES.index(self.row.grade)
+
+
+Tables = dict[Check, list[Found]]
+
+
+def tables_of(reports: Iterable[Report]) -> Tables:
+    """The rows of one report, or of many, by check, the most serious first."""
+    tables: Tables = defaultdict(list)
+    for report in reports:
+        for sheet in report.sheets:
+            tables[sheet.check] += [Found(report, sheet, row) for row in sheet.rows]
+    return {what: sorted(found, key=Found.rank) for what, found in tables.items()}
+
+
+def worst(tables: Tables, status: str) -> list[tuple[int, Found]]:
     """The rows of a status, the most serious first, with their places on their sheets."""
-    found = [
-        (sheet, place, row)
-        for sheet in sheets
-        for place, row in enumerate(worst_first(sheet.rows))
-        if row.status == status
-    ]
-    return sorted(found, key=lambda one: GRADES.index(one[2].grade))
+    places = (pair for found in tables.values() for pair in enumerate(found))
+    return sorted((p for p in places if p[1].row.status == status), key=lambda p: p[1].rank())
+
+
+def tally(rows: Iterable[Row], with_new: bool, with_ok: bool = True) -> dict[str, int]:
+    """How many rows there are of each grade, under the headings of the tables."""
+    number: Counter[str] = Counter()
+    for row in rows:
+        number.update([row.grade, *([NEW] if row.new and row.status == FINDING else [])])
+    others = [*([NEW] if with_new else []), *([OK] if with_ok else []), ACCEPTED, NOT_CHECKED]
+    return {heading: number[heading] for heading in (*SEVERITIES, *others)}
 
 
 # === words ============================================================================
-
 
 MEANING = {
     FINDING: "A person should act.",
@@ -1659,12 +1732,19 @@ PAINT = {CRITICAL: "1;31", HIGH: "31", NEW: "1", NOT_CHECKED: "7"}  # for termin
 
 def result_words(row: Row) -> str:
     """What was found or could not be read, and what somebody decided about it."""
-    said = str(row.gap or row.result)
-    if row.acceptance is None:
+    said, one = str(row.gap or row.result), row.acceptance
+    if one is None:
         return said
-    one = row.acceptance
     words = f"until {one.until}: {one.reason}" if one.until else one.reason
     return f"{said} ({'acceptance expired,' if row.lapsed else 'accepted'} {words})"
+
+
+def needed(why: Unanswered | None) -> str:
+    """What to do about a refusal."""
+    if not why or not why.permission:
+        return ""
+    trust = ", and a trust policy that lets us in" if why.operation == "AssumeRole" else ""
+    return f" (needs {why.permission}{trust})"
 
 
 def texts(names: list[str] | Unanswered) -> list[str]:
@@ -1675,44 +1755,92 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def headline(report: Report) -> str:
-    findings, gaps = counted(len(report.rows(FINDING)), "finding"), len(report.gaps())
-    if report.gone is not None:
-        new = sum(row.new for row in report.rows(FINDING))
-        findings += f" ({new:,} new, {len(report.gone):,} resolved)"
+def headline(run: Run) -> str:
+    found = [row for report in run.reports for row in report.rows(FINDING)]
+    findings = counted(len(found), "finding")
+    gaps = sum(len(report.gaps()) for report in run.reports)
+    if run.with_state:
+        gone = sum(len(report.gone or ()) for report in run.reports)
+        findings += f" ({sum(row.new for row in found):,} new, {gone:,} resolved)"
     return f"{findings}, {f'{gaps:,} {NOT_CHECKED}' if gaps else 'everything was checked'}"
 
 
-def facts(report: Report) -> dict[str, str]:
+def accounts_words(reports: list[Report]) -> str:
+    """How many were audited, and how many were not, and why."""
+    fate = Counter(NOT_CHECKED if one.error else one.state for one in reports)
+    audited = f"{fate.pop(ACTIVE, 0):,} audited"
+    return ", ".join([audited, *(f"{number:,} {state}" for state, number in fate.items())])
+
+
+def facts(run: Run) -> dict[str, str]:
     """The run in words."""
+    only = run.reports[0] if not run.several else None
+    start = {"Accounts": accounts_words(run.reports), "Of": run.of}
+    if only:
+        start = {"Account": only.number, "Alias": ", ".join(texts(only.aliases))}
     return {
-        "Account": report.number,
-        "Alias": ", ".join(texts(report.aliases)),
-        "Audited by": report.arn,
-        "Started": f"{report.started:%Y-%m-%d %H:%M} UTC",
-        "Duration": f"{report.seconds:.0f} s",
-        "Regions": ", ".join(texts(report.regions)),
+        **start,
+        "Audited by": only.arn if only else run.arn,
+        "Started": f"{run.started:%Y-%m-%d %H:%M} UTC",
+        "Duration": f"{run.seconds:.0f} s",
+        **({"Regions": ", ".join(texts(only.regions))} if only else {}),
     }
 
 
-def terminal_text(report: Report, colour: bool = False) -> str:
+def what_happened(report: Report) -> str:
+    """How the audit of one account among several went."""
+    if report.error:
+        return f"{report.error}{needed(report.error)}"
+    if report.state != ACTIVE:
+        return f"{report.state}: cannot be audited"
+    how = "credentials expired after" if report.has_expired() else "audited in"
+    return f"{how} {report.seconds:.0f} s"
+
+
+def terminal_text(run: Run, colour: bool = False) -> str:
     """What is printed: a table of 80 columns, the path last so that it can be copied."""
-    alias = ", ".join(texts(report.aliases))
-    lines = [f"AWS account {report.number}{f' ({alias})' if alias else ''}", ""]
-    for n, sheet in enumerate(report.sheets):
-        count = tally([sheet], report.gone is not None)
+    tables = tables_of(run.reports)
+    table = account_table(run, colour) if run.several else check_table(run, tables, colour)
+
+    def words(one: Found) -> str:
+        account = f"{one.report.number}/" if run.several else ""
+        return f"{account}{one.sheet.id(one.row)}: {result_words(one.row)}"
+
+    found = [one for _, one in worst(tables, FINDING)]
+    news = ten_lines("New", [words(one) for one in found if one.row.new])
+    lapsed = ten_lines("Acceptance expired", [words(one) for one in found if one.row.lapsed])
+    gone = [(report, id) for report in run.reports for id in report.gone or ()]
+    ids = [f"{report.number}/{id}" if run.several else id for report, id in gone]
+    ending = [*news, *lapsed, *ten_lines("Resolved", ids), str(run.path)]
+    return "\n".join([*table, "", headline(run), *ending])
+
+
+def check_table(run: Run, tables: Tables, colour: bool) -> list[str]:
+    (report,) = run.reports
+    alias = f" ({', '.join(texts(report.aliases))})" if report.aliases else ""
+    lines = [f"AWS account {report.number}{alias}", ""]
+    lines.append(" " * 16 + number_cells(tally([], **run.headings()), names=True))
+    for what, found in tables.items():
+        count = tally((one.row for one in found), **run.headings())
+        lines.append(f"{what.title:16}" + number_cells(count, colour))
+    return lines
+
+
+def account_table(run: Run, colour: bool) -> list[str]:
+    """A line an account, twenty at most."""
+    lines = [f"{run.of}: {accounts_words(run.reports)}", ""]
+    for n, report in enumerate(run.reports[:20]):
+        count = tally(report.all_rows(), **run.headings())
+        del count[ACCEPTED]  # to stay within 80 columns
         if n == 0:
-            lines.append(" " * 16 + "".join(f"{name:>{cell_width(name)}}" for name in count))
-        cells = (number_cell(number, name, colour) for name, number in count.items())
-        lines.append(f"{sheet.check.title:16}" + "".join(cells))
-    found = worst(report.sheets, FINDING)
-    lines += ["", headline(report), *ten_of("New", [one for one in found if one[2].new])]
-    lines += ten_of("Acceptance expired", [one for one in found if one[2].lapsed])
-    return "\n".join([*lines, *ten_lines("Resolved", list(report.gone or ())), str(report.path)])
-
-
-def ten_of(title: str, found: list[tuple[Sheet, int, Row]]) -> list[str]:
-    return ten_lines(title, [f"{sheet.id(row)}: {result_words(row)}" for sheet, _, row in found])
+            lines.append(" " * 33 + number_cells(count, names=True))
+        start = f"{report.number:12} {fitted(report.name, 19)} "
+        audited = report.state == ACTIVE and not report.error
+        lines.append(
+            start + (number_cells(count, colour) if audited else what_happened(report)[:47])
+        )
+    more = len(run.reports) - 20
+    return [*lines, f"and {more:,} more accounts"] if more > 0 else lines
 
 
 def ten_lines(title: str, lines: list[str]) -> list[str]:
@@ -1721,14 +1849,25 @@ def ten_lines(title: str, lines: list[str]) -> list[str]:
     return [f"{title}:", *(f"  {line}" for line in lines[:10]), *more] if lines else []
 
 
-def cell_width(column: str) -> int:
-    return max(len(column), 5) + 1
+def fitted(text: str, width: int) -> str:
+    """The text cut or filled to a number of places on a terminal; a wide character takes two."""
+    shown = ""
+    for char in "".join(char if char.isprintable() else "?" for char in text):
+        places = 0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1
+        if places > width:
+            break
+        shown, width = shown + char, width - places
+    return shown + " " * width
 
 
-def number_cell(number: int, column: str, colour: bool) -> str:
-    cell = f"{number or '-':>{cell_width(column)}}"
-    paint = colour and number and PAINT.get(column)
-    return f"\x1b[{paint}m{cell}\x1b[0m" if paint else cell
+def number_cells(count: dict[str, int], colour: bool = False, names: bool = False) -> str:
+    """The numbers in columns, or the names above them."""
+    cells = []
+    for column, number in count.items():
+        cell = f"{column if names else number or '-':>{max(len(column), 5) + 1}}"
+        paint = PAINT.get(column) if colour and number else None
+        cells.append(f"\x1b[{paint}m{cell}\x1b[0m" if paint else cell)
+    return "".join(cells)
 
 
 # === workbook =========================================================================
@@ -1761,31 +1900,30 @@ CONSOLES = {
     "": "console.aws.amazon.com",
 }
 
-
-@dataclass
-class Line:
-    """A row of a workbook: its cells, its look if it has one of its own, links by column."""
-
-    cells: Sequence[Cell]
-    look: str = ""
-    links: dict[int, str] = field(default_factory=dict)
+Line = tuple[list[Cell], str, dict[int, str]]  # cells, look, links by column
 
 
 def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
     """Put links (row, column, target) on a sheet, as HLINK records, which xlwt cannot write: a
     formula in their place would have no value for those who read the file without Excel.
-    `#Sheet!A1` is a place in the workbook.
+    `#Sheet!A1` is a place in the workbook, a name without `:` a file in the same folder.
 
-    [MS-XLS] 2.4.140, [MS-OSHARED] 2.3.7.1
+    [MS-XLS] 2.4.140, [MS-OSHARED] 2.3.7
     """
     records = b""
     for row, column, target in links:
         text = (target.removeprefix("#") + "\0").encode("utf-16-le")
         if target.startswith("#"):
             link = struct.pack("<III", 2, 8, len(text) // 2) + text
-        else:
+        elif ":" in target:
             moniker = bytes.fromhex("E0C9EA79F9BACE118C8200AA004BA90B")
             link = struct.pack("<II", 2, 3) + moniker + struct.pack("<I", len(text)) + text
+        else:
+            moniker = bytes.fromhex("0303000000000000C000000000000046")
+            path, end = target.encode() + b"\0", struct.pack("<HH20xI", 0xFFFF, 0xDEAD, 0)
+            link = (
+                struct.pack("<II", 2, 1) + moniker + struct.pack("<HI", 0, len(path)) + path + end
+            )
         place = struct.pack("<HHHH", row, row, column, column)
         data = place + bytes.fromhex("D0C9EA79F9BACE118C8200AA004BA90B") + link
         records += struct.pack("<HH", 0x01B8, len(data)) + data
@@ -1824,7 +1962,7 @@ def style(look: str, right: bool, date: bool) -> xlwt.XFStyle:
 
 def heads_numbers(header: str) -> bool:
     """Whether a column counts something, or has a unit."""
-    return header in (*GRADES, FINDING, NEW) or header.endswith("(days)")
+    return header in (*GRADES, FINDING, NEW, "Resolved") or header.endswith("(days)")
 
 
 def clean(value: Cell) -> Cell:
@@ -1840,14 +1978,13 @@ def clean(value: Cell) -> Cell:
 class Page:
     """A worksheet that is written from top to bottom; closing it sets widths and links."""
 
-    def __init__(self, book: xlwt.Workbook, title: str, report: Report) -> None:
+    def __init__(self, book: xlwt.Workbook, title: str, footer: str) -> None:
         self.sheet, self.next = book.add_sheet(title), 0
         self.widths: Counter[int] = Counter()
         self.links: list[tuple[int, int, str]] = []
         self.sheet.portrait = False
         self.sheet.fit_num_pages, self.sheet.fit_height_to_pages = 1, 0  # one page wide
-        footer = f"&LAWS account {report.number}, {report.started:%Y-%m-%d}&R&P / &N"
-        self.sheet.header_str, self.sheet.footer_str = b"", footer.encode()
+        self.sheet.header_str, self.sheet.footer_str = b"", f"&L{footer}&R&P / &N".encode()
 
     def write(self, values: Iterable[Cell], look: str = "", links: Any = None) -> None:
         """A row, with links by column. Without a look, words that are a severity or a status
@@ -1882,6 +2019,46 @@ class Page:
         add_links(self.sheet, self.links)
 
 
+class Book:
+    """A workbook that is written sheet by sheet; `footer` stands under every printed page."""
+
+    def __init__(self, footer: str) -> None:
+        import xlwt
+
+        self.book, self.footer = xlwt.Workbook(encoding="utf-8"), footer
+
+    def page(self, title: str) -> Page:
+        return Page(self.book, title, self.footer)
+
+    def table(self, title: str, about: str, docs: str, header: list[str], lines: Any) -> None:
+        """One sheet, continued on others where the format's number of rows runs out."""
+        pages: list[Page] = []
+        for cells, look, links in lines:
+            if not pages or pages[-1].next == MAX_ROWS:
+                pages.append(page := self.page(page_title(title, len(pages))))
+                back, last = header.index("Result"), len(header) - 1
+                texts = {0: title, back: "Summary", last: docs and "AWS documentation"}
+                top, jumps = [texts.get(n, "") for n in range(len(header))], {last: docs}
+                page.write(top, "title", jumps | {back: "#Summary!A1"})
+                page.write([about], "note")
+                page.write(header, "header")
+                page.sheet.panes_frozen, page.sheet.horz_split_pos = True, TOP
+            pages[-1].write(cells, look, links)
+        for page in pages:
+            page.close()
+
+    def data(self) -> bytes:
+        """The bytes of the file."""
+        repeat_headers(self.book)
+        file = io.BytesIO()
+        self.book.save(file)
+        return file.getvalue()
+
+
+def page_title(title: str, number: int) -> str:
+    return f"{title} ({number + 1})" if number else title
+
+
 def console_link(what: Check, column: str, row: Row, home: str) -> str:
     """The page in the AWS console of what a cell names, blank if there is none."""
     named = {name: str(row.cells.get(name, "")) for name in what.columns}
@@ -1893,15 +2070,18 @@ def console_link(what: Check, column: str, row: Row, home: str) -> str:
     return f"https://{region}.{console}/{what.links[column].format_map(quoted)}"
 
 
-def sheet_header(sheet: Sheet, report: Report) -> list[str]:
-    seen = [] if report.gone is None else ["First seen"]
-    return [*sheet.check.columns, "Result", "Severity", "Status", "Control", *seen, "ID"]
+def header_of(what: Check, with_state: bool, several: bool = False) -> list[str]:
+    account = ["Account", "Account name"] if several else []
+    seen = ["First seen"] if with_state else []
+    return [*account, *what.columns, "Result", "Severity", "Status", "Control", *seen, "ID"]
 
 
-def sheet_lines(sheet: Sheet, report: Report) -> Iterator[Line]:
-    """The rows as cells, the most serious first."""
-    for row in worst_first(sheet.rows):
-        words = {
+def sheet_lines(found: Iterable[Found], header: list[str]) -> Iterator[Line]:
+    """The rows as cells under a header, in the order in which they come."""
+    for report, sheet, row in found:
+        cells: dict[str, Cell] = row.cells | {
+            "Account": report.number,
+            "Account name": report.name,
             "Result": f"NEW: {result_words(row)}" if row.new else result_words(row),
             "Severity": row.severity,
             "Status": row.status,
@@ -1909,57 +2089,59 @@ def sheet_lines(sheet: Sheet, report: Report) -> Iterator[Line]:
             "First seen": start_of_day(row.first_seen) if row.first_seen else "",
             "ID": sheet.id(row),
         }
-        cells = row.cells | words
-        header = sheet_header(sheet, report)
-        links = {
-            n: console_link(sheet.check, name, row, report.home)
-            for n, name in enumerate(sheet.check.columns)
+        pages = {
+            name: console_link(sheet.check, name, row, report.home) for name in sheet.check.links
         }
+        links = {header.index(name): page for name, page in pages.items()}
         look = ACCEPTED if row.status == ACCEPTED else ""
-        yield Line([cells.get(name, "") for name in header], look, links)
+        yield [cells.get(name, "") for name in header], look, links
 
 
-def page_title(title: str, number: int) -> str:
-    return f"{title} ({number + 1})" if number else title
+def resolved_lines(run: Run, header: list[str]) -> Iterator[Line]:
+    gone = [(report, *one) for report in run.reports for one in (report.gone or {}).items()]
+    for report, id, entry in gone:
+        first = start_of_day(entry["first_seen"])
+        stood = (report.started - first).days
+        cells: list[Cell] = [report.number, report.name, id, entry["result"], first, stood]
+        yield cells[-len(header) :], "", {}
+    if not gone:
+        yield ["Nothing was resolved since last time"], "", {}
 
 
-def write_table(
-    book: xlwt.Workbook, report: Report, title: str, note: str, docs: str,
-    header: list[str], lines: Iterable[Line],
-) -> None:  # fmt: skip
-    """One sheet, continued on others where the format's number of rows runs out."""
-    pages: list[Page] = []
-    for line in lines:
-        if not pages or pages[-1].next == MAX_ROWS:
-            page = Page(book, page_title(title, len(pages)), report)
-            back, last = header.index("Result"), len(header) - 1
-            texts = {0: title, back: "Summary", last: docs and "AWS documentation"}
-            jumps = {back: "#Summary!A1", last: docs}
-            page.write([texts.get(n, "") for n in range(len(header))], "title", jumps)
-            page.write([note], "note")
-            page.write(header, "header")
-            page.sheet.panes_frozen, page.sheet.horz_split_pos = True, TOP
-            pages.append(page)
-        pages[-1].write(line.cells, line.look, line.links)
-    for page in pages:
-        page.close()
+def account_lines(run: Run, header: list[str]) -> Iterator[Line]:
+    """A line an account, with a link to its workbook."""
+    for report in run.reports:
+        unknown = NOT_CHECKED if report.gaps() else OK
+        status = FINDING if report.rows(FINDING) else unknown
+        cells: dict[str, Cell] = {
+            "Account": report.number,
+            "Name": report.name,
+            "Alias": ", ".join(texts(report.aliases)),
+            "Result": what_happened(report),
+            "Status": status if report.state == ACTIVE else report.state,
+            "Workbook": "open" if report.path.name else "",
+            "Resolved": len(report.gone or ()) or "",
+            **{name: n or "" for name, n in tally(report.all_rows(), with_new=True).items()},
+            NOT_CHECKED: len(report.gaps()) or "",
+        }
+        yield [cells.get(name, "") for name in header], "", {len(header) - 1: report.path.name}
 
 
-def write_summary(book: xlwt.Workbook, report: Report) -> None:
-    page = Page(book, "Summary", report)
+def write_summary(book: Book, run: Run, tables: Tables) -> None:
+    """The first page: the run in words, a line a check, and what to look at first."""
+    page = book.page("Summary")
     page.sheet.fit_height_to_pages = 1
     page.write(["AWS security check"], "title")
-    page.write([headline(report)], "note")
-    for name, value in facts(report).items():
-        page.write_beside(name, value)
+    page.write([headline(run)], "note")
+    for name, value in facts(run).items():
+        page.write_beside(name, value, "#Accounts!A1" if name == "Accounts" else "")
     page.next += 1
-    with_new = report.gone is not None
-    page.write(["Check", *tally([], with_new)], "header")
-    for sheet in report.sheets:
-        counts = (number or "" for number in tally([sheet], with_new).values())
-        page.write([sheet.check.title, *counts], links={0: f"#'{sheet.check.title}'!A1"})
-    write_worst(page, "Worst findings", worst(report.sheets, FINDING))
-    write_worst(page, "Not checked", worst(report.sheets, NOT_CHECKED))
+    page.write(["Check", *tally([], **run.headings())], "header")
+    for what, found in tables.items():
+        counts = tally((one.row for one in found), **run.headings()).values()
+        page.write([what.title, *(n or "" for n in counts)], links={0: f"#'{what.title}'!A1"})
+    write_worst(page, "Worst findings", worst(tables, FINDING), run)
+    write_worst(page, "Not checked", worst(tables, NOT_CHECKED), run)
     page.next += 1
     page.write(["What a status means"], "header")
     for status, meaning in MEANING.items():
@@ -1967,57 +2149,78 @@ def write_summary(book: xlwt.Workbook, report: Report) -> None:
     page.close()
 
 
-def write_worst(page: Page, title: str, rows: list[tuple[Sheet, int, Row]]) -> None:
+def write_worst(page: Page, title: str, found: list[tuple[int, Found]], run: Run) -> None:
     """Ten rows in words, which lead to where they stand, and how many more."""
-    page.next += 1
-    page.write([title if rows else f"{title}: none"], "header")
-    for sheet, place, row in rows[:10]:
-        needs = f" (needs {row.gap.permission})" if row.gap and row.gap.permission else ""
-        words = f"{sheet.check.title}: {result_words(row)}{needs}, {row.id}"
+    lines = [] if title == "Worst findings" else not_entered(run)
+    for place, (report, sheet, row) in found:
+        account = f", {report.number} {report.name}" if run.several else ""
+        words = f"{sheet.check.title}: {result_words(row)}{needed(row.gap)}, {row.id}{account}"
         number, line = divmod(place, MAX_ROWS - TOP)
         target = f"#'{page_title(sheet.check.title, number)}'!A{TOP + 1 + line}"
-        page.write_beside(row.severity or row.status, words, target)
-    if len(rows) > 10:
-        page.write_beside("", f"and {len(rows) - 10:,} more")
+        lines.append((row.severity or row.status, words, target))
+    page.next += 1
+    page.write([title if lines else f"{title}: none"], "header")
+    for grade, words, target in lines[:10]:
+        page.write_beside(grade, words, target)
+    if len(lines) > 10:
+        page.write_beside("", f"and {len(lines) - 10:,} more")
 
 
-def resolved_lines(report: Report) -> Iterator[Line]:
-    for id, entry in (report.gone or {}).items():
-        first = start_of_day(entry["first_seen"])
-        yield Line([id, entry["result"], first, (report.started - first).days])
-    if not report.gone:
-        yield Line(["Nothing was resolved since last time"])
+def not_entered(run: Run) -> list[tuple[str, str, str]]:
+    return [
+        (NOT_CHECKED, f"{report.number} {report.name}: {what_happened(report)}", f"#Accounts!A{n}")
+        for n, report in enumerate(run.reports, TOP + 1)
+        if report.error
+    ]
+
+
+def book_of(run: Run) -> bytes:
+    """The workbook of an account, or the overview of several, as the bytes of its file."""
+    tables = tables_of(run.reports)
+    whose = run.of if run.several else f"AWS account {run.reports[0].number}"
+    book = Book(f"{whose}, {run.started:%Y-%m-%d}")
+    write_summary(book, run, tables)
+    if run.several:
+        news = [NEW, "Resolved"] if run.with_state else []
+        header = ["Account", "Name", "Alias", *SEVERITIES, *news, NOT_CHECKED, "Result", "Status"]
+        about, header = "Every account, the worst first.", [*header, "Workbook"]
+        book.table("Accounts", about, "", header, account_lines(run, header))
+    for what, found in tables.items():
+        header = header_of(what, run.with_state, run.several)
+        nothing: Line = [f"Nothing in {counted(len(run.reports), 'account')}"], "", {}
+        lines = sheet_lines(found, header) if found else [nothing]
+        book.table(what.title, what.about, what.docs, header, lines)
+    if run.with_state:
+        header = ["Account", "Account name"] if run.several else []
+        header += ["Finding", "Result", "First seen", "Stood (days)"]
+        about = "Findings of the last report that are gone."
+        book.table("Resolved", about, "", header, resolved_lines(run, header))
+    return book.data()
+
+
+def alone(report: Report) -> Run:
+    with_state = report.gone is not None
+    return Run(
+        [report], report.started, False, with_state, seconds=report.seconds, path=report.path
+    )
 
 
 def workbook(report: Report) -> bytes:
-    """The whole workbook as the bytes of its file."""
-    import xlwt
-
-    book = xlwt.Workbook(encoding="utf-8")
-    write_summary(book, report)
-    for sheet in report.sheets:
-        header, lines = sheet_header(sheet, report), sheet_lines(sheet, report)
-        title, note, docs = sheet.check.title, sheet.check.about, sheet.check.docs
-        write_table(book, report, title, note, docs, header, lines)
-    if report.gone is not None:
-        header, note = (
-            ["Finding", "Result", "First seen", "Stood (days)"],
-            "Findings of the last report that are gone.",
-        )
-        write_table(book, report, "Resolved", note, "", header, resolved_lines(report))
-    repeat_headers(book)
-    file = io.BytesIO()
-    book.save(file)
-    return file.getvalue()
+    return book_of(alone(report))
 
 
 # === exports ==========================================================================
+
+REPORT_SCHEMA = 2
 
 
 def as_json(report: Report) -> dict[str, Any]:
     """The report for machines; tests/report.schema.json describes it."""
     return {
         "account": report.number,
+        "name": report.name,
+        "state": report.state,
+        "error": str(report.error or ""),
         "alias": ", ".join(texts(report.aliases)),
         "audited_by": report.arn,
         "started": report.started.replace(microsecond=0),
@@ -2036,22 +2239,20 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def row_as_json(sheet: Sheet, row: Row) -> dict[str, Any]:
-    return {
-        "id": sheet.id(row),
-        "cells": row.cells,
-        "result": result_words(row),
-        **{name: getattr(row, name) for name in ("severity", "control", "status")},
-        **{name: getattr(row, name) for name in ("first_seen", "new")},
-    }
+    start = {"id": sheet.id(row), "cells": row.cells, "result": result_words(row)}
+    names = ("severity", "control", "status", "first_seen", "new")
+    return {**start, **{name: getattr(row, name) for name in names}}
 
 
 def as_csv(sheet: Sheet, report: Report) -> bytes:
     """A sheet as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
     file = io.StringIO()
     table = csv.writer(file)
-    table.writerow(sheet_header(sheet, report))
-    for line in sheet_lines(sheet, report):
-        days = (f"{c:%Y-%m-%d}" if isinstance(c, datetime) else str(c) for c in line.cells)
+    header = header_of(sheet.check, report.gone is not None)
+    table.writerow(header)
+    (found,) = tables_of([replace(report, sheets=[sheet])]).values()
+    for cells, _, _ in sheet_lines(found, header):
+        days = (f"{cell:%Y-%m-%d}" if isinstance(cell, datetime) else str(cell) for cell in cells)
         table.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in days)
     return file.getvalue().encode("utf-8-sig")
 
@@ -2069,7 +2270,7 @@ exit codes:
   3  the workbook is written, but something was NOT CHECKED
 
 Credentials, regions and proxies are configured as for the AWS CLI."""
-WORST = (0, 1, 3, 2)  # of several exit codes, the last of these
+FINISHED: list[str] = []  # accounts whose files are written, for who interrupts the run
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -2084,9 +2285,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     file: dict[str, Any] = {"metavar": "FILE", "type": Path}
     add = parser.add_argument
     add("--profile", **several, metavar="NAME", help="a profile of the AWS configuration (*)")
+    add("--organization", action="store_true", help="audit every account of the organization")
+    add("--account", **several, metavar="NUMBER", type=account_number,
+        help="audit this account, or of the organization only this (*)")  # fmt: skip
+    add("--role", metavar="NAME", type=role_name, default=ROLE,
+        help="the role to assume in other accounts (%(default)s)")  # fmt: skip
     add("--region", **several, metavar="REGION", help="limit regional checks to a region (*)")
     add("--check", **several, metavar="CHECK", choices=names, help="run only this check (*)")
-    add("--output", **file, help="the workbook (security_check_ACCOUNT_DATE_TIME.xls)")
+    add("--output", **file, help="the workbook, or the overview of several accounts")
     add("--json", metavar="FILE", help="write the report as JSON too; - is standard output")
     add("--csv", metavar="FOLDER", type=Path, help="write every sheet as a CSV file too")
     add("--state", **file, help="remember findings here, to tell which are new or gone")
@@ -2097,15 +2303,36 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--debug", action="store_true", help="log the calls to AWS on standard error")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(argv)
-    if options.output and len(options.profile) > 1:
-        parser.error("--output names one workbook: leave it out with several profiles")
+    if len(options.profile) > 1 and (options.organization or options.account):
+        parser.error("--organization and --account take one --profile at most")
     return options
+
+
+def account_number(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{12}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an account number of twelve digits")
+    return text
+
+
+def role_name(text: str) -> str:
+    """A role's name, with a path in front of it or not.
+
+    https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
+    """
+    if not re.fullmatch(r"([!-.0-~]+/)*[A-Za-z0-9_+=,.@-]{1,64}", text.strip("/")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a role")
+    return text.strip("/")
 
 
 def whole_days(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 6):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
     return int(text)
+
+
+def is_several(options: argparse.Namespace) -> bool:
+    """Whether the run is over several accounts, and so ends in an overview."""
+    return bool(options.organization) or len(options.account) > 1 or len(options.profile) > 1
 
 
 def prepare(options: argparse.Namespace) -> list[Acceptance]:
@@ -2147,24 +2374,64 @@ def advice(error: Exception, profile: str | None) -> str:
     return f"cannot reach the account: {' '.join(str(reason).split())}"
 
 
-def connect(options: argparse.Namespace, profile: str | None) -> Account:
-    """An account that has answered who we are, and that has the regions asked for."""
+@functools.cache
+def service_models() -> Any:
+    """What botocore knows of AWS's services, read once for all accounts, because that is slow.
+    Nothing of an account is in it."""
+    import botocore.session
+
+    return botocore.session.Session().get_component("data_loader")
+
+
+def new_session(profile: str | None = None, **keys: str) -> boto3.Session:
     import boto3
+    import botocore.session
+
+    core = botocore.session.Session(profile=profile)
+    core.register_component("data_loader", service_models())
+    return boto3.Session(botocore_session=core, **keys)
+
+
+def connect(options: argparse.Namespace, profile: str | None) -> Account:
+    """The account that we run in: it has answered who we are."""
     from botocore.exceptions import BotoCoreError, ProfileNotFound
 
     now = datetime.now(timezone.utc)
     try:
-        session = boto3.Session(profile_name=profile)
-        aws = Account(session, now, options.region, options.max_key_age)
+        aws = Account(new_session(profile), now, options.region, options.max_key_age)
         identity = aws.ask("sts", "GetCallerIdentity")
         aws.number, aws.arn = identity["Account"], identity["Arn"]
     except ProfileNotFound as error:
-        known = ", ".join(boto3.session.Session().available_profiles) or "none"
+        import botocore.session
+
+        known = ", ".join(botocore.session.Session().available_profiles) or "none"
         raise CannotRun(f"{error} (profiles: {known})") from error
     except (BotoCoreError, Unanswered) as error:
         raise CannotRun(advice(error, profile)) from error
-    check_regions(aws)
     return aws
+
+
+def enter(caller: Account, profile: str | None, role: str, number: str) -> Account:
+    """Another account, by its role; or the one that we run in, as we are."""
+    session, arn = caller.session, caller.arn
+    if number != caller.number:
+        partition, who = arn.split(":")[1], re.split("[/:]", arn)[-1]
+        name = re.sub(r"[^A-Za-z0-9_+=,.@-]", "-", f"security-check-{who}")[:64]
+        wanted = f"arn:{partition}:iam::{number}:role/{role}"
+        try:
+            answer = caller.ask("sts", "AssumeRole", RoleArn=wanted, RoleSessionName=name)
+        except Unanswered as error:
+            raise replace(error, detail=wanted) from error
+        keys, arn = answer["Credentials"], answer["AssumedRoleUser"]["Arn"]
+        session = new_session(
+            profile,
+            aws_access_key_id=keys["AccessKeyId"],
+            aws_secret_access_key=keys["SecretAccessKey"],
+            aws_session_token=keys["SessionToken"],
+            region_name=caller.region,
+        )
+    now = datetime.now(timezone.utc)
+    return Account(session, now, caller.only, caller.max_key_age, number, arn)
 
 
 def check_regions(aws: Account) -> None:
@@ -2177,46 +2444,111 @@ def check_regions(aws: Account) -> None:
         raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
 
 
-def show_progress(started: float, wanted: bool, text: str) -> None:
-    """A line that stays where it is, for somebody who waits at a terminal."""
-    if wanted and sys.stderr and sys.stderr.isatty():
-        seconds = f"{time.monotonic() - started:.0f} s"
-        sys.stderr.write(f"\r\x1b[K{text[:68]}  {seconds}" if text else "\r\x1b[K")
-        sys.stderr.flush()
+# An account that is to be audited, as a report that is still blank, and how to enter it.
+Member = tuple[Report, Callable[[], Account]]
 
 
-def audit(options: argparse.Namespace, decisions: list[Acceptance], profile: str | None) -> Report:
-    """Audit one account and write what is to be written of it."""
-    started = time.monotonic()
-    aws = connect(options, profile)
+def members_by_profile(options: argparse.Namespace, blank: Report) -> Iterator[Member]:
+    """The accounts of several profiles, each once."""
+    seen: dict[str, str] = {}
+    for profile in dict.fromkeys(options.profile):
+        way = functools.partial(connect, options, profile)
+        report = replace(blank, name=profile)
+        try:
+            aws = way()
+        except CannotRun as why:
+            complain(f"{profile}: {why}")
+            yield replace(report, error=as_gap(why)), way
+            continue
+        if aws.number in seen:
+            complain(f"{profile}: the same account as {seen[aws.number]}: audited once")
+            continue
+        seen[aws.number] = profile
+        yield replace(report, number=aws.number), functools.partial(lambda one: one, aws)
+
+
+def members_of(
+    caller: Account, options: argparse.Namespace, profile: str | None, blank: Report
+) -> Iterator[Member]:
+    """The accounts of the organization, or those of them that are asked for, each once."""
+    listed = {number: {"Id": number} for number in options.account or [caller.number]}
+    if options.organization:
+        listed = listed_accounts(caller)
+    for number in dict.fromkeys(options.account or listed):
+        about = listed.get(number, {})
+        state = about.get("State") or about.get("Status") or ACTIVE  # AWS retired Status in 2026
+        report = replace(blank, number=number, name=about.get("Name", ""), state=state)
+        if not about:
+            report.error = Unanswered("NotListed", "organizations", "ListAccounts")
+        yield report, functools.partial(enter, caller, profile, options.role, number)
+
+
+def listed_accounts(caller: Account) -> dict[str, dict[str, Any]]:
+    try:
+        found = caller.fetch("organizations", "ListAccounts", "Accounts", page_size=20)
+        return {account["Id"]: account for account in found}
+    except Unanswered as error:
+        where = "ask from the management account or a delegated administrator"
+        raise CannotRun(f"cannot list the accounts: {error}{needed(error)}; {where}") from error
+
+
+def audit(
+    options: argparse.Namespace, decisions: list[Acceptance], aws: Account, report: Report,
+    progress: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Audit one account, fill in its report, and write what is to be written of it."""
+    began = time.monotonic()
+    check_regions(aws)
     known = read_state(options.state).get(aws.number, {}) if options.state else None
-    progress = functools.partial(show_progress, started, not options.quiet)
-    sheets = checked(
-        aws, [what for what in CHECKS if what.name in (options.check or what.name)], progress
-    )
-    sheets = [settled(sheet, decisions, known, f"{aws.now:%Y-%m-%d}") for sheet in sheets]
-    now, gone = compared(sheets, known or {}, aws.only)
-    report = Report(
-        aws.number, aws.arn, aws.region, aws.now,
-        answer_or_gap(account_aliases, aws), answer_or_gap(regions, aws), sheets,
-        gone if options.state else None, time.monotonic() - started,
-    )  # fmt: skip
-    name = f"security_check_{aws.number}_{aws.now:%Y-%m-%d_%H%M}.xls"
-    report.path = (options.output or Path(name)).resolve()
-    deliver(workbook(report), report.path)
-    if options.csv:
-        for sheet in sheets:
-            deliver(as_csv(sheet, report), options.csv / f"{aws.number}-{sheet.check.name}.csv")
-    if options.state:
-        write_state(options.state, aws.number, now)
-    return report
-
-
-def checked(aws: Account, wanted: list[Check], progress: Callable[[str], None]) -> list[Sheet]:
+    wanted = [what for what in CHECKS if what.name in (options.check or what.name)]
     look_ahead(aws, wanted)
     sheets = [run(what, aws, progress) for what in wanted]
-    progress("")
-    return sheets
+    today = f"{aws.now:%Y-%m-%d}"
+    report.sheets = [settled(sheet, aws.number, decisions, known, today) for sheet in sheets]
+    now, gone = compared(report.sheets, known or {}, aws.only)
+    report.gone = gone if options.state else None
+    report.number, report.arn, report.home, report.started = (
+        aws.number,
+        aws.arn,
+        aws.region,
+        aws.now,
+    )
+    report.aliases = answer_or_gap(account_aliases, aws)
+    report.regions = answer_or_gap(regions, aws)
+    report.seconds = time.monotonic() - began
+    name = Path(f"security_check_{aws.number}_{aws.now:%Y-%m-%d_%H%M}.xls")
+    if options.output:
+        name = options.output.parent / name if is_several(options) else options.output
+    report.path = name.resolve()
+    write(report, now, options)
+
+
+def write(report: Report, now: Known, options: argparse.Namespace) -> None:
+    """Write the workbook, the CSV files and the state of one account."""
+    deliver(workbook(report), report.path)
+    FINISHED.append(report.number)
+    for sheet in report.sheets if options.csv else ():
+        deliver(as_csv(sheet, report), options.csv / f"{report.number}-{sheet.check.name}.csv")
+    if options.state:
+        write_state(options.state, report.number, now)
+
+
+def audit_member(
+    options: argparse.Namespace, decisions: list[Acceptance], member: Member
+) -> tuple[Report, set[Acceptance], dict[str, Any]]:
+    """Audit one account of several: the report, with what the overview needs; the decisions
+    that are about something in it; its JSON. A failure costs this account only, and says so."""
+    report, way = member
+    if not report.error and report.state == ACTIVE:
+        try:
+            with contextlib.closing(way()) as aws:
+                audit(options, decisions, aws, report, lambda _: None)
+        except Exception as error:
+            report = replace(report, sheets=[], gone=None, error=as_gap(error))
+    used, document = matched(decisions, report), as_json(report) if options.json else {}
+    for sheet in report.sheets:
+        sheet.rows = [row for row in sheet.rows if row.status != OK]
+    return report, used, document
 
 
 def say(text: str, stream: TextIO | Any = None) -> None:
@@ -2233,6 +2565,14 @@ def say(text: str, stream: TextIO | Any = None) -> None:
 
 def complain(text: str) -> None:
     say(f"security_check.py: {text}", sys.stderr)
+
+
+def show_progress(started: float, wanted: bool, text: str) -> None:
+    """A line that stays where it is, for somebody who waits at a terminal."""
+    if wanted and sys.stderr and sys.stderr.isatty():
+        seconds = f"{time.monotonic() - started:.0f} s"
+        sys.stderr.write(f"\r\x1b[K{text[:68]}  {seconds}" if text else "\r\x1b[K")
+        sys.stderr.flush()
 
 
 def redacted(record: logging.LogRecord) -> bool:
@@ -2252,45 +2592,79 @@ def log_calls() -> None:
         logging.getLogger(secretive).setLevel(logging.INFO)
 
 
-def unmatched(decisions: list[Acceptance], reports: list[Report]) -> Iterator[str]:
-    ids = [sheet.id(row) for report in reports for sheet in report.sheets for row in sheet.rows]
-    for one in decisions:
-        if not any(fnmatchcase(id, one.pattern) for id in ids):
-            yield f"accepted, but nothing is like it: {one.pattern}"
+def matched(decisions: list[Acceptance], report: Report) -> set[Acceptance]:
+    """The decisions that are about something in the report."""
+    ids = [sheet.id(row) for sheet in report.sheets for row in sheet.rows]
+    return {one for one in decisions if any(one.is_about(report.number, id) for id in ids)}
 
 
-def write_json(name: str, reports: list[Report]) -> None:
-    document = {"schema": SCHEMA, "version": __version__, "accounts": [*map(as_json, reports)]}
-    text = json.dumps(document, indent=1, default=datetime.isoformat)
-    if name == "-":
-        say(text)
-    else:
-        deliver(text.encode(), Path(name))
-
-
-def audit_all(options: argparse.Namespace) -> int:
-    decisions = prepare(options)
-    reports, codes = [], []
-    for profile in options.profile or [None]:
-        try:
-            report = audit(options, decisions, profile)
-        except CannotRun as why:
-            complain(f"{profile}: {why}" if len(options.profile) > 1 else str(why))
-            codes.append(2)
-            continue
-        if any(why.code in EXPIRED for why in report.gaps()):
-            complain("the credentials expired during the audit: the rest was NOT CHECKED")
-        reports.append(report)
-        codes.append(report.exit_code())
-        if options.json != "-" and not (options.quiet and report.is_calm()):
-            terminal = bool(sys.stdout and sys.stdout.isatty())
-            say(terminal_text(report, colour=terminal and "NO_COLOR" not in os.environ))
-    if not (options.check or options.region or options.quiet or 2 in codes):
-        for warning in unmatched(decisions, reports):
-            complain(warning)
+def end(
+    options: argparse.Namespace, run: Run, unused: list[Acceptance], documents: list[dict[str, Any]]
+) -> int:
+    """Tell what came out, and how."""
+    calm = all(report.is_calm() for report in run.reports)
+    if options.json != "-" and not (options.quiet and calm):
+        terminal = bool(sys.stdout and sys.stdout.isatty())
+        say(terminal_text(run, colour=terminal and "NO_COLOR" not in os.environ))
+    unlooked = options.check or options.region or options.quiet
+    if not unlooked and not any(one.error or one.state != ACTIVE for one in run.reports):
+        for decision in unused:
+            complain(f"accepted, but nothing is like it: {decision.pattern}")
     if options.json:
-        write_json(options.json, reports)
-    return max(codes, key=WORST.index)
+        document = {"schema": REPORT_SCHEMA, "version": __version__, "accounts": documents}
+        text = json.dumps(document, indent=1, default=datetime.isoformat)
+        say(text) if options.json == "-" else deliver(text.encode(), Path(options.json))
+    return max((report.exit_code() for report in run.reports), default=0)
+
+
+def audit_one(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
+    began = time.monotonic()
+    profile = next(iter(options.profile), None)
+    aws = connect(options, profile)
+    for number in options.account:
+        try:
+            aws = enter(aws, profile, options.role, number)
+        except Unanswered as error:
+            raise CannotRun(f"cannot enter {number}: {error}{needed(error)}") from error
+    report = Report(aws.number, aws.now)
+    progress = functools.partial(show_progress, began, not options.quiet)
+    audit(options, decisions, aws, report, progress)
+    progress("")
+    if report.has_expired():
+        complain("the credentials expired during the audit: the rest was NOT CHECKED")
+    unused = [one for one in decisions if one not in matched(decisions, report)]
+    return end(options, alone(report), unused, [as_json(report)] if options.json else [])
+
+
+def audit_several(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
+    began, blank = time.monotonic(), Report("", datetime.now(timezone.utc))
+    run = Run([], blank.started, several=True, with_state=bool(options.state))
+    if len(options.profile) > 1:
+        members, run.of = [*members_by_profile(options, blank)], "AWS profiles"
+        run.arn = ", ".join(options.profile)
+    else:
+        profile = next(iter(options.profile), None)
+        caller = connect(options, profile)
+        members, run.arn = [*members_of(caller, options, profile, blank)], caller.arn
+        run.of = f"AWS organization of {caller.number}" if options.organization else "AWS accounts"
+    name = Path(f"security_check_overview_{run.started:%Y-%m-%d_%H%M}.xls")
+    run.path = (options.output or name).resolve()
+    progress = functools.partial(show_progress, began, not options.quiet)
+    unused, documents, findings = set(decisions), list[dict[str, Any]](), 0
+    with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
+        jobs = [pool.submit(audit_member, options, decisions, member) for member in members]
+        for done, job in enumerate(as_completed(jobs), 1):
+            findings += len(job.result()[0].rows(FINDING))
+            progress(f"{done:,} of {len(jobs):,} accounts, {counted(findings, 'finding')}")
+    progress("")
+    for report, used, document in (job.result() for job in jobs):
+        run.reports.append(report)
+        unused -= used
+        documents.append(document)
+    run.reports.sort(key=Report.badness)
+    run.seconds = time.monotonic() - began
+    deliver(book_of(run), run.path)
+    return end(options, run, [one for one in decisions if one in unused], documents)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -2299,7 +2673,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.debug:
         log_calls()
     try:
-        return audit_all(options)
+        decisions = prepare(options)
+        return (audit_several if is_several(options) else audit_one)(options, decisions)
     except CannotRun as why:
         complain(str(why))
         return 2
@@ -2315,7 +2690,9 @@ def leave(code: int) -> None:
 
 
 def stop(number: int, _: object) -> None:
-    complain(f"interrupted by {signal.Signals(number).name}: no workbook was written")
+    done = f"{counted(len(FINISHED), 'account')} done, no overview was written"
+    what = done if FINISHED else "no workbook was written"
+    complain(f"interrupted by {signal.Signals(number).name}: {what}")
     leave(128 + number)
 
 
