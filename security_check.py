@@ -706,17 +706,17 @@ def opened_to(
     prefix lists that have a part in it; and the failure to read one, if it may cover more."""
     if found := whole_internet(cidrs):
         return found, [], None
-    entries, unread = dict[str, list[str]](), None
+    entries, missing = dict[str, list[str]](), None
     for id in sorted(set(lists)):
         try:
             entries[id] = prefix_list(aws, region, id)
         except Unanswered as error:
-            unread = error
+            missing = error
     sources = [*cidrs, *(cidr for listed in entries.values() for cidr in listed)]
     wide = [id for id, listed in entries.items() if wide_sources(listed)]
     if found := whole_internet(sources):
         return found, wide or [*entries], None  # a list may hold it in small pieces
-    return sorted(set(wide_sources(sources))), wide, unread
+    return sorted(set(wide_sources(sources))), wide, missing
 
 
 def doors(aws: Account, region: str, group: dict[str, Any]) -> Rows:
@@ -1268,16 +1268,16 @@ def public_access_block(aws: Account, bucket: str = "", region: str = "") -> Ans
 def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
     """Which public access block has the setting on, blank if none. One that has it on is
     proof enough, if the other may not be read or not."""
-    unread: Unanswered | None = None
+    missing: Unanswered | None = None
     for level, where in (("account", ()), ("bucket", (bucket, region))):
         try:
             block = public_access_block(aws, *where)
             if block is not None and block[setting]:
                 return f"{level} public access block"
         except Unanswered as error:
-            unread = error
-    if unread:
-        raise unread
+            missing = error
+    if missing:
+        raise missing
     return ""
 
 
@@ -1369,7 +1369,7 @@ def examine(what: Check, aws: Account, target: str) -> tuple[list[Row], int]:
         return rows, end.value or 0
     except Exception as error:
         vanished = isinstance(error, Unanswered) and error.code in GONE
-        return ([] if vanished else [*rows, unread(what, target, error)]), 0
+        return ([] if vanished else [*rows, unread_row(what, target, error)]), 0
 
 
 def as_gap(error: Exception) -> Unanswered:
@@ -1382,7 +1382,7 @@ def as_gap(error: Exception) -> Unanswered:
     return replace(error)
 
 
-def unread(what: Check, target: str, error: Exception) -> Row:
+def unread_row(what: Check, target: str, error: Exception) -> Row:
     return gap(target, "", {what.columns[0]: target}, as_gap(error))
 
 
@@ -1396,7 +1396,7 @@ def run(what: Check, aws: Account, progress: Callable[[str], None]) -> Sheet:
             for target in what.over(aws):
                 jobs[target] = pool.submit(examine, what, aws, target)
         except Exception as error:
-            unlisted = [unread(what, what.targets, error)]
+            unlisted = [unread_row(what, what.targets, error)]
         for done, job in enumerate(jobs.values(), 1):
             progress(f"{what.title}: {done:,} of {len(jobs):,} {what.targets}")
             found, number = job.result()
@@ -1665,7 +1665,7 @@ class Report:
 
 
 @dataclass
-class Run:
+class Results:
     """The report of one account, or those of several, the worst first, which belong to `of`."""
 
     reports: list[Report]
@@ -1755,12 +1755,12 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def headline(run: Run) -> str:
-    found = [row for report in run.reports for row in report.rows(FINDING)]
+def headline(results: Results) -> str:
+    found = [row for report in results.reports for row in report.rows(FINDING)]
     findings = counted(len(found), "finding")
-    gaps = sum(len(report.gaps()) for report in run.reports)
-    if run.with_state:
-        gone = sum(len(report.gone or ()) for report in run.reports)
+    gaps = sum(len(report.gaps()) for report in results.reports)
+    if results.with_state:
+        gone = sum(len(report.gone or ()) for report in results.reports)
         findings += f" ({sum(row.new for row in found):,} new, {gone:,} resolved)"
     return f"{findings}, {f'{gaps:,} {NOT_CHECKED}' if gaps else 'everything was checked'}"
 
@@ -1772,17 +1772,17 @@ def accounts_words(reports: list[Report]) -> str:
     return ", ".join([audited, *(f"{number:,} {state}" for state, number in fate.items())])
 
 
-def facts(run: Run) -> dict[str, str]:
+def facts(results: Results) -> dict[str, str]:
     """The run in words."""
-    only = run.reports[0] if not run.several else None
-    start = {"Accounts": accounts_words(run.reports), "Of": run.of}
+    only = results.reports[0] if not results.several else None
+    start = {"Accounts": accounts_words(results.reports), "Of": results.of}
     if only:
         start = {"Account": only.number, "Alias": ", ".join(texts(only.aliases))}
     return {
         **start,
-        "Audited by": only.arn if only else run.arn,
-        "Started": f"{run.started:%Y-%m-%d %H:%M} UTC",
-        "Duration": f"{run.seconds:.0f} s",
+        "Audited by": only.arn if only else results.arn,
+        "Started": f"{results.started:%Y-%m-%d %H:%M} UTC",
+        "Duration": f"{results.seconds:.0f} s",
         **({"Regions": ", ".join(texts(only.regions))} if only else {}),
     }
 
@@ -1797,40 +1797,42 @@ def what_happened(report: Report) -> str:
     return f"{how} {report.seconds:.0f} s"
 
 
-def terminal_text(run: Run, colour: bool = False) -> str:
+def terminal_text(results: Results, colour: bool = False) -> str:
     """What is printed: a table of 80 columns, the path last so that it can be copied."""
-    tables = tables_of(run.reports)
-    table = account_table(run, colour) if run.several else check_table(run, tables, colour)
+    tables = tables_of(results.reports)
+    table = (
+        account_table(results, colour) if results.several else check_table(results, tables, colour)
+    )
 
-    def words(one: Found) -> str:
-        account = f"{one.report.number}/" if run.several else ""
+    def told(one: Found) -> str:
+        account = f"{one.report.number}/" if results.several else ""
         return f"{account}{one.sheet.id(one.row)}: {result_words(one.row)}"
 
     found = [one for _, one in worst(tables, FINDING)]
-    news = ten_lines("New", [words(one) for one in found if one.row.new])
-    lapsed = ten_lines("Acceptance expired", [words(one) for one in found if one.row.lapsed])
-    gone = [(report, id) for report in run.reports for id in report.gone or ()]
-    ids = [f"{report.number}/{id}" if run.several else id for report, id in gone]
-    ending = [*news, *lapsed, *ten_lines("Resolved", ids), str(run.path)]
-    return "\n".join([*table, "", headline(run), *ending])
+    news = ten_lines("New", [told(one) for one in found if one.row.new])
+    lapsed = ten_lines("Acceptance expired", [told(one) for one in found if one.row.lapsed])
+    gone = [(report, id) for report in results.reports for id in report.gone or ()]
+    ids = [f"{report.number}/{id}" if results.several else id for report, id in gone]
+    ending = [*news, *lapsed, *ten_lines("Resolved", ids), str(results.path)]
+    return "\n".join([*table, "", headline(results), *ending])
 
 
-def check_table(run: Run, tables: Tables, colour: bool) -> list[str]:
-    (report,) = run.reports
+def check_table(results: Results, tables: Tables, colour: bool) -> list[str]:
+    (report,) = results.reports
     alias = f" ({', '.join(texts(report.aliases))})" if report.aliases else ""
     lines = [f"AWS account {report.number}{alias}", ""]
-    lines.append(" " * 16 + number_cells(tally([], **run.headings()), names=True))
+    lines.append(" " * 16 + number_cells(tally([], **results.headings()), names=True))
     for what, found in tables.items():
-        count = tally((one.row for one in found), **run.headings())
+        count = tally((one.row for one in found), **results.headings())
         lines.append(f"{what.title:16}" + number_cells(count, colour))
     return lines
 
 
-def account_table(run: Run, colour: bool) -> list[str]:
+def account_table(results: Results, colour: bool) -> list[str]:
     """A line an account, twenty at most."""
-    lines = [f"{run.of}: {accounts_words(run.reports)}", ""]
-    for n, report in enumerate(run.reports[:20]):
-        count = tally(report.all_rows(), **run.headings())
+    lines = [f"{results.of}: {accounts_words(results.reports)}", ""]
+    for n, report in enumerate(results.reports[:20]):
+        count = tally(report.all_rows(), **results.headings())
         del count[ACCEPTED]  # to stay within 80 columns
         if n == 0:
             lines.append(" " * 33 + number_cells(count, names=True))
@@ -1839,7 +1841,7 @@ def account_table(run: Run, colour: bool) -> list[str]:
         lines.append(
             start + (number_cells(count, colour) if audited else what_happened(report)[:47])
         )
-    more = len(run.reports) - 20
+    more = len(results.reports) - 20
     return [*lines, f"and {more:,} more accounts"] if more > 0 else lines
 
 
@@ -2037,8 +2039,8 @@ class Book:
             if not pages or pages[-1].next == MAX_ROWS:
                 pages.append(page := self.page(page_title(title, len(pages))))
                 back, last = header.index("Result"), len(header) - 1
-                texts = {0: title, back: "Summary", last: docs and "AWS documentation"}
-                top, jumps = [texts.get(n, "") for n in range(len(header))], {last: docs}
+                over = {0: title, back: "Summary", last: docs and "AWS documentation"}
+                top, jumps = [over.get(n, "") for n in range(len(header))], {last: docs}
                 page.write(top, "title", jumps | {back: "#Summary!A1"})
                 page.write([about], "note")
                 page.write(header, "header")
@@ -2097,8 +2099,8 @@ def sheet_lines(found: Iterable[Found], header: list[str]) -> Iterator[Line]:
         yield [cells.get(name, "") for name in header], look, links
 
 
-def resolved_lines(run: Run, header: list[str]) -> Iterator[Line]:
-    gone = [(report, *one) for report in run.reports for one in (report.gone or {}).items()]
+def resolved_lines(results: Results, header: list[str]) -> Iterator[Line]:
+    gone = [(report, *one) for report in results.reports for one in (report.gone or {}).items()]
     for report, id, entry in gone:
         first = start_of_day(entry["first_seen"])
         stood = (report.started - first).days
@@ -2108,9 +2110,9 @@ def resolved_lines(run: Run, header: list[str]) -> Iterator[Line]:
         yield ["Nothing was resolved since last time"], "", {}
 
 
-def account_lines(run: Run, header: list[str]) -> Iterator[Line]:
+def account_lines(results: Results, header: list[str]) -> Iterator[Line]:
     """A line an account, with a link to its workbook."""
-    for report in run.reports:
+    for report in results.reports:
         unknown = NOT_CHECKED if report.gaps() else OK
         status = FINDING if report.rows(FINDING) else unknown
         cells: dict[str, Cell] = {
@@ -2127,21 +2129,21 @@ def account_lines(run: Run, header: list[str]) -> Iterator[Line]:
         yield [cells.get(name, "") for name in header], "", {len(header) - 1: report.path.name}
 
 
-def write_summary(book: Book, run: Run, tables: Tables) -> None:
+def write_summary(book: Book, results: Results, tables: Tables) -> None:
     """The first page: the run in words, a line a check, and what to look at first."""
     page = book.page("Summary")
     page.sheet.fit_height_to_pages = 1
     page.write(["AWS security check"], "title")
-    page.write([headline(run)], "note")
-    for name, value in facts(run).items():
+    page.write([headline(results)], "note")
+    for name, value in facts(results).items():
         page.write_beside(name, value, "#Accounts!A1" if name == "Accounts" else "")
     page.next += 1
-    page.write(["Check", *tally([], **run.headings())], "header")
+    page.write(["Check", *tally([], **results.headings())], "header")
     for what, found in tables.items():
-        counts = tally((one.row for one in found), **run.headings()).values()
+        counts = tally((one.row for one in found), **results.headings()).values()
         page.write([what.title, *(n or "" for n in counts)], links={0: f"#'{what.title}'!A1"})
-    write_worst(page, "Worst findings", worst(tables, FINDING), run)
-    write_worst(page, "Not checked", worst(tables, NOT_CHECKED), run)
+    write_worst(page, "Worst findings", worst(tables, FINDING), results)
+    write_worst(page, "Not checked", worst(tables, NOT_CHECKED), results)
     page.next += 1
     page.write(["What a status means"], "header")
     for status, meaning in MEANING.items():
@@ -2149,11 +2151,11 @@ def write_summary(book: Book, run: Run, tables: Tables) -> None:
     page.close()
 
 
-def write_worst(page: Page, title: str, found: list[tuple[int, Found]], run: Run) -> None:
+def write_worst(page: Page, title: str, found: list[tuple[int, Found]], results: Results) -> None:
     """Ten rows in words, which lead to where they stand, and how many more."""
-    lines = [] if title == "Worst findings" else not_entered(run)
+    lines = [] if title == "Worst findings" else not_entered(results)
     for place, (report, sheet, row) in found:
-        account = f", {report.number} {report.name}" if run.several else ""
+        account = f", {report.number} {report.name}" if results.several else ""
         words = f"{sheet.check.title}: {result_words(row)}{needed(row.gap)}, {row.id}{account}"
         number, line = divmod(place, MAX_ROWS - TOP)
         target = f"#'{page_title(sheet.check.title, number)}'!A{TOP + 1 + line}"
@@ -2166,41 +2168,41 @@ def write_worst(page: Page, title: str, found: list[tuple[int, Found]], run: Run
         page.write_beside("", f"and {len(lines) - 10:,} more")
 
 
-def not_entered(run: Run) -> list[tuple[str, str, str]]:
+def not_entered(results: Results) -> list[tuple[str, str, str]]:
     return [
         (NOT_CHECKED, f"{report.number} {report.name}: {what_happened(report)}", f"#Accounts!A{n}")
-        for n, report in enumerate(run.reports, TOP + 1)
+        for n, report in enumerate(results.reports, TOP + 1)
         if report.error
     ]
 
 
-def book_of(run: Run) -> bytes:
+def book_of(results: Results) -> bytes:
     """The workbook of an account, or the overview of several, as the bytes of its file."""
-    tables = tables_of(run.reports)
-    whose = run.of if run.several else f"AWS account {run.reports[0].number}"
-    book = Book(f"{whose}, {run.started:%Y-%m-%d}")
-    write_summary(book, run, tables)
-    if run.several:
-        news = [NEW, "Resolved"] if run.with_state else []
+    tables = tables_of(results.reports)
+    whose = results.of if results.several else f"AWS account {results.reports[0].number}"
+    book = Book(f"{whose}, {results.started:%Y-%m-%d}")
+    write_summary(book, results, tables)
+    if results.several:
+        news = [NEW, "Resolved"] if results.with_state else []
         header = ["Account", "Name", "Alias", *SEVERITIES, *news, NOT_CHECKED, "Result", "Status"]
         about, header = "Every account, the worst first.", [*header, "Workbook"]
-        book.table("Accounts", about, "", header, account_lines(run, header))
+        book.table("Accounts", about, "", header, account_lines(results, header))
     for what, found in tables.items():
-        header = header_of(what, run.with_state, run.several)
-        nothing: Line = [f"Nothing in {counted(len(run.reports), 'account')}"], "", {}
+        header = header_of(what, results.with_state, results.several)
+        nothing: Line = [f"Nothing in {counted(len(results.reports), 'account')}"], "", {}
         lines = sheet_lines(found, header) if found else [nothing]
         book.table(what.title, what.about, what.docs, header, lines)
-    if run.with_state:
-        header = ["Account", "Account name"] if run.several else []
+    if results.with_state:
+        header = ["Account", "Account name"] if results.several else []
         header += ["Finding", "Result", "First seen", "Stood (days)"]
         about = "Findings of the last report that are gone."
-        book.table("Resolved", about, "", header, resolved_lines(run, header))
+        book.table("Resolved", about, "", header, resolved_lines(results, header))
     return book.data()
 
 
-def alone(report: Report) -> Run:
+def alone(report: Report) -> Results:
     with_state = report.gone is not None
-    return Run(
+    return Results(
         [report], report.started, False, with_state, seconds=report.seconds, path=report.path
     )
 
@@ -2598,23 +2600,26 @@ def matched(decisions: list[Acceptance], report: Report) -> set[Acceptance]:
     return {one for one in decisions if any(one.is_about(report.number, id) for id in ids)}
 
 
-def end(
-    options: argparse.Namespace, run: Run, unused: list[Acceptance], documents: list[dict[str, Any]]
+def conclude(
+    options: argparse.Namespace,
+    results: Results,
+    unused: list[Acceptance],
+    documents: list[dict[str, Any]],
 ) -> int:
     """Tell what came out, and how."""
-    calm = all(report.is_calm() for report in run.reports)
+    calm = all(report.is_calm() for report in results.reports)
     if options.json != "-" and not (options.quiet and calm):
         terminal = bool(sys.stdout and sys.stdout.isatty())
-        say(terminal_text(run, colour=terminal and "NO_COLOR" not in os.environ))
+        say(terminal_text(results, colour=terminal and "NO_COLOR" not in os.environ))
     unlooked = options.check or options.region or options.quiet
-    if not unlooked and not any(one.error or one.state != ACTIVE for one in run.reports):
+    if not unlooked and not any(one.error or one.state != ACTIVE for one in results.reports):
         for decision in unused:
             complain(f"accepted, but nothing is like it: {decision.pattern}")
     if options.json:
         document = {"schema": REPORT_SCHEMA, "version": __version__, "accounts": documents}
         text = json.dumps(document, indent=1, default=datetime.isoformat)
         say(text) if options.json == "-" else deliver(text.encode(), Path(options.json))
-    return max((report.exit_code() for report in run.reports), default=0)
+    return max((report.exit_code() for report in results.reports), default=0)
 
 
 def audit_one(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
@@ -2633,22 +2638,24 @@ def audit_one(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
     if report.has_expired():
         complain("the credentials expired during the audit: the rest was NOT CHECKED")
     unused = [one for one in decisions if one not in matched(decisions, report)]
-    return end(options, alone(report), unused, [as_json(report)] if options.json else [])
+    return conclude(options, alone(report), unused, [as_json(report)] if options.json else [])
 
 
 def audit_several(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
     began, blank = time.monotonic(), Report("", datetime.now(timezone.utc))
-    run = Run([], blank.started, several=True, with_state=bool(options.state))
+    results = Results([], blank.started, several=True, with_state=bool(options.state))
     if len(options.profile) > 1:
-        members, run.of = [*members_by_profile(options, blank)], "AWS profiles"
-        run.arn = ", ".join(options.profile)
+        members, results.of = [*members_by_profile(options, blank)], "AWS profiles"
+        results.arn = ", ".join(options.profile)
     else:
         profile = next(iter(options.profile), None)
         caller = connect(options, profile)
-        members, run.arn = [*members_of(caller, options, profile, blank)], caller.arn
-        run.of = f"AWS organization of {caller.number}" if options.organization else "AWS accounts"
-    name = Path(f"security_check_overview_{run.started:%Y-%m-%d_%H%M}.xls")
-    run.path = (options.output or name).resolve()
+        members, results.arn = [*members_of(caller, options, profile, blank)], caller.arn
+        results.of = (
+            f"AWS organization of {caller.number}" if options.organization else "AWS accounts"
+        )
+    name = Path(f"security_check_overview_{results.started:%Y-%m-%d_%H%M}.xls")
+    results.path = (options.output or name).resolve()
     progress = functools.partial(show_progress, began, not options.quiet)
     unused, documents, findings = set(decisions), list[dict[str, Any]](), 0
     with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
@@ -2658,13 +2665,13 @@ def audit_several(options: argparse.Namespace, decisions: list[Acceptance]) -> i
             progress(f"{done:,} of {len(jobs):,} accounts, {counted(findings, 'finding')}")
     progress("")
     for report, used, document in (job.result() for job in jobs):
-        run.reports.append(report)
+        results.reports.append(report)
         unused -= used
         documents.append(document)
-    run.reports.sort(key=Report.badness)
-    run.seconds = time.monotonic() - began
-    deliver(book_of(run), run.path)
-    return end(options, run, [one for one in decisions if one in unused], documents)
+    results.reports.sort(key=Report.badness)
+    results.seconds = time.monotonic() - began
+    deliver(book_of(results), results.path)
+    return conclude(options, results, [one for one in decisions if one in unused], documents)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
