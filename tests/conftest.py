@@ -25,7 +25,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import cloud as cloud_module
 
-from security_check import Account
+import security_check
+from security_check import Account, Report
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=timezone.utc)
 NUMBER = "123456789012"
@@ -81,6 +82,15 @@ class Canned(Account):
     def assert_all_asked(self) -> None:
         for stub in self.stubs.values():
             stub.assert_no_pending_responses()
+
+
+def audited(*arguments: str) -> Report:
+    """What the program finds in the account that boto3 is configured for, as data."""
+    options = security_check.arguments([*arguments, "--output", "x.xls"])
+    aws = security_check.connect(options, None)
+    report = Report(aws.number, aws.now)
+    security_check.audit(options, [], aws, report, lambda text: None)
+    return report
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 from cloud import Cloud
-from conftest import NUMBER, Canned
+from conftest import NUMBER, Canned, audited
 
-import security_check
 from security_check import (
     ANY_AWS_ACCOUNT,
     CHECKS,
     EVERYONE,
     LOG_DELIVERY,
     Row,
+    Unanswered,
     check_s3_acls,
-    finding,
     gap,
     grant_severity,
     grantee_words,
@@ -122,19 +121,20 @@ def answer_block(aws: Canned, level: str, on: list[str] | str) -> None:
     aws.answer(service, "GetPublicAccessBlock", block, region, sent)
 
 
-def cells(grantee: str, permission: str, blocked: str = "") -> tuple[str, ...]:
-    return (BUCKET, REGION, OWNER, grantee, permission, blocked)
+def cells(grantee: str, permission: str, blocked: str = "") -> dict[str, Any]:
+    values = (BUCKET, REGION, OWNER, grantee, permission, blocked)
+    return dict(zip(S3.columns, values, strict=True))
 
 
 OWNERS = (canonical(OWNER), "FULL_CONTROL")
 OWNERS_ROW = Row(
-    f"{BUCKET}/Owner/FULL_CONTROL", cells("Owner", "FULL_CONTROL"), "Owner has FULL_CONTROL"
+    BUCKET, "Owner/FULL_CONTROL", cells("Owner", "FULL_CONTROL"), "Owner has FULL_CONTROL"
 )
 
 
 def public_read(verdict: tuple[str, str] = ("Critical", "S3.2"), blocked: str = "") -> Row:
     shown = cells("Everyone (AllUsers)", "READ", blocked)
-    return finding(f"{BUCKET}/AllUsers/READ", shown, "Everyone (AllUsers) has READ", *verdict)
+    return Row(BUCKET, "AllUsers/READ", shown, "Everyone (AllUsers) has READ", *verdict)
 
 
 @pytest.mark.parametrize("policy", [None, False], ids=["no policy", "a policy that is not public"])
@@ -155,7 +155,8 @@ def test_every_grant_is_a_row(s3: Canned) -> None:
     )
     answer_policy(s3)
     rows = list(check_s3_acls(s3, BUCKET))
-    assert [(row.cells[2], row.cells[3], row.status, row.control) for row in rows] == [
+    shown = [(row.cells["Owner"], row.cells["Grantee"], row.status, row.control) for row in rows]
+    assert shown == [
         ("me", "Owner", "OK", ""),
         ("me", "S3 log delivery", "OK", ""),
         ("me", OTHER, "FINDING", "S3.12"),
@@ -203,8 +204,8 @@ def test_a_block_that_may_not_be_read_is_neither_blocked_nor_open(
     answer_policy(s3)
     service = "s3control" if account == DENIED else "s3"
     shown = cells("Everyone (AllUsers)", "READ")
-    why = f"AccessDenied: {service} GetPublicAccessBlock"
-    unknown = gap(f"{BUCKET}/AllUsers/READ", shown, why)
+    why = Unanswered("AccessDenied", service, "GetPublicAccessBlock")
+    unknown = gap(BUCKET, "AllUsers/READ", shown, why)
     assert list(check_s3_acls(s3, BUCKET)) == [OWNERS_ROW, unknown]
 
 
@@ -223,7 +224,7 @@ def test_a_public_policy(s3: Canned, setting: str, severity: str, blocked: str) 
     answer_block(s3, "bucket", [setting])
     shown = cells("Everyone (bucket policy)", "policy", blocked)
     words = ("Public by bucket policy", severity, "S3.2, S3.3")
-    expected = finding(f"{BUCKET}/policy", shown, *words)
+    expected = Row(BUCKET, "policy", shown, *words)
     assert list(check_s3_acls(s3, BUCKET)) == [OWNERS_ROW, expected]
 
 
@@ -245,7 +246,7 @@ def test_a_bucket_that_may_not_be_read(s3: Canned, call: str) -> None:
         answer_acl(s3, OWNERS)
     s3.refuse("s3", call, "AccessDenied", REGION)
     rows = run(replace(S3, threads=1), s3, quiet).rows
-    denied = gap(f"{BUCKET}/not-checked", (BUCKET,), f"AccessDenied: s3 {call}")
+    denied = gap(BUCKET, "", {"Bucket": BUCKET}, Unanswered("AccessDenied", "s3", call))
     assert rows == ([OWNERS_ROW, denied] if call == "GetBucketPolicyStatus" else [denied])
 
 
@@ -293,13 +294,11 @@ def test_a_thousand_buckets_in_several_regions(
         return [answers[key][1]]
 
     monkeypatch.setattr(cloud.layer, "app", same_for_all)
-    options = security_check.arguments(["--check", "s3-acls", "--output", "x.xls"])
-    report = security_check.audit(options, [], None)
-    (sheet,) = report.sheets
-    assert sheet.count("OK") == len(sheet.rows) == 1000
+    (sheet,) = audited("--check", "s3-acls").sheets
+    assert [row.status for row in sheet.rows] == ["OK"] * 1000
     asked = {call.region for call in cloud.layer.calls if call.operation == "GetBucketAcl"}
     assert asked == {"us-east-1", "eu-west-1"}
     assert cloud.layer.count()["s3:GetPublicAccessBlock"] == 0
     assert cloud.layer.count()["s3control:GetPublicAccessBlock"] == 0
-    shown = {row.cells[0]: row.cells[1] for row in sheet.rows}
+    shown = {row.cells["Bucket"]: row.cells["Region"] for row in sheet.rows}
     assert shown["bucket.001"] == "eu-west-1"

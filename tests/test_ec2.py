@@ -15,9 +15,9 @@ from security_check import (
     CHECKS,
     Ingress,
     Row,
+    Unanswered,
     check_ec2_classic,
     check_security_groups,
-    finding,
     gap,
     is_classic,
     is_public,
@@ -37,6 +37,11 @@ REGION = "eu-west-1"
 LAUNCHED = datetime(2016, 5, 4, tzinfo=timezone.utc)
 DENIED = "UnauthorizedOperation"
 ELSEWHERE = "us-gov-west-1"
+
+
+def cells(number: int, *values: Any) -> dict[str, Any]:
+    """All the cells of a row of check 1 or 2."""
+    return dict(zip(CHECKS[number - 1].columns, values, strict=True))
 
 
 def run_everywhere(aws: Canned, number: int) -> list[Row]:
@@ -97,8 +102,8 @@ def test_instances_of_all_pages_are_looked_at(aws: Canned) -> None:
             rows.append(next(check))
     except StopIteration as end:
         assert end.value == 3
-    cells = (REGION, "i-1", "web", "stopped", LAUNCHED)
-    assert rows == [finding(f"{REGION}/i-1", cells, "Instance outside a VPC", "High")]
+    shown = cells(1, REGION, "i-1", "web", "stopped", LAUNCHED)
+    assert rows == [Row(REGION, "i-1", shown, "Instance outside a VPC", "High")]
 
 
 def test_the_instances_of_all_regions_are_counted(aws: Canned) -> None:
@@ -106,7 +111,7 @@ def test_the_instances_of_all_regions_are_counted(aws: Canned) -> None:
         reserved = {"Reservations": [{"Instances": [instance(VpcId="vpc-1")] * number}]}
         aws.answer("ec2", "DescribeInstances", reserved, region)
     words = "No instance outside a VPC among 5 in 2 regions"
-    assert run_everywhere(aws, 1) == [Row("nothing", (), words)]
+    assert run_everywhere(aws, 1) == [Row("nothing", "", {}, words)]
 
 
 # --- the rules of security groups --------------------------------------------------------
@@ -453,8 +458,8 @@ def door(
     use: str = "1 interface, 1 public",
     blocked: str = "",
 ) -> Row:
-    cells = (REGION, "sg-1", "web", "vpc-1", protocol, ports, open_to, use, blocked)
-    return finding(f"{REGION}/sg-1/{id}", cells, result, *verdict)
+    shown = cells(2, REGION, "sg-1", "web", "vpc-1", protocol, ports, open_to, use, blocked)
+    return Row(REGION, f"sg-1/{id}", shown, result, *verdict)
 
 
 @pytest.mark.parametrize(
@@ -486,7 +491,7 @@ def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
     aws.answer("ec2", "DescribeSecurityGroups", {"SecurityGroups": [group(id="sg-3")]}, REGION)
     answer_groups(aws, group(), group(id="sg-2"), region=ELSEWHERE)
     words = "No rule open to the Internet in 5 groups in 2 regions"
-    assert run_everywhere(aws, 2) == [Row("nothing", (), words)]
+    assert run_everywhere(aws, 2) == [Row("nothing", "", {}, words)]
 
 
 @pytest.mark.parametrize(
@@ -598,8 +603,9 @@ def test_a_default_group_and_one_of_another_account_are_listed_too(aws: Canned) 
     shared = group(rule, id="sg-2", OwnerId="999999999999", VpcId="vpc-9")
     answer_groups(aws, group(rule, GroupName="default"), shared)
     answer_use(aws, "sg-1", "sg-2")
-    names = [row.cells[1:4] for row in check_security_groups(aws, REGION)]
-    assert names == [("sg-1", "default", "vpc-1"), ("sg-2", "web", "vpc-9")]
+    names = ("Group ID", "Group name", "VPC")
+    found = [tuple(map(row.cells.get, names)) for row in check_security_groups(aws, REGION)]
+    assert found == [("sg-1", "default", "vpc-1"), ("sg-2", "web", "vpc-9")]
 
 
 def test_two_hundred_groups_at_a_time_are_asked_about(aws: Canned) -> None:
@@ -616,7 +622,7 @@ def test_two_hundred_groups_at_a_time_are_asked_about(aws: Canned) -> None:
     options = {"VpcBlockPublicAccessOptions": {"InternetGatewayBlockMode": "off"}}
     aws.answer("ec2", "DescribeVpcBlockPublicAccessOptions", options, REGION)
     rows = list(check_security_groups(aws, REGION))
-    assert [row.cells[7] for row in rows] == ["1 interface, 0 public"] * 201
+    assert [row.cells["Used by"] for row in rows] == ["1 interface, 0 public"] * 201
 
 
 # --- prefix lists ---------------------------------------------------------------------------
@@ -652,7 +658,7 @@ def test_a_list_is_another_one_in_another_region(aws: Canned) -> None:
         answer_groups(aws, group(permission(lists=["pl-1"])), region=region)
         answer_list(aws, cidr, region=region)
         answer_use(aws, "sg-1", region=region)
-    found = [(row.cells[0], *row.cells[6:7]) for row in run_everywhere(aws, 2)]
+    found = [(row.cells["Region"], row.cells["Open to"]) for row in run_everywhere(aws, 2)]
     assert found == [(REGION, "0.0.0.0/0 (pl-1)"), (ELSEWHERE, "::/0 (pl-1)")]
 
 
@@ -683,7 +689,7 @@ def test_a_list_that_opens_nothing_is_not_named(
         answer_list(aws, cidr, id=f"pl-{number}")
     answer_use(aws, "sg-1")
     (row,) = check_security_groups(aws, REGION)
-    assert (row.id, row.cells[6]) == (f"{REGION}/sg-1/TCP/22/{source}", open_to)
+    assert (row.id, row.cells["Open to"]) == (f"{REGION}/sg-1/TCP/22/{source}", open_to)
 
 
 def test_the_list_of_a_cloud_front_is_not_the_internet(aws: Canned) -> None:
@@ -697,11 +703,9 @@ def test_a_list_that_may_not_be_read_is_not_checked(aws: Canned) -> None:
     aws.refuse("ec2", "GetManagedPrefixListEntries", DENIED, REGION)
     answer_use(aws, "sg-1")
     unknown = ("NOT CHECKED", "NOT CHECKED")
-    cells = (REGION, "sg-1", "web", "vpc-1", "TCP", "22 (SSH)", "pl-1", *unknown)
-    why = f"{DENIED}: ec2 GetManagedPrefixListEntries"
-    assert list(check_security_groups(aws, REGION)) == [
-        gap(f"{REGION}/sg-1/TCP/22/pl-1", cells, why)
-    ]
+    shown = cells(2, REGION, "sg-1", "web", "vpc-1", "TCP", "22 (SSH)", "pl-1", *unknown)
+    why = Unanswered(DENIED, "ec2", "GetManagedPrefixListEntries")
+    assert list(check_security_groups(aws, REGION)) == [gap(REGION, "sg-1/TCP/22/pl-1", shown, why)]
 
 
 def test_a_list_that_may_not_be_read_does_not_hide_another(aws: Canned) -> None:
@@ -828,5 +832,5 @@ def test_a_door_is_open_also_where_its_use_may_not_be_read(aws: Canned, call: st
     rows = run(CHECKS[1], aws, lambda text: None).rows
     assert rows == [
         door(use="NOT CHECKED", blocked="NOT CHECKED"),
-        gap(f"{REGION}/not-checked", (REGION,), f"{DENIED}: ec2 {call}"),
+        gap(REGION, "", {"Region": REGION}, Unanswered(DENIED, "ec2", call)),
     ]

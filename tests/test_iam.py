@@ -14,14 +14,15 @@ from security_check import (
     CHECKS,
     ROOT,
     Row,
+    Unanswered,
     check_access_keys,
     check_mfa,
     credential_report,
     due_day,
-    finding,
     gap,
     key_age,
     report_date,
+    result_words,
     run,
     users,
 )
@@ -31,6 +32,14 @@ KEYS, MFA = CHECKS[2], CHECKS[3]
 
 def quiet(text: str) -> None:
     """No progress."""
+
+
+def key_cells(*values: Any) -> dict[str, Any]:
+    return dict(zip(KEYS.columns, values, strict=True))
+
+
+def mfa_cells(*values: Any) -> dict[str, Any]:
+    return dict(zip(MFA.columns, values, strict=True))
 
 
 # --- access keys ------------------------------------------------------------------------
@@ -88,8 +97,8 @@ def test_a_key_is_due_when_it_is_one_day_too_old() -> None:
 )
 def test_a_key_that_is_young_enough(aws: Canned, days: float, result: str) -> None:
     answer_keys(aws, one := key(days))
-    cells = ("alice", one["AccessKeyId"], "Active", one["CreateDate"], int(days), "")
-    expected = Row(f"alice/{one['AccessKeyId']}", cells, result)
+    cells = key_cells("alice", one["AccessKeyId"], "Active", one["CreateDate"], int(days), "")
+    expected = Row("alice", one["AccessKeyId"], cells, result)
     assert list(check_access_keys(aws, "alice")) == [expected]
 
 
@@ -108,10 +117,8 @@ def test_a_key_of_91_days(
 ) -> None:
     answer_keys(aws, one := key(91, status=status))
     answer_used(aws, **used)
-    cells = ("alice", one["AccessKeyId"], status, one["CreateDate"], 91, shown)
-    expected = finding(
-        f"alice/{one['AccessKeyId']}", cells, "Key not rotated for 90 days", *verdict
-    )
+    cells = key_cells("alice", one["AccessKeyId"], status, one["CreateDate"], 91, shown)
+    expected = Row("alice", one["AccessKeyId"], cells, "Key not rotated for 90 days", *verdict)
     assert list(check_access_keys(aws, "alice")) == [expected]
 
 
@@ -129,21 +136,21 @@ def test_two_keys_on_two_pages(aws: Canned) -> None:
     aws.answer("iam", "ListAccessKeys", first)
     answer = {"AccessKeyMetadata": [key(2, "AKIAEXAMPLE000000002")], "IsTruncated": False}
     aws.answer("iam", "ListAccessKeys", answer)
-    assert [row.cells[4] for row in check_access_keys(aws, "alice")] == [1, 2]
+    assert [row.cells["Age (days)"] for row in check_access_keys(aws, "alice")] == [1, 2]
 
 
 @pytest.mark.parametrize("user", ["a+b=c,d.e@f-_", "rooted", "x" * 64])
 def test_any_user_name(aws: Canned, user: str) -> None:
     answer_keys(aws, key(1), user=user)
     (row,) = check_access_keys(aws, user)
-    assert (row.id, row.cells[0]) == (f"{user}/AKIAEXAMPLE000000001", user)
+    assert (row.id, row.cells["User"]) == (f"{user}/AKIAEXAMPLE000000001", user)
 
 
 def test_a_key_whose_use_may_not_be_read_is_not_checked_and_the_next_one_is(aws: Canned) -> None:
     answer_keys(aws, key(91), key(1, "AKIAEXAMPLE000000002"))
     aws.refuse("iam", "GetAccessKeyLastUsed")
     unread, fine = check_access_keys(aws, "alice")
-    assert (unread.status, unread.result) == (
+    assert (unread.status, result_words(unread)) == (
         "NOT CHECKED",
         "AccessDenied: iam GetAccessKeyLastUsed",
     )
@@ -166,7 +173,7 @@ def answer_summary(aws: Canned, mfa: int = 0, keys: int = 0, password: int | Non
 
 def test_root_with_keys_whatever_their_age(aws: Canned) -> None:
     answer_summary(aws, keys=1)
-    expected = finding(f"{ROOT}/keys", (ROOT,), "Root has access keys", "Critical", "IAM.4")
+    expected = Row(ROOT, "keys", {"User": ROOT}, "Root has access keys", "Critical", "IAM.4")
     assert list(check_access_keys(aws, ROOT)) == [expected]
 
 
@@ -219,7 +226,7 @@ def test_a_user_deleted_meanwhile_gives_no_row(aws: Canned) -> None:
     aws.answer("iam", "GetAccountSummary", {"SummaryMap": {"AccountAccessKeysPresent": 1}})
     sheet = run(replace(KEYS, threads=1, over=lambda _: ["alice", ROOT]), aws, quiet)
     assert [row.id for row in sheet.rows] == [f"{ROOT}/keys"]
-    assert sheet.unread == []
+    assert sheet.unread == set()
 
 
 # --- the credential report ------------------------------------------------------------------
@@ -293,10 +300,10 @@ def test_dates_of_the_report(text: str) -> None:
 
 
 def user_row(mfa: bool, password: str, last: Any, control: str = "") -> Row:
-    cells = ("alice", password, last, "yes" if mfa else "no")
+    cells = mfa_cells("alice", password, last, "yes" if mfa else "no")
     if mfa:
-        return Row("alice", cells, "Enabled")
-    return finding("alice", cells, "Not Enabled", "Medium", control)
+        return Row("alice", "", cells, "Enabled")
+    return Row("alice", "", cells, "Not Enabled", "Medium", control)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +444,7 @@ def test_root(
     answer_summary(aws, **summary)
     answer_report(aws, SIGNED_IN)
     (row,) = check_mfa(aws, ROOT)
-    assert (row.cells, row.result) == ((ROOT, *cells), result)
+    assert (row.cells, row.result) == (mfa_cells(ROOT, *cells), result)
     assert (row.severity, row.control) == verdict
 
 
@@ -453,7 +460,7 @@ def test_root_without_a_report_loses_its_last_sign_in_only(aws: Canned) -> None:
     answer_summary(aws, mfa=1)
     aws.refuse("iam", "GenerateCredentialReport")
     (row,) = check_mfa(aws, ROOT)
-    assert row == Row(ROOT, (ROOT, "yes", "", "yes"), "Enabled")
+    assert row == Row(ROOT, "", mfa_cells(ROOT, "yes", "", "yes"), "Enabled")
 
 
 def test_root_whose_summary_is_denied_is_not_checked_and_the_users_are(aws: Canned) -> None:
@@ -462,5 +469,6 @@ def test_root_whose_summary_is_denied_is_not_checked_and_the_users_are(aws: Cann
     answer_users(aws, "alice")
     one_thread = replace(MFA, threads=1, over=lambda _: [ROOT, "alice"])
     rows = run(one_thread, aws, quiet).rows
-    denied = gap(f"{ROOT}/not-checked", (ROOT,), "AccessDenied: iam GetAccountSummary")
-    assert rows == [denied, user_row(True, "yes", "never")]
+    denied = Unanswered("AccessDenied", "iam", "GetAccountSummary")
+    unread = gap(ROOT, "", {"User": ROOT}, denied)
+    assert rows == [unread, user_row(True, "yes", "never")]

@@ -24,12 +24,13 @@ from security_check import (
     Acceptance,
     CannotRun,
     Row,
+    Unanswered,
     acceptances,
     accepted,
-    finding,
     gap,
     main,
     read_state,
+    result_words,
     write_state,
 )
 
@@ -258,8 +259,8 @@ def test_a_line_that_is_no_decision_is_named(line: str) -> None:
         acceptances(f"# head\n\n{line}\n", "accept.txt")
 
 
-FOUND = finding("b", ("x",), "Bad", "High")
-DENIED = gap("b", ("x",), "AccessDenied: s3 GetBucketAcl")
+FOUND = Row("b", "", {"Bucket": "x"}, "Bad", "High")
+DENIED = gap("b", "", {"Bucket": "x"}, Unanswered("AccessDenied", "s3", "GetBucketAcl"))
 
 
 @pytest.mark.parametrize(
@@ -290,13 +291,17 @@ DENIED = gap("b", ("x",), "AccessDenied: s3 GetBucketAcl")
             id="a gap",
         ),
         pytest.param(
-            Row("b", (), "Fine"), Acceptance("a/b", "", "r"), "OK", "Fine", id="nothing to accept"
+            Row("b", "", {}, "Fine"),
+            Acceptance("a/b", "", "r"),
+            "OK",
+            "Fine",
+            id="nothing to accept",
         ),
     ],
 )
 def test_decisions_change_a_row(row: Row, decision: Acceptance, status: str, result: str) -> None:
-    after = accepted(row, "a/b", [decision], "2030-01-02")
-    assert (after.status, after.result) == (status, result)
+    after = accepted(row, "1", "a/b", [decision], "2030-01-02")
+    assert (after.status, result_words(after)) == (status, result)
 
 
 # --- state -------------------------------------------------------------------------------
@@ -387,10 +392,13 @@ def test_one_account_that_fails_does_not_stop_the_next(
     monkeypatch.setenv("AWS_CONFIG_FILE", "config")
     keys = "aws_access_key_id = AKIA\naws_secret_access_key = secret\n"
     Path("config").write_text(f"[profile empty]\n[profile good]\n{keys}")
-    assert main(["--profile", "empty", "--profile", "good"]) == 2
+    assert main(["--profile", "empty", "--profile", "good"]) == 3
     said = capsys.readouterr()
     assert said.err.startswith("security_check.py: empty: no AWS credentials found")
-    assert len(list(Path().glob("*.xls"))) == 1
+    assert "NOT CHECKED" in said.out
+    overview, workbook = sorted(Path().glob("*.xls"), key=lambda path: "overview" not in path.name)
+    assert workbook.name.startswith("security_check_123456789012_")
+    assert overview.name.startswith("security_check_overview_")
 
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

@@ -19,7 +19,18 @@ from conftest import Canned
 from example import fill
 
 import security_check
-from security_check import Account, Check, Pace, Row, Unanswered, main, run
+from security_check import (
+    Account,
+    Check,
+    Pace,
+    Row,
+    Sheet,
+    Unanswered,
+    gap,
+    main,
+    result_words,
+    run,
+)
 
 SCRIPT = Path(security_check.__file__)
 
@@ -37,7 +48,11 @@ def quiet(text: str) -> None:
 
 
 def row(target: str) -> Row:
-    return Row(target, (target, 1), "fine")
+    return Row(target, "", {"Target": target, "Value": 1}, "fine")
+
+
+def results(sheet: Sheet) -> list[str]:
+    return [result_words(row) for row in sheet.rows]
 
 
 # --- the pace of calls --------------------------------------------------------------------
@@ -109,6 +124,41 @@ def test_every_call_keeps_the_pace(cloud: Cloud, monkeypatch: pytest.MonkeyPatch
     assert heard.count("wait") == heard.count("learn") == len(cloud.layer.calls)
 
 
+# --- rows -------------------------------------------------------------------------------
+
+LACK = Unanswered("AccessDenied", "s3", "ListBuckets")
+
+
+@pytest.mark.parametrize(
+    ("row", "id", "status", "grade"),
+    [
+        pytest.param(Row("t", "", {}, "fine"), "t", "OK", "OK", id="fine"),
+        pytest.param(Row("t", "p/q", {}, "fine"), "t/p/q", "OK", "OK", id="a part that is fine"),
+        pytest.param(Row("t", "", {}, "bad", "Low"), "t", "FINDING", "Low", id="finding"),
+        pytest.param(Row("t", "p", {}, "bad", "High"), "t/p", "FINDING", "High", id="of a part"),
+        pytest.param(
+            gap("t", "", {}, LACK), "t/not-checked", "NOT CHECKED", "NOT CHECKED", id="gap"
+        ),
+        pytest.param(
+            gap("t", "p", {}, LACK), "t/p", "NOT CHECKED", "NOT CHECKED", id="gap of a part"
+        ),
+    ],
+)
+def test_a_row_says_what_it_is(row: Row, id: str, status: str, grade: str) -> None:
+    assert (row.id, row.status, row.grade) == (id, status, grade)
+
+
+def test_a_gap_keeps_what_was_asked_but_not_who_asked() -> None:
+    try:
+        raise LACK
+    except Unanswered as error:
+        kept = gap("t", "", {}, error).gap
+    assert kept == LACK
+    assert kept is not None
+    assert kept.__traceback__ is None
+    assert kept.permission == "s3:ListAllMyBuckets"
+
+
 # --- the runner -------------------------------------------------------------------------
 
 
@@ -127,18 +177,20 @@ def test_rows_come_in_target_order_whatever_answers_first(aws: Canned) -> None:
 
 
 def test_a_failure_costs_the_rest_of_its_target_and_says_so(aws: Canned) -> None:
+    denied = Unanswered("AccessDenied", "ec2", "DescribeInstances")
+
     def rows(aws: Account, target: str) -> Iterator[Row]:
         yield row(target)
         if target == "b":
-            raise Unanswered("AccessDenied", "ec2 DescribeInstances")
+            raise denied
         yield row(target)
 
     sheet = run(some_check(rows), aws, quiet)
-    denied = Row(
-        "b/not-checked", ("b",), "AccessDenied: ec2 DescribeInstances", status="NOT CHECKED"
-    )
-    assert sheet.rows == [row("a"), row("a"), row("b"), denied, row("c"), row("c")]
-    assert sheet.unread == ["b"]
+    unread = Row("b", "", {"Target": "b"}, gap=denied)
+    assert sheet.rows == [row("a"), row("a"), row("b"), unread, row("c"), row("c")]
+    assert (unread.id, unread.status) == ("b/not-checked", "NOT CHECKED")
+    assert result_words(unread) == "AccessDenied: ec2 DescribeInstances"
+    assert (sheet.unread, sheet.listed) == ({"b"}, True)
 
 
 @pytest.mark.parametrize("code", ["NoSuchEntity", "NoSuchBucket"])
@@ -146,11 +198,11 @@ def test_what_vanished_since_it_was_listed_gives_no_row(aws: Canned, code: str) 
     def rows(aws: Account, target: str) -> Iterator[Row]:
         yield row(target)
         if target == "b":
-            raise Unanswered(code, "s3 GetBucketAcl")
+            raise Unanswered(code, "s3", "GetBucketAcl")
 
     sheet = run(some_check(rows), aws, quiet)
     assert sheet.rows == [row("a"), row("c")]
-    assert sheet.unread == []
+    assert sheet.unread == set()
 
 
 @pytest.mark.survives_bugs
@@ -163,26 +215,23 @@ def test_a_bug_costs_its_target_only_and_leaves_a_traceback(
         yield row(target)
 
     sheet = run(some_check(rows), aws, quiet)
-    assert [found.result for found in sheet.rows] == [
-        "fine",
-        "InternalError: KeyError: 'Surprise'",
-        "fine",
-    ]
+    assert results(sheet) == ["fine", "InternalError: KeyError: 'Surprise'", "fine"]
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_targets_that_cannot_be_listed_are_a_gap_after_those_that_could(aws: Canned) -> None:
     def targets() -> Iterator[str]:
         yield "a"
-        raise Unanswered("AccessDenied", "iam ListUsers")
+        raise Unanswered("AccessDenied", "iam", "ListUsers")
 
     sheet = run(some_check(lambda aws, target: iter([row(target)]), targets), aws, quiet)
-    assert [found.result for found in sheet.rows] == ["fine", "AccessDenied: iam ListUsers"]
-    assert sheet.unread == ["over"]
+    assert results(sheet) == ["fine", "AccessDenied: iam ListUsers"]
+    assert sheet.rows[1].id == "over/not-checked"
+    assert (sheet.unread, sheet.listed) == ({"over"}, False)
 
 
 @pytest.mark.parametrize(
-    ("targets", "denied", "results"),
+    ("targets", "denied", "words"),
     [
         pytest.param("ab", "", ["nothing among 20 in 2"], id="all looked at"),
         pytest.param("", "", ["nothing among 0 in 0"], id="no targets at all"),
@@ -193,7 +242,7 @@ def test_targets_that_cannot_be_listed_are_a_gap_after_those_that_could(aws: Can
     ],
 )
 def test_an_empty_sheet_says_how_much_was_looked_at(
-    aws: Canned, targets: str, denied: str, results: list[str]
+    aws: Canned, targets: str, denied: str, words: list[str]
 ) -> None:
     def rows(aws: Account, target: str) -> Any:
         if target in denied:
@@ -202,7 +251,7 @@ def test_an_empty_sheet_says_how_much_was_looked_at(
         return 10
 
     check = some_check(rows, targets, nothing="nothing among {looked_at} in {targets}")
-    assert [found.result for found in run(check, aws, quiet).rows] == results
+    assert results(run(check, aws, quiet)) == words
 
 
 def test_expired_credentials_are_said_once_a_check_and_nobody_asks_again(aws: Canned) -> None:
@@ -215,8 +264,8 @@ def test_expired_credentials_are_said_once_a_check_and_nobody_asks_again(aws: Ca
     check = replace(some_check(rows, [f"user-{n}" for n in range(100)]), threads=1)
     sheet = run(check, aws, quiet)
     (expired,) = (found for found in sheet.rows if found.status == "NOT CHECKED")
-    assert expired.result == "ExpiredToken: iam ListAccessKeys"
-    assert expired.cells == ("100 over",)
+    assert result_words(expired) == "ExpiredToken: iam ListAccessKeys"
+    assert (expired.id, expired.cells) == ("expired/not-checked", {"Target": "100 over"})
     assert set(sheet.unread) == set(check.over(aws))
 
 
@@ -398,7 +447,6 @@ BAD_ARGUMENTS = {
     "accept line without a reason": ["--accept", "no-reason.txt"],
     "accept line with a bad date": ["--accept", "bad-date.txt"],
     "unknown profile": ["--profile", "nobody"],
-    "one output for two profiles": ["--output", "x.xls", "--profile", "a", "--profile", "b"],
 }
 FILES = {
     "damaged.json": '{"schema": 1, "acc',

@@ -13,9 +13,9 @@ from security_check import (
     Row,
     Unanswered,
     check_cloudtrail,
-    finding,
     gap,
     management_events,
+    result_words,
     run,
     weigh,
 )
@@ -54,8 +54,8 @@ def answer_status(aws: Canned, logging: bool = True, name: str = "main", **statu
     aws.answer("cloudtrail", "GetTrailStatus", {"IsLogging": logging, **status}, HOME, sent)
 
 
-def cells(region: str, *rest: str, name: str = "main", multi: str = "yes") -> tuple[str, ...]:
-    return (region, name, HOME, multi, *rest)
+def cells(region: str, *rest: str, name: str = "main", multi: str = "yes") -> dict[str, Any]:
+    return dict(zip(CLOUDTRAIL.columns, (region, name, HOME, multi, *rest), strict=True))
 
 
 RECORDED = ("yes", "read and write", "yes")
@@ -199,9 +199,9 @@ def test_weighing_a_trail(
 
 def test_no_trail(aws: Canned) -> None:
     answer_trails(aws, "eu-west-1")
-    blank = ("eu-west-1", *[""] * 6)
+    blank: dict[str, Any] = {**dict.fromkeys(CLOUDTRAIL.columns, ""), "Region": "eu-west-1"}
     result = ("Not Enabled: no trail", "High", "CloudTrail.1")
-    expected = finding("eu-west-1/not-enabled", blank, *result)
+    expected = Row("eu-west-1", "not-enabled", blank, *result)
     assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
 
 
@@ -216,14 +216,16 @@ def test_no_trail(aws: Canned) -> None:
 def test_a_multi_region_trail_covers_the_region(aws: Canned, region: str, about: Any) -> None:
     answer_trails(aws, region, trail(**about))
     answer_status(aws)
-    assert list(check_cloudtrail(aws, region)) == [Row(region, cells(region, *RECORDED), "Enabled")]
+    assert list(check_cloudtrail(aws, region)) == [
+        Row(region, "", cells(region, *RECORDED), "Enabled")
+    ]
 
 
 def test_a_single_region_trail_covers_its_own(aws: Canned) -> None:
     answer_trails(aws, HOME, trail(IsMultiRegionTrail=False))
     answer_status(aws)
     (row,) = check_cloudtrail(aws, HOME)
-    assert row == Row(HOME, cells(HOME, *RECORDED, multi="no"), "Enabled")
+    assert row == Row(HOME, "", cells(HOME, *RECORDED, multi="no"), "Enabled")
 
 
 def test_a_trail_that_has_been_stopped(aws: Canned) -> None:
@@ -231,7 +233,7 @@ def test_a_trail_that_has_been_stopped(aws: Canned) -> None:
     answer_status(aws, logging=False)
     shown = cells("eu-west-1", "no", "read and write", "yes")
     words = ("Not Enabled: logging stopped", "High", "CloudTrail.1")
-    expected = finding("eu-west-1/not-enabled", shown, *words)
+    expected = Row("eu-west-1", "not-enabled", shown, *words)
     assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
 
 
@@ -249,8 +251,8 @@ def test_flaws_are_named_and_low(aws: Canned) -> None:
     answer_status(aws, LatestDeliveryError="AccessDenied")
     shown = cells("eu-west-1", "yes", "read and write", "no")
     words = "Enabled, but log file validation off, log delivery fails: AccessDenied"
-    id = "eu-west-1/log-file-validation+delivery"
-    expected = finding(id, shown, words, "Low", "CloudTrail.4")
+    flaws = "log-file-validation+delivery"
+    expected = Row("eu-west-1", flaws, shown, words, "Low", "CloudTrail.4")
     assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
 
 
@@ -261,7 +263,7 @@ def test_of_several_trails_the_best_counts(aws: Canned) -> None:
     answer_status(aws, True, "flawed")
     answer_status(aws, True, "good")
     (row,) = check_cloudtrail(aws, "eu-west-1")
-    assert row == Row("eu-west-1", cells("eu-west-1", *RECORDED, name="good"), "Enabled")
+    assert row == Row("eu-west-1", "", cells("eu-west-1", *RECORDED, name="good"), "Enabled")
 
 
 CODES = ["AccessDeniedException", "TrailNotFoundException", "CloudTrailARNInvalidException"]
@@ -276,9 +278,8 @@ def test_a_trail_of_the_organization_that_may_not_be_read(
     if call == "GetEventSelectors":
         answer_status(aws)
     aws.refuse("cloudtrail", call, code, HOME)
-    expected = gap(
-        "eu-west-1/not-checked", cells("eu-west-1", "", "", "yes"), f"{code}: cloudtrail {call}"
-    )
+    why = Unanswered(code, "cloudtrail", call)
+    expected = gap("eu-west-1", "", cells("eu-west-1", "", "", "yes"), why)
     assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
 
 
@@ -287,7 +288,7 @@ def test_a_trail_that_may_not_be_read_does_not_matter_where_another_proves_it(aw
     aws.refuse("cloudtrail", "GetTrailStatus", "AccessDeniedException", HOME)
     answer_status(aws, True, "good")
     (row,) = check_cloudtrail(aws, "eu-west-1")
-    assert (row.status, row.cells[1]) == ("OK", "good")
+    assert (row.status, row.cells["Trail"]) == ("OK", "good")
 
 
 def test_a_trail_that_may_not_be_read_is_not_said_to_be_off(aws: Canned) -> None:
@@ -295,7 +296,7 @@ def test_a_trail_that_may_not_be_read_is_not_said_to_be_off(aws: Canned) -> None
     answer_status(aws, False, "off")
     aws.refuse("cloudtrail", "GetTrailStatus", "AccessDeniedException", HOME)
     (row,) = check_cloudtrail(aws, "eu-west-1")
-    assert (row.status, row.cells[1]) == ("NOT CHECKED", "secret")
+    assert (row.status, row.cells["Trail"]) == ("NOT CHECKED", "secret")
 
 
 def test_a_trail_is_asked_about_once_for_all_regions(aws: Canned) -> None:
@@ -325,10 +326,12 @@ def test_what_another_region_shows(aws: Canned, about: Any, logging: bool, statu
     aws.refuse("cloudtrail", "DescribeTrails", "AccessDeniedException", "eu-west-1")
     answer_trails(aws, HOME, trail(**about))
     answer_status(aws, logging)
-    rows = {row.cells[0]: row for row in run(replace(CLOUDTRAIL, threads=1), aws, quiet).rows}
+    found = run(replace(CLOUDTRAIL, threads=1), aws, quiet).rows
+    rows = {row.cells["Region"]: row for row in found}
     assert rows["eu-west-1"].status == status
     if status == "NOT CHECKED":
-        assert rows["eu-west-1"].result == "AccessDeniedException: cloudtrail DescribeTrails"
+        words = "AccessDeniedException: cloudtrail DescribeTrails"
+        assert result_words(rows["eu-west-1"]) == words
 
 
 def test_denied_everywhere(aws: Canned) -> None:
