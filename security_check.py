@@ -38,6 +38,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import struct
 import sys
@@ -72,6 +73,7 @@ CRITICAL, HIGH, MEDIUM, LOW = SEVERITIES = ("Critical", "High", "Medium", "Low")
 ACTIVE = "ACTIVE"  # of an account in its organization, AWS's word
 OK, FINDING, NOT_CHECKED, ACCEPTED = "OK", "FINDING", "NOT CHECKED", "ACCEPTED"
 NEW = "New"
+MEND = "To mend"
 GRADES = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # the order of rows on a sheet
 
 ROOT = "<root_account>"  # as in the credential report; no IAM user name can contain "<"
@@ -114,6 +116,7 @@ ACTIONS = {
 # === rows =============================================================================
 
 Cell = str | int | bool | datetime | None
+Mend = tuple[str, ...] | str  # the words of an AWS CLI command, or why there is none
 
 
 class CannotRun(Exception):
@@ -159,8 +162,9 @@ class Row:
 
     `part` is what of the target the row is about; a blank one is the target itself. `cells`
     are the check's own columns by name. A row with a `severity` is a finding, one with a
-    `gap` is what AWS did not let us look at. The last four are known once a state or
-    decisions are: `first_seen` is a day, `lapsed` says that the acceptance is over.
+    `gap` is what AWS did not let us look at; `mend` is what a person may run. The last four
+    are known once a state or decisions are: `first_seen` is a day, `lapsed` says that the
+    acceptance is over.
     """
 
     target: str
@@ -170,6 +174,7 @@ class Row:
     severity: str = ""
     control: str = ""
     gap: Unanswered | None = None
+    mend: Mend = field(default="", compare=False)  # it follows from the rest
     first_seen: str = ""
     new: bool = False
     acceptance: Acceptance | None = None
@@ -195,6 +200,15 @@ class Row:
 
 def yes_no(fact: Any) -> str:
     return "yes" if fact else "no"
+
+
+def compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def option(name: str, value: str) -> tuple[str, ...]:
+    """An option of the AWS CLI, whose value is never taken for another option."""
+    return (f"--{name}={value}",) if value.startswith("-") else (f"--{name}", value)
 
 
 Rows = Generator[Row, None, Any]  # may return how many things were looked at
@@ -580,7 +594,8 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
                     "State": instance["State"]["Name"],
                     "Launched": instance["LaunchTime"],
                 }
-                yield Row(region, instance["InstanceId"], cells, "Instance outside a VPC", HIGH)
+                row = Row(region, instance["InstanceId"], cells, "Instance outside a VPC", HIGH)
+                yield replace(row, mend="move it by hand")
     return instances
 
 
@@ -627,15 +642,17 @@ def whole_internet(cidrs: Iterable[str]) -> list[str]:
     return [str(net) for family in families for net in family if net.prefixlen == 0]
 
 
+def is_private(network: Any) -> bool:
+    """Whether no host on the Internet has an address of the network."""
+    same = (other for other in NOT_INTERNET if other.version == network.version)
+    return any(network.subnet_of(other) for other in same)
+
+
 def wide_sources(cidrs: Iterable[str]) -> list[str]:
     """The public CIDRs that are too wide to mean somebody in particular."""
     networks: list[Any] = [ip_network(cidr, strict=False) for cidr in cidrs]
-    return [
-        str(net)
-        for net in networks
-        if net.prefixlen <= WIDE[net.version]
-        and not any(net.version == no.version and net.subnet_of(no) for no in NOT_INTERNET)
-    ]
+    wide = (network for network in networks if network.prefixlen <= WIDE[network.version])
+    return [str(network) for network in wide if not is_private(network)]
 
 
 def protocol_name(protocol: str) -> str:
@@ -687,16 +704,44 @@ def prefix_list(aws: Account, region: str, id: str) -> list[str]:
     return [entry["Cidr"] for entry in entries]
 
 
-def rules(group: dict[str, Any]) -> dict[tuple[Any, ...], tuple[list[str], list[str]]]:
-    """A group's rules by protocol, first and last port: their CIDRs and prefix lists."""
-    merged: dict[tuple[Any, ...], tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+def public_sources(cidrs: list[str]) -> list[str]:
+    """Which CIDRs of a rule open it: the wide ones, or all of the Internet's if it is open
+    in small pieces."""
+    wide = [cidr for cidr in cidrs if wide_sources([cidr])]
+    if not whole_internet(cidr for cidr in cidrs if cidr not in wide):
+        return wide
+    networks = {cidr: ip_network(cidr, strict=False) for cidr in cidrs}
+    return [cidr for cidr, network in networks.items() if not is_private(network)]
+
+
+SOURCES = {"IpRanges": "CidrIp", "Ipv6Ranges": "CidrIpv6", "PrefixListIds": "PrefixListId"}
+
+
+def rule_key(rule: dict[str, Any]) -> tuple[str, int | None, int | None]:
+    return protocol_name(rule["IpProtocol"]), rule.get("FromPort"), rule.get("ToPort")
+
+
+def rules(group: dict[str, Any]) -> dict[tuple[str, int | None, int | None], list[str]]:
+    """The sources of a group's rules, CIDRs and prefix lists, by protocol and ports."""
+    merged: dict[tuple[str, int | None, int | None], list[str]] = defaultdict(list)
     for rule in group["IpPermissions"]:
-        protocol = protocol_name(rule["IpProtocol"])
-        cidrs, lists = merged[protocol, rule.get("FromPort"), rule.get("ToPort")]
-        cidrs += [source["CidrIp"] for source in rule.get("IpRanges") or ()]
-        cidrs += [source["CidrIpv6"] for source in rule.get("Ipv6Ranges") or ()]
-        lists += [source["PrefixListId"] for source in rule.get("PrefixListIds") or ()]
+        for kind, name in SOURCES.items():
+            merged[rule_key(rule)] += [source[name] for source in rule.get(kind) or ()]
     return merged
+
+
+def closing(group: dict[str, Any], key: tuple[Any, ...], public: Collection[str]) -> Mend:
+    """The command that takes the public sources, and no others, out of rules with this key."""
+    parts = []
+    for rule in group["IpPermissions"]:
+        part = {name: rule[name] for name in ("IpProtocol", "FromPort", "ToPort") if name in rule}
+        for kind, name in SOURCES.items():
+            sources = [{name: one[name]} for one in rule.get(kind) or () if one[name] in public]
+            part |= {kind: sources} if sources else {}
+        if rule_key(rule) == key and part.keys() & SOURCES.keys():
+            parts.append(part)
+    call, group_id = "revoke-security-group-ingress", group["GroupId"]
+    return ("ec2", call, "--group-id", group_id, "--ip-permissions", compact(parts))
 
 
 def opened_to(
@@ -721,8 +766,10 @@ def opened_to(
 
 def doors(aws: Account, region: str, group: dict[str, Any]) -> Rows:
     """The rules of a group that let in the Internet, or may: rows without the last two cells."""
-    for (protocol, first, last), (cidrs, ids) in rules(group).items():
-        ports, lists = port_words(protocol, first, last), ", ".join(sorted(set(ids)))
+    for key, sources in rules(group).items():
+        protocol, ids = key[0], {one for one in sources if one.startswith("pl-")}
+        cidrs = [source for source in sources if source not in ids]
+        ports, lists = port_words(*key), ", ".join(sorted(ids))
         cells: dict[str, Cell] = {
             "Region": region,
             "Group ID": group["GroupId"],
@@ -741,11 +788,12 @@ def doors(aws: Account, region: str, group: dict[str, Any]) -> Rows:
                 continue
         cells["Open to"] = f"{open_to} ({', '.join(via)})" if via else open_to
         part = f"{rule}/{lists if via else open_to}".replace(", ", ",")
-        if whole_internet(found):
-            verdict = port_severity(protocol, opened_ports(protocol, first, last))
-            yield Row(region, part, cells, "Open to the Internet", *verdict)
-        elif found:
-            yield Row(region, part, cells, f"Open to {open_to}", MEDIUM)
+        whole = bool(whole_internet(found))
+        verdict = port_severity(protocol, opened_ports(*key)) if whole else (MEDIUM, "")
+        result = f"Open to {'the Internet' if whole else open_to}"
+        mend = closing(group, key, [*public_sources(cidrs), *via])
+        if found:
+            yield Row(region, part, cells, result, *verdict, mend=mend)
 
 
 def interfaces_of(aws: Account, region: str, groups: set[Cell]) -> dict[Cell, list[dict[str, Any]]]:
@@ -905,7 +953,8 @@ def check_access_keys(aws: Account, user: str) -> Rows:
     """IAM.3: keys older than allowed. IAM.4: any key of root. An inactive old key is ours."""
     if user == ROOT:
         if account_summary(aws)["AccountAccessKeysPresent"]:
-            yield Row(ROOT, "keys", {"User": ROOT}, "Root has access keys", CRITICAL, "IAM.4")
+            row = Row(ROOT, "keys", {"User": ROOT}, "Root has access keys", CRITICAL, "IAM.4")
+            yield replace(row, mend="sign in as root")
         return
     for key in access_keys(aws, user):
         created, age = key["CreateDate"], key_age(key["CreateDate"], aws.now)
@@ -933,8 +982,12 @@ def old_key(aws: Account, user: str, key: str, cells: dict[str, Cell]) -> Rows:
             yield gap(user, key, cells, error)
         return
     cells = cells | {"Last used": last.get("LastUsedDate", "never")}
-    verdict = (MEDIUM, "IAM.3") if cells["Key status"] == "Active" else (LOW, "")
-    yield Row(user, key, cells, f"Key not rotated for {aws.max_key_age} days", *verdict)
+    result, mend = f"Key not rotated for {aws.max_key_age} days", "already inactive"
+    if cells["Key status"] != "Active":
+        yield Row(user, key, cells, result, LOW, mend=mend)
+        return
+    words = (*option("user-name", user), "--access-key-id", key, "--status", "Inactive")
+    yield Row(user, key, cells, result, MEDIUM, "IAM.3", mend=("iam", "update-access-key", *words))
 
 
 # === check 4: MFA =====================================================================
@@ -1020,7 +1073,8 @@ def check_mfa(aws: Account, user: str) -> Rows:
     if mfa:
         yield Row(user, "", cells, "Enabled")
     else:
-        yield Row(user, "", cells, "Not Enabled", MEDIUM, "IAM.5" if password else "IAM.19")
+        control, mend = "IAM.5" if password else "IAM.19", "its owner must enrol a device"
+        yield Row(user, "", cells, "Not Enabled", MEDIUM, control, mend=mend)
 
 
 def root_mfa(aws: Account) -> Row:
@@ -1037,7 +1091,7 @@ def root_mfa(aws: Account) -> Row:
         return Row(ROOT, "", cells, "Enabled")
     if not password and not summary["AccountAccessKeysPresent"]:
         return Row(ROOT, "", cells, "Root has no credentials")
-    return Row(ROOT, "", cells, "Not Enabled", CRITICAL, "IAM.9")
+    return Row(ROOT, "", cells, "Not Enabled", CRITICAL, "IAM.9", mend="sign in as root")
 
 
 # === check 5: CloudTrail ==============================================================
@@ -1095,6 +1149,7 @@ class Trail:
     problem: str = ""
     flaws: tuple[tuple[str, str, str], ...] = ()
     error: Unanswered | None = None
+    mend: Mend = ""
 
     def rank(self) -> tuple[bool, bool, int]:
         """The trail that proves most comes first."""
@@ -1120,13 +1175,14 @@ class Trail:
             return gap(region, "", cells, self.error)
         if self.problem:
             result = f"Not Enabled: {self.problem}"
-            return Row(region, "not-enabled", cells, result, HIGH, "CloudTrail.1")
+            row = Row(region, "not-enabled", cells, result, HIGH, "CloudTrail.1")
+            return replace(row, mend=self.mend)
         if not self.flaws:
             return Row(region, "", cells, "Enabled")
         names, words, controls = zip(*self.flaws, strict=True)
         control = ", ".join(sorted(filter(None, controls)))
         result = f"Enabled, but {', '.join(words)}"
-        return Row(region, "+".join(names), cells, result, LOW, control)
+        return Row(region, "+".join(names), cells, result, LOW, control, mend=self.mend)
 
 
 def weigh(about: dict[str, Any], status: dict[str, Any], selectors: dict[str, Any]) -> Trail:
@@ -1151,8 +1207,27 @@ def weigh(about: dict[str, Any], status: dict[str, Any], selectors: dict[str, An
         yes_no(status["IsLogging"]),
         f"{events} without {sources}" if sources else events,
         ", ".join(problems),
-        tuple(flaw for flaw in flaws if flaw),
+        tuple(found := [flaw for flaw in flaws if flaw]),
+        mend=recording(about, problems, {flaw[0] for flaw in found}),
     )
+
+
+NO_TRAIL = Trail({}, problem="no trail", mend="create a trail")
+
+
+def recording(about: dict[str, Any], problems: list[str], flaws: set[str]) -> Mend:
+    """The command that makes a trail record as it should, where one command can."""
+    trail = ("--name", about["TrailARN"])
+    switches = {
+        "log-file-validation": "--enable-log-file-validation",
+        "global-events": "--include-global-service-events",
+    }
+    if problems == ["logging stopped"]:
+        return ("cloudtrail", "start-logging", *trail)
+    if problems or flaws - switches.keys():
+        return "change the trail by hand"
+    chosen = [switch for flaw, switch in switches.items() if flaw in flaws]
+    return ("cloudtrail", "update-trail", *trail, *chosen)
 
 
 @once
@@ -1215,7 +1290,10 @@ def check_cloudtrail(aws: Account, region: str) -> Rows:
         if proof is None or proof.problem or proof.error:
             raise
         found = [proof]
-    yield min(found, key=Trail.rank, default=Trail({}, problem="no trail")).row(region)
+    best = min(found, key=Trail.rank, default=NO_TRAIL)
+    if best.about and best.about["TrailARN"].split(":")[4] != aws.number:
+        best = replace(best, mend="the trail of another account")
+    yield best.row(region)
 
 
 # === check 6: S3 ACLs =================================================================
@@ -1281,6 +1359,31 @@ def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
     return ""
 
 
+def without_public_grants(bucket: str, acl: dict[str, Any]) -> Mend:
+    """The command that leaves a bucket all its grants but the public ones."""
+    names, public_groups = ("Type", "ID", "URI", "EmailAddress"), (EVERYONE, ANY_AWS_ACCOUNT)
+    grants = [
+        {
+            "Grantee": {name: grant["Grantee"][name] for name in names if name in grant["Grantee"]},
+            "Permission": grant["Permission"],
+        }
+        for grant in acl["Grants"]
+        if grant["Grantee"].get("URI") not in public_groups
+    ]
+    policy = compact({"Owner": {"ID": acl["Owner"]["ID"]}, "Grants": grants})
+    words = ("--bucket", bucket, "--access-control-policy", policy)
+    return ("s3api", "put-bucket-acl", *words)
+
+
+def restricted(bucket: str, block: dict[str, Any] | None) -> Mend:
+    """The command that makes a bucket's public policy void, and leaves the other settings."""
+    names = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+    on = {name: bool((block or {}).get(name)) for name in names} | {"RestrictPublicBuckets": True}
+    settings = ",".join(f"{name}={str(value).lower()}" for name, value in on.items())
+    words = ("--bucket", bucket, "--public-access-block-configuration", settings)
+    return ("s3api", "put-public-access-block", *words)
+
+
 @once
 def bucket_acl(aws: Account, bucket: str) -> Answer:
     return aws.ask("s3", "GetBucketAcl", bucket_list(aws)[bucket], Bucket=bucket)
@@ -1312,6 +1415,7 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
     region = bucket_list(aws)[bucket]
     acl = bucket_acl(aws, bucket)
     owner: str = acl["Owner"]["ID"]
+    private = without_public_grants(bucket, acl)
     where = {"Bucket": bucket, "Region": region, "Owner": acl["Owner"].get("DisplayName") or owner}
     for grant in acl["Grants"]:
         grantee, permission = grant["Grantee"], grant["Permission"]
@@ -1320,7 +1424,8 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
         another = severity == MEDIUM
         result = f"{'Another account' if another else words} has {permission}"
         cells = where | {"Grantee": words, "Permission": permission, "Blocked by": ""}
-        row = Row(bucket, f"{short}/{permission}", cells, result, severity, control)
+        mend: Mend = "ask the other account" if another else private
+        row = Row(bucket, f"{short}/{permission}", cells, result, severity, control, mend=mend)
         yield public(aws, row, "IgnorePublicAcls") if severity == CRITICAL else row
     policy = policy_status(aws, bucket)
     if policy and policy["PolicyStatus"]["IsPublic"]:
@@ -1331,12 +1436,16 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
 
 def public(aws: Account, row: Row, setting: str) -> Row:
     """The row for what is public, unless a block with this setting makes it void."""
+    bucket, region = row.target, str(row.cells["Region"])
     try:
-        blocked = blocked_by(aws, row.target, str(row.cells["Region"]), setting)
+        blocked = blocked_by(aws, bucket, region, setting)
+        if not blocked and not row.mend:
+            row = replace(row, mend=restricted(bucket, public_access_block(aws, bucket, region)))
     except Unanswered as error:
-        return gap(row.target, row.part, row.cells | {"Blocked by": ""}, error)
+        return gap(bucket, row.part, row.cells | {"Blocked by": ""}, error)
     cells = row.cells | {"Blocked by": blocked}
-    return replace(row, cells=cells, severity=LOW if blocked else CRITICAL)
+    void = "already void" if blocked and not row.mend else row.mend
+    return replace(row, cells=cells, severity=LOW if blocked else CRITICAL, mend=void)
 
 
 # === runner ===========================================================================
@@ -1615,7 +1724,8 @@ def write_state(path: Path, number: str, known: Known) -> None:
 @dataclass
 class Report:
     """An audit of one account, whole, as plain data. `number` and `name` are the account's,
-    `arn` is the auditor's, `home` is the region of the account's global services. `gone` is
+    `arn` is the auditor's, `home` is the region of the account's global services. `profile`
+    is what the AWS CLI needs to get there, if anything. `gone` is
     what was resolved since last time, None without a state. An account that could not be
     entered has an `error` and no sheets; one whose `state` is not ACTIVE has neither."""
 
@@ -1629,6 +1739,7 @@ class Report:
     gone: Known | None = None
     seconds: float = 0
     path: Path = Path()
+    profile: str = ""
     name: str = ""
     state: str = ACTIVE
     error: Unanswered | None = None
@@ -1737,6 +1848,27 @@ def result_words(row: Row) -> str:
         return said
     words = f"until {one.until}: {one.reason}" if one.until else one.reason
     return f"{said} ({'acceptance expired,' if row.lapsed else 'accepted'} {words})"
+
+
+def command(row: Row, report: Report) -> str:
+    """What mends a finding, to be pasted into a shell; blank where no command does.
+
+    Whoever can name a user or a bucket must not get a command into that shell.
+    """
+    if row.status != FINDING or not isinstance(row.mend, tuple):
+        return ""
+    home = row.cells.get("Home region") or row.cells.get("Region") or report.home
+    words = ["aws", *row.mend, "--region", str(home)]
+    text = shlex.join([*words, *(option("profile", report.profile) if report.profile else ())])
+    return text if text.isprintable() and len(text) <= MAX_TEXT else ""
+
+
+def mend_words(row: Row, report: Report) -> str:
+    """The command that mends a finding, or why there is none."""
+    if row.status != FINDING:
+        return ""
+    why = row.mend if isinstance(row.mend, str) else "too long, or odd characters: by hand"
+    return command(row, report) or f"({why})"
 
 
 def needed(why: Unanswered | None) -> str:
@@ -1876,6 +2008,7 @@ def number_cells(count: dict[str, int], colour: bool = False, names: bool = Fals
 
 MAX_ROWS, MAX_TEXT = 65_536, 32_767  # what the .xls format can hold
 MAX_WIDTH = 30  # characters; longer text wraps
+ACROSS = 12  # the last column of the Summary
 TOP = 3  # rows above the first of a table: title, note, header
 
 LOOKS = {
@@ -1890,6 +2023,8 @@ LOOKS = {
     "header": "font: bold on; pattern: pattern solid, fore_colour gray25",
     "link": "font: colour blue, underline single",
     "cell": "font: bold off",
+    "command": "font: name Courier New, colour gray80",
+    "code": "font: name Courier New, colour gray80, height 160",
     "title": "font: bold on, height 320",
     "note": "font: italic on",
     "jump": "font: colour blue, underline single",
@@ -1912,7 +2047,7 @@ def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
 
     [MS-XLS] 2.4.140, [MS-OSHARED] 2.3.7
     """
-    records = b""
+    records = []
     for row, column, target in links:
         text = (target.removeprefix("#") + "\0").encode("utf-16-le")
         if target.startswith("#"):
@@ -1928,9 +2063,10 @@ def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
             )
         place = struct.pack("<HHHH", row, row, column, column)
         data = place + bytes.fromhex("D0C9EA79F9BACE118C8200AA004BA90B") + link
-        records += struct.pack("<HH", 0x01B8, len(data)) + data
+        records.append(struct.pack("<HH", 0x01B8, len(data)) + data)
     plain = sheet.get_biff_data()
-    sheet.get_biff_data = lambda: plain[:-4] + records + plain[-4:]  # before the end record
+    whole = b"".join((plain[:-4], *records, plain[-4:]))  # before the end record
+    sheet.get_biff_data = lambda: whole
 
 
 def repeat_headers(book: Any) -> None:
@@ -1957,9 +2093,10 @@ def style(look: str, right: bool, date: bool) -> xlwt.XFStyle:
     import xlwt
 
     align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
-    grid = "" if look in FREE else ", wrap on; borders: bottom hair, bottom_colour gray40"
+    wrap = "" if look in (*FREE, "command") else ", wrap on"
+    lines = "" if look in (*FREE, "code") else "; borders: bottom hair, bottom_colour gray40"
     form = "yyyy-mm-dd" if date else "General"
-    return xlwt.easyxf(f"{LOOKS[look]}; {align}{grid}", num_format_str=form)
+    return xlwt.easyxf(f"{LOOKS[look]}; {align}{wrap}{lines}", num_format_str=form)
 
 
 def heads_numbers(header: str) -> bool:
@@ -1994,6 +2131,7 @@ class Page:
         lines = 1
         for column, value in enumerate(values):
             own = look or (str(value) if value in (*GRADES, FINDING) else "cell")
+            own = "command" if own == "cell" and str(value).startswith("aws ") else own
             if target := (links or {}).get(column):
                 self.links.append((self.next, column, target))
                 own = "jump" if look in FREE else "link"
@@ -2001,7 +2139,9 @@ class Page:
             right = isinstance(value, int) or (own == "header" and heads_numbers(str(value)))
             if value or own not in FREE:
                 self.sheet.write(self.next, column, clean(value), style(own, right, date))
-            if own not in FREE:
+            if own == "command":
+                self.widths[column] = MAX_WIDTH
+            elif own not in FREE:
                 width = 10 if date else len(str(value)) + 1
                 self.widths[column] = max(self.widths[column], min(width, MAX_WIDTH))
                 lines = max(lines, min(-(-width // MAX_WIDTH), 20))
@@ -2014,6 +2154,15 @@ class Page:
         self.write([first])
         self.next -= 1
         self.write(["", second], "free", {1: target})
+
+    def write_across(self, text: str) -> None:
+        """A command over all columns, four lines of it at most, so that the print stays large;
+        who copies the cell gets all of it."""
+        place = (self.next, self.next, 1, ACROSS)
+        self.sheet.write_merge(*place, clean(text), style("code", right=False, date=False))
+        self.sheet.row(self.next).height_mismatch = True
+        self.sheet.row(self.next).height = 220 * min(-(-len(text) // 95), 4)
+        self.next += 1
 
     def close(self) -> None:
         for column, width in self.widths.items():
@@ -2042,7 +2191,8 @@ class Book:
                 over = {0: title, back: "Summary", last: docs and "AWS documentation"}
                 top, jumps = [over.get(n, "") for n in range(len(header))], {last: docs}
                 page.write(top, "title", jumps | {back: "#Summary!A1"})
-                page.write([about], "note")
+                advice = f" {MEND}: read a command first, what it closes may be in use."
+                page.write([about + (advice if MEND in header else "")], "note")
                 page.write(header, "header")
                 page.sheet.panes_frozen, page.sheet.horz_split_pos = True, TOP
             pages[-1].write(cells, look, links)
@@ -2075,7 +2225,7 @@ def console_link(what: Check, column: str, row: Row, home: str) -> str:
 def header_of(what: Check, with_state: bool, several: bool = False) -> list[str]:
     account = ["Account", "Account name"] if several else []
     seen = ["First seen"] if with_state else []
-    return [*account, *what.columns, "Result", "Severity", "Status", "Control", *seen, "ID"]
+    return [*account, *what.columns, "Result", "Severity", "Status", "Control", *seen, MEND, "ID"]
 
 
 def sheet_lines(found: Iterable[Found], header: list[str]) -> Iterator[Line]:
@@ -2089,6 +2239,7 @@ def sheet_lines(found: Iterable[Found], header: list[str]) -> Iterator[Line]:
             "Status": row.status,
             "Control": row.control,
             "First seen": start_of_day(row.first_seen) if row.first_seen else "",
+            MEND: mend_words(row, report),
             "ID": sheet.id(row),
         }
         pages = {
@@ -2144,6 +2295,8 @@ def write_summary(book: Book, results: Results, tables: Tables) -> None:
         page.write([what.title, *(n or "" for n in counts)], links={0: f"#'{what.title}'!A1"})
     write_worst(page, "Worst findings", worst(tables, FINDING), results)
     write_worst(page, "Not checked", worst(tables, NOT_CHECKED), results)
+    if statement := missing_statement(results):
+        page.write_beside(MEND, f"add to the policy: {statement}")
     page.next += 1
     page.write(["What a status means"], "header")
     for status, meaning in MEANING.items():
@@ -2152,28 +2305,39 @@ def write_summary(book: Book, results: Results, tables: Tables) -> None:
 
 
 def write_worst(page: Page, title: str, found: list[tuple[int, Found]], results: Results) -> None:
-    """Ten rows in words, which lead to where they stand, and how many more."""
+    """Ten rows in words, which lead to where they stand, with what mends them, and how many
+    more."""
     lines = [] if title == "Worst findings" else not_entered(results)
     for place, (report, sheet, row) in found:
         account = f", {report.number} {report.name}" if results.several else ""
         words = f"{sheet.check.title}: {result_words(row)}{needed(row.gap)}, {row.id}{account}"
         number, line = divmod(place, MAX_ROWS - TOP)
         target = f"#'{page_title(sheet.check.title, number)}'!A{TOP + 1 + line}"
-        lines.append((row.severity or row.status, words, target))
+        lines.append((row.severity or row.status, words, target, command(row, report)))
     page.next += 1
     page.write([title if lines else f"{title}: none"], "header")
-    for grade, words, target in lines[:10]:
+    for grade, words, target, mend in lines[:10]:
         page.write_beside(grade, words, target)
+        if mend:
+            page.write_across(mend)
     if len(lines) > 10:
         page.write_beside("", f"and {len(lines) - 10:,} more")
 
 
-def not_entered(results: Results) -> list[tuple[str, str, str]]:
+def not_entered(results: Results) -> list[tuple[str, str, str, str]]:
     return [
-        (NOT_CHECKED, f"{report.number} {report.name}: {what_happened(report)}", f"#Accounts!A{n}")
-        for n, report in enumerate(results.reports, TOP + 1)
-        if report.error
+        (NOT_CHECKED, f"{one.number} {one.name}: {what_happened(one)}", f"#Accounts!A{n}", "")
+        for n, one in enumerate(results.reports, TOP + 1)
+        if one.error
     ]
+
+
+def missing_statement(results: Results) -> str:
+    """What to add to the policy for the calls that were denied, blank if none was."""
+    gaps = [why for report in results.reports for why in report.gaps()]
+    actions = sorted({why.permission for why in gaps if why.permission})
+    statement = {"Effect": "Allow", "Action": actions, "Resource": "*"}
+    return json.dumps(statement) if actions else ""
 
 
 def book_of(results: Results) -> bytes:
@@ -2232,7 +2396,7 @@ def as_json(report: Report) -> dict[str, Any]:
             {
                 "name": sheet.check.name,
                 "title": sheet.check.title,
-                "rows": [row_as_json(sheet, row) for row in sheet.rows],
+                "rows": [row_as_json(report, sheet, row) for row in sheet.rows],
             }
             for sheet in report.sheets
         ],
@@ -2240,10 +2404,10 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def row_as_json(sheet: Sheet, row: Row) -> dict[str, Any]:
+def row_as_json(report: Report, sheet: Sheet, row: Row) -> dict[str, Any]:
     start = {"id": sheet.id(row), "cells": row.cells, "result": result_words(row)}
     names = ("severity", "control", "status", "first_seen", "new")
-    return {**start, **{name: getattr(row, name) for name in names}}
+    return {**start, **{name: getattr(row, name) for name in names}, "mend": command(row, report)}
 
 
 def as_csv(sheet: Sheet, report: Report) -> bytes:
@@ -2275,11 +2439,28 @@ Credentials, regions and proxies are configured as for the AWS CLI."""
 FINISHED: list[str] = []  # accounts whose files are written, for who interrupts the run
 
 
+def like(pattern: str, what: str) -> Callable[[str], str]:
+    """A type of argument, for argparse."""
+
+    def checked(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return text
+
+    return checked
+
+
+ACCOUNT = like(r"\d{12}", "an account number of twelve digits")
+DAYS = like(r"\d{1,5}", "a number of days")
+# https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
+ROLE_NAME = like(r"/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     names = [what.name for what in CHECKS]
     parser = argparse.ArgumentParser(
         prog="security_check.py",
-        description="Audit an AWS account with six read-only checks, and write a workbook.",
+        description="Audit an AWS account with read-only checks, and write a workbook.",
         epilog=EPILOG.format(checks=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -2288,9 +2469,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--profile", **several, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--organization", action="store_true", help="audit every account of the organization")
-    add("--account", **several, metavar="NUMBER", type=account_number,
+    add("--account", **several, metavar="NUMBER", type=ACCOUNT,
         help="audit this account, or of the organization only this (*)")  # fmt: skip
-    add("--role", metavar="NAME", type=role_name, default=ROLE,
+    add("--role", metavar="NAME", type=ROLE_NAME, default=ROLE,
         help="the role to assume in other accounts (%(default)s)")  # fmt: skip
     add("--region", **several, metavar="REGION", help="limit regional checks to a region (*)")
     add("--check", **several, metavar="CHECK", choices=names, help="run only this check (*)")
@@ -2299,7 +2480,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--csv", metavar="FOLDER", type=Path, help="write every sheet as a CSV file too")
     add("--state", **file, help="remember findings here, to tell which are new or gone")
     add("--accept", **file, help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")
-    add("--max-key-age", metavar="DAYS", type=whole_days, default=MAX_KEY_AGE,
+    add("--max-key-age", metavar="DAYS", type=DAYS, default=str(MAX_KEY_AGE),
         help="an access key older than this is a finding (%(default)s)")  # fmt: skip
     add("--quiet", action="store_true", help="be silent but for what a person should read")
     add("--debug", action="store_true", help="log the calls to AWS on standard error")
@@ -2308,28 +2489,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if len(options.profile) > 1 and (options.organization or options.account):
         parser.error("--organization and --account take one --profile at most")
     return options
-
-
-def account_number(text: str) -> str:
-    if not re.fullmatch(r"[0-9]{12}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an account number of twelve digits")
-    return text
-
-
-def role_name(text: str) -> str:
-    """A role's name, with a path in front of it or not.
-
-    https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
-    """
-    if not re.fullmatch(r"([!-.0-~]+/)*[A-Za-z0-9_+=,.@-]{1,64}", text.strip("/")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a role")
-    return text.strip("/")
-
-
-def whole_days(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 6):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
-    return int(text)
 
 
 def is_several(options: argparse.Namespace) -> bool:
@@ -2400,7 +2559,7 @@ def connect(options: argparse.Namespace, profile: str | None) -> Account:
 
     now = datetime.now(timezone.utc)
     try:
-        aws = Account(new_session(profile), now, options.region, options.max_key_age)
+        aws = Account(new_session(profile), now, options.region, int(options.max_key_age))
         identity = aws.ask("sts", "GetCallerIdentity")
         aws.number, aws.arn = identity["Account"], identity["Arn"]
     except ProfileNotFound as error:
@@ -2419,7 +2578,7 @@ def enter(caller: Account, profile: str | None, role: str, number: str) -> Accou
     if number != caller.number:
         partition, who = arn.split(":")[1], re.split("[/:]", arn)[-1]
         name = re.sub(r"[^A-Za-z0-9_+=,.@-]", "-", f"security-check-{who}")[:64]
-        wanted = f"arn:{partition}:iam::{number}:role/{role}"
+        wanted = f"arn:{partition}:iam::{number}:role/{role.lstrip('/')}"
         try:
             answer = caller.ask("sts", "AssumeRole", RoleArn=wanted, RoleSessionName=name)
         except Unanswered as error:
@@ -2455,7 +2614,7 @@ def members_by_profile(options: argparse.Namespace, blank: Report) -> Iterator[M
     seen: dict[str, str] = {}
     for profile in dict.fromkeys(options.profile):
         way = functools.partial(connect, options, profile)
-        report = replace(blank, name=profile)
+        report = replace(blank, name=profile, profile=profile)
         try:
             aws = way()
         except CannotRun as why:
@@ -2631,7 +2790,7 @@ def audit_one(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
             aws = enter(aws, profile, options.role, number)
         except Unanswered as error:
             raise CannotRun(f"cannot enter {number}: {error}{needed(error)}") from error
-    report = Report(aws.number, aws.now)
+    report = Report(aws.number, aws.now, profile=profile or "")
     progress = functools.partial(show_progress, began, not options.quiet)
     audit(options, decisions, aws, report, progress)
     progress("")

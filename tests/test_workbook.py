@@ -152,7 +152,7 @@ def test_every_sheet_ends_alike(aws: Canned) -> None:
     book = opened(report)
     for check in CHECKS:
         header = book.sheet_by_name(check.title).row_values(2)
-        ending = ["Result", "Severity", "Status", "Control", "ID"]
+        ending = ["Result", "Severity", "Status", "Control", "To mend", "ID"]
         assert header == [*check.columns, *ending]
 
 
@@ -226,7 +226,7 @@ def test_links_lead_to_the_console_to_rows_and_back(aws: Canned) -> None:
     }
     assert links == {
         (0, 5): "#Summary!A1",
-        (0, 9): CHECKS[0].docs,
+        (0, 10): CHECKS[0].docs,
         (3, 1): "https://eu-west-1.console.aws.amazon.com/ec2/home?region=eu-west-1"
         "#InstanceDetails:instanceId=i-7",
         (4, 1): "https://eu-west-1.console.aws.amazon.com/ec2/home?region=eu-west-1"
