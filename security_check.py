@@ -1868,7 +1868,7 @@ def mend_words(row: Row, report: Report) -> str:
     if row.status != FINDING:
         return ""
     why = row.mend if isinstance(row.mend, str) else "too long, or odd characters: by hand"
-    return command(row, report) or f"({why})"
+    return command(row, report) or (why and f"({why})")
 
 
 def needed(why: Unanswered | None) -> str:

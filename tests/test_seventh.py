@@ -107,7 +107,7 @@ def test_it_has_a_sheet_like_the_others(staffed: Cloud) -> None:
     assert sheet.cell_value(0, 0) == "Users"
     about = "Who has a user. Delete those that were made for a test."
     assert sheet.cell_value(1, 0).startswith(f"{about} To mend: ")
-    endings = ("Result", "Severity", "Status", "Control", "First seen", "ID")
+    endings = ("Result", "Severity", "Status", "Control", "First seen", "To mend", "ID")
     assert sheet.row_values(2) == ["User", "Path", "Made", *endings]
     shown = [(row["User"], row["Path"], row["Result"], row["ID"]) for row in lines("Users")]
     accepted = "NEW: Made for a test (accepted it tests the tests)"
@@ -160,6 +160,7 @@ def test_its_rows_are_in_the_json(staffed: Cloud) -> None:
         "control": "",
         "status": "FINDING",
         "new": True,
+        "mend": "",
     }
     assert (rows["users/alice"]["status"], rows["users/alice"]["first_seen"]) == ("OK", "")
 
