@@ -206,7 +206,7 @@ def compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def option(name: str, value: str) -> tuple[str, ...]:
+def cli_option(name: str, value: str) -> tuple[str, ...]:
     """An option of the AWS CLI, whose value is never taken for another option."""
     return (f"--{name}={value}",) if value.startswith("-") else (f"--{name}", value)
 
@@ -986,7 +986,7 @@ def old_key(aws: Account, user: str, key: str, cells: dict[str, Cell]) -> Rows:
     if cells["Key status"] != "Active":
         yield Row(user, key, cells, result, LOW, mend=mend)
         return
-    words = (*option("user-name", user), "--access-key-id", key, "--status", "Inactive")
+    words = (*cli_option("user-name", user), "--access-key-id", key, "--status", "Inactive")
     yield Row(user, key, cells, result, MEDIUM, "IAM.3", mend=("iam", "update-access-key", *words))
 
 
@@ -1859,7 +1859,7 @@ def command(row: Row, report: Report) -> str:
         return ""
     home = row.cells.get("Home region") or row.cells.get("Region") or report.home
     words = ["aws", *row.mend, "--region", str(home)]
-    text = shlex.join([*words, *(option("profile", report.profile) if report.profile else ())])
+    text = shlex.join([*words, *(cli_option("profile", report.profile) if report.profile else ())])
     return text if text.isprintable() and len(text) <= MAX_TEXT else ""
 
 
@@ -2486,14 +2486,15 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--debug", action="store_true", help="log the calls to AWS on standard error")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(argv)
-    if len(options.profile) > 1 and (options.organization or options.account):
+    if len(set(options.profile)) > 1 and (options.organization or options.account):
         parser.error("--organization and --account take one --profile at most")
     return options
 
 
 def is_several(options: argparse.Namespace) -> bool:
     """Whether the run is over several accounts, and so ends in an overview."""
-    return bool(options.organization) or len(options.account) > 1 or len(options.profile) > 1
+    named = max(len(set(options.account)), len(set(options.profile)))
+    return bool(options.organization) or named > 1
 
 
 def prepare(options: argparse.Namespace) -> list[Acceptance]:
@@ -2770,8 +2771,8 @@ def conclude(
     if options.json != "-" and not (options.quiet and calm):
         terminal = bool(sys.stdout and sys.stdout.isatty())
         say(terminal_text(results, colour=terminal and "NO_COLOR" not in os.environ))
-    unlooked = options.check or options.region or options.quiet
-    if not unlooked and not any(one.error or one.state != ACTIVE for one in results.reports):
+    unlooked = options.check or options.region or options.account or options.quiet
+    if not unlooked and not any(one.error for one in results.reports):
         for decision in unused:
             complain(f"accepted, but nothing is like it: {decision.pattern}")
     if options.json:
@@ -2785,7 +2786,7 @@ def audit_one(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
     began = time.monotonic()
     profile = next(iter(options.profile), None)
     aws = connect(options, profile)
-    for number in options.account:
+    for number in options.account[:1]:
         try:
             aws = enter(aws, profile, options.role, number)
         except Unanswered as error:
@@ -2803,7 +2804,7 @@ def audit_one(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
 def audit_several(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
     began, blank = time.monotonic(), Report("", datetime.now(timezone.utc))
     results = Results([], blank.started, several=True, with_state=bool(options.state))
-    if len(options.profile) > 1:
+    if len(set(options.profile)) > 1:
         members, results.of = [*members_by_profile(options, blank)], "AWS profiles"
         results.arn = ", ".join(options.profile)
     else:
@@ -2836,6 +2837,7 @@ def audit_several(options: argparse.Namespace, decisions: list[Acceptance]) -> i
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit accounts; the arguments are the command line's, the result is the exit code."""
     options = arguments(argv)
+    FINISHED.clear()
     if options.debug:
         log_calls()
     try:
