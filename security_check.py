@@ -1451,6 +1451,9 @@ def public(aws: Account, row: Row, setting: str) -> Row:
 # === runner ===========================================================================
 
 
+Progress = Callable[[str], None]
+
+
 @dataclass
 class Sheet:
     """A check that has been run. `unread` are the targets that could not be looked at;
@@ -1495,7 +1498,7 @@ def unread_row(what: Check, target: str, error: Exception) -> Row:
     return gap(target, "", {what.columns[0]: target}, as_gap(error))
 
 
-def run(what: Check, aws: Account, progress: Callable[[str], None]) -> Sheet:
+def run(what: Check, aws: Account, progress: Progress) -> Sheet:
     """Run a check over all its targets side by side; the rows come in target order."""
     pool = ThreadPoolExecutor(what.threads)
     jobs: dict[str, Future[tuple[list[Row], int]]] = {}
@@ -2617,16 +2620,17 @@ def members_by_profile(options: argparse.Namespace, blank: Report) -> Iterator[M
         way = functools.partial(connect, options, profile)
         report = replace(blank, name=profile, profile=profile)
         try:
-            aws = way()
+            report.number = (aws := way()).number
         except CannotRun as why:
             complain(f"{profile}: {why}")
-            yield replace(report, error=as_gap(why)), way
+            report.error = as_gap(why)
+        else:
+            way = functools.partial(enter, aws, profile, "", aws.number)
+        if report.number in seen:
+            complain(f"{profile}: the same account as {seen[report.number]}: audited once")
             continue
-        if aws.number in seen:
-            complain(f"{profile}: the same account as {seen[aws.number]}: audited once")
-            continue
-        seen[aws.number] = profile
-        yield replace(report, number=aws.number), functools.partial(lambda one: one, aws)
+        seen |= {report.number: profile} if report.number else {}
+        yield report, way
 
 
 def members_of(
@@ -2642,6 +2646,8 @@ def members_of(
         report = replace(blank, number=number, name=about.get("Name", ""), state=state)
         if not about:
             report.error = Unanswered("NotListed", "organizations", "ListAccounts")
+        if number == caller.number:
+            report.profile = profile or ""
         yield report, functools.partial(enter, caller, profile, options.role, number)
 
 
@@ -2656,7 +2662,7 @@ def listed_accounts(caller: Account) -> dict[str, dict[str, Any]]:
 
 def audit(
     options: argparse.Namespace, decisions: list[Acceptance], aws: Account, report: Report,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> None:  # fmt: skip
     """Audit one account, fill in its report, and write what is to be written of it."""
     began = time.monotonic()
@@ -2696,19 +2702,22 @@ def write(report: Report, now: Known, options: argparse.Namespace) -> None:
 
 
 def audit_member(
-    options: argparse.Namespace, decisions: list[Acceptance], member: Member
+    options: argparse.Namespace, decisions: list[Acceptance], member: Member, progress: Progress
 ) -> tuple[Report, set[Acceptance], dict[str, Any]]:
-    """Audit one account of several: the report, with what the overview needs; the decisions
-    that are about something in it; its JSON. A failure costs this account only, and says so."""
-    report, way = member
+    """Audit one account: the report; the decisions that are about something in it; its JSON.
+    A failure costs this account only, and says so, if there are others. Then of each only
+    that is kept which the overview needs."""
+    (report, way), several = member, is_several(options)
     if not report.error and report.state == ACTIVE:
         try:
             with contextlib.closing(way()) as aws:
-                audit(options, decisions, aws, report, lambda _: None)
+                audit(options, decisions, aws, report, progress)
         except Exception as error:
+            if not several:
+                raise
             report = replace(report, sheets=[], gone=None, error=as_gap(error))
     used, document = matched(decisions, report), as_json(report) if options.json else {}
-    for sheet in report.sheets:
+    for sheet in report.sheets if several else ():
         sheet.rows = [row for row in sheet.rows if row.status != OK]
     return report, used, document
 
@@ -2767,6 +2776,10 @@ def conclude(
     documents: list[dict[str, Any]],
 ) -> int:
     """Tell what came out, and how."""
+    for report in results.reports:
+        if report.has_expired():
+            where = f"{report.number}: " if results.several else ""
+            complain(f"{where}the credentials expired during the audit: the rest was {NOT_CHECKED}")
     calm = all(report.is_calm() for report in results.reports)
     if options.json != "-" and not (options.quiet and calm):
         terminal = bool(sys.stdout and sys.stdout.isatty())
@@ -2782,56 +2795,45 @@ def conclude(
     return max((report.exit_code() for report in results.reports), default=0)
 
 
-def audit_one(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
-    began = time.monotonic()
-    profile = next(iter(options.profile), None)
-    aws = connect(options, profile)
-    for number in options.account[:1]:
-        try:
-            aws = enter(aws, profile, options.role, number)
-        except Unanswered as error:
-            raise CannotRun(f"cannot enter {number}: {error}{needed(error)}") from error
-    report = Report(aws.number, aws.now, profile=profile or "")
-    progress = functools.partial(show_progress, began, not options.quiet)
-    audit(options, decisions, aws, report, progress)
-    progress("")
-    if report.has_expired():
-        complain("the credentials expired during the audit: the rest was NOT CHECKED")
-    unused = [one for one in decisions if one not in matched(decisions, report)]
-    return conclude(options, alone(report), unused, [as_json(report)] if options.json else [])
-
-
-def audit_several(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
-    began, blank = time.monotonic(), Report("", datetime.now(timezone.utc))
-    results = Results([], blank.started, several=True, with_state=bool(options.state))
-    if len(set(options.profile)) > 1:
-        members, results.of = [*members_by_profile(options, blank)], "AWS profiles"
-        results.arn = ", ".join(options.profile)
-    else:
-        profile = next(iter(options.profile), None)
-        caller = connect(options, profile)
-        members, results.arn = [*members_of(caller, options, profile, blank)], caller.arn
-        results.of = (
-            f"AWS organization of {caller.number}" if options.organization else "AWS accounts"
-        )
+def whom(options: argparse.Namespace) -> tuple[Results, list[Member]]:
+    """Which accounts are to be audited, and what they belong to."""
+    blank = Report("", datetime.now(timezone.utc))
+    results = Results([], blank.started, is_several(options), bool(options.state))
     name = Path(f"security_check_overview_{results.started:%Y-%m-%d_%H%M}.xls")
     results.path = (options.output or name).resolve()
+    if len(set(options.profile)) > 1:
+        results.of, results.arn = "AWS profiles", ", ".join(options.profile)
+        return results, [*members_by_profile(options, blank)]
+    profile = next(iter(options.profile), None)
+    caller = connect(options, profile)
+    of = f"AWS organization of {caller.number}" if options.organization else "AWS accounts"
+    results.of, results.arn = of, caller.arn
+    return results, [*members_of(caller, options, profile, blank)]
+
+
+def audit_all(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
+    """Audit the accounts side by side. The files of each are written when it is done, and the
+    overview of several at the end."""
+    began = time.monotonic()
+    results, members = whom(options)
     progress = functools.partial(show_progress, began, not options.quiet)
-    unused, documents, findings = set(decisions), list[dict[str, Any]](), 0
+    inner = (lambda _: None) if results.several else progress
     with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
-        jobs = [pool.submit(audit_member, options, decisions, member) for member in members]
-        for done, job in enumerate(as_completed(jobs), 1):
+        jobs = [pool.submit(audit_member, options, decisions, one, inner) for one in members]
+        findings = 0
+        for done, job in enumerate(as_completed(jobs) if results.several else (), 1):
             findings += len(job.result()[0].rows(FINDING))
             progress(f"{done:,} of {len(jobs):,} accounts, {counted(findings, 'finding')}")
     progress("")
-    for report, used, document in (job.result() for job in jobs):
-        results.reports.append(report)
-        unused -= used
-        documents.append(document)
-    results.reports.sort(key=Report.badness)
+    reports, used, documents = zip(*(job.result() for job in jobs), strict=True)
+    results.reports = sorted(reports, key=Report.badness)
     results.seconds = time.monotonic() - began
-    deliver(book_of(results), results.path)
-    return conclude(options, results, [one for one in decisions if one in unused], documents)
+    if results.several:
+        deliver(book_of(results), results.path)
+    else:
+        results.path = reports[0].path
+    unused = [one for one in decisions if one not in set().union(*used)]
+    return conclude(options, results, unused, [*documents])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -2842,10 +2844,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         log_calls()
     try:
         decisions = prepare(options)
-        return (audit_several if is_several(options) else audit_one)(options, decisions)
+        return audit_all(options, decisions)
+    except Unanswered as error:
+        complain(f"cannot enter the account: {error}{needed(error)}")
     except CannotRun as why:
         complain(str(why))
-        return 2
+    return 2
 
 
 def leave(code: int) -> None:
