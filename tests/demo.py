@@ -1,4 +1,5 @@
 """Try the script without an AWS account: `python tests/demo.py [options of the script]`.
+With `--organization` it is a made-up organization of twelve accounts.
 
 An account is made up on 127.0.0.1, the real script audits it as it would audit yours, and
 the workbook is left in the current folder. With `--months 2` it is audited a second time, as
@@ -22,7 +23,7 @@ for name in list(os.environ):
         del os.environ[name]
 
 from cloud import Cloud, running
-from example import fill
+from example import fill, fill_organization
 
 SCRIPT = Path(__file__).resolve().parent.parent / "security_check.py"
 
@@ -52,7 +53,7 @@ def main() -> int:
     about = "This is a made-up account on 127.0.0.1: no real one is asked or changed."
     print(about, file=sys.stderr, flush=True)
     with running() as cloud, tempfile.TemporaryDirectory() as folder:
-        fill(cloud)
+        (fill_organization if "--organization" in options else fill)(cloud)
         try:
             if ours.months == 1:
                 return audit(cloud, *options)

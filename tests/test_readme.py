@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from cloud import Cloud, Fault
-from example import fill
+from cloud import DEFAULT_ACCOUNT_ID, Cloud, Fault
+from example import fill, fill_organization
 
 import security_check
 from security_check import ACTIONS, CHECKS, main
@@ -41,6 +43,37 @@ def test_the_policy_allows_what_a_run_asks_and_nothing_else(cloud: Cloud) -> Non
     allowed = json.loads(block("json"))["Statement"][0]["Action"]
     assert asked == set(allowed)
     assert allowed == sorted(allowed)
+
+
+def test_the_policies_of_an_organization_allow_what_its_run_asks_and_nothing_else(
+    cloud: Cloud,
+) -> None:
+    fill_organization(cloud)
+    main(["--organization", "--output", "x.xls"])
+    policy, ours, _ = (json.loads(block("json", number))["Statement"] for number in range(3))
+    asked: dict[bool, set[str]] = {True: set(), False: set()}
+    for call in cloud.layer.calls:
+        asked[call.account == DEFAULT_ACCOUNT_ID].add(ACTIONS.get(call.name, call.name))
+    assert asked[False] <= set(policy[0]["Action"])
+    added = {statement["Action"] for statement in ours}
+    assert asked[True] - set(policy[0]["Action"]) - {"sts:GetCallerIdentity"} == added
+    (entered,) = (one["Resource"] for one in ours if one["Action"] == "sts:AssumeRole")
+    assert entered == f"arn:aws:iam::*:role/{security_check.ROLE}"
+
+
+def test_the_template_of_the_role_is_the_readmes() -> None:
+    text = (TOP / "tests/role.yaml").read_text()
+    actions = re.findall(r"^ +- (\w+:\w+)$", text, re.MULTILINE)
+    assert actions == json.loads(block("json"))["Statement"][0]["Action"]
+    trust = json.loads(block("json", 2))["Statement"][0]
+    assert [*trust["Condition"]["StringEquals"]] == re.findall(r"(aws:Principal\w+):", text)
+    assert f"Default: {security_check.ROLE}" in text
+
+
+def test_cfn_lint_has_nothing_to_say_about_the_template() -> None:
+    lint = [Path(sys.executable).parent / "cfn-lint", "--include-checks", "I", "--", "role.yaml"]
+    ran = subprocess.run(lint, cwd=TOP / "tests", capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
 
 
 def test_the_policy_only_reads() -> None:
@@ -102,7 +135,7 @@ def test_ci_runs_the_readmes_own_test_command() -> None:
 
 def test_the_accept_file_of_the_readme_is_one() -> None:
     (text,) = re.findall(r"^```text\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    assert len(security_check.acceptances(text, "README.md")) == 3
+    assert len(security_check.acceptances(text, "README.md")) == 4
 
 
 def test_the_pictures_are_there() -> None:
