@@ -71,7 +71,7 @@ def test_the_template_of_the_role_is_the_readmes() -> None:
 
 
 def test_cfn_lint_has_nothing_to_say_about_the_template() -> None:
-    lint = [Path(sys.executable).parent / "cfn-lint", "--include-checks", "I", "--", "role.yaml"]
+    lint = [str(Path(sys.executable).parent / "cfn-lint"), "--include-checks", "I", "--", "role.yaml"]
     ran = subprocess.run(lint, cwd=TOP / "tests", capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
 

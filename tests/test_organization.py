@@ -1,0 +1,436 @@
+"""A whole organization: every account side by side, a workbook each, one overview."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import xlrd
+from cloud import DEFAULT_ACCOUNT_ID, Cloud, Fault
+from example import MEMBERS, Organization, fill_organization
+from python_calamine import CalamineWorkbook
+
+import security_check
+from security_check import OK, SEVERITIES, main
+
+SCHEMA = json.loads((Path(__file__).parent / "report.schema.json").read_text())
+FILES = ["--json", "o.json", "--csv", ".", "--output", "o.xls"]
+SOEHNE, TOKYO, CLOSED, SUSPENDED = "111111111111", "222222222222", "888888888888", "666666666666"
+
+
+@pytest.fixture
+def company(cloud: Cloud) -> Organization:
+    return fill_organization(cloud)
+
+
+def accounts(name: str = "o.json") -> dict[str, dict[str, Any]]:
+    """What the JSON says of each account; it is valid, and no account is there twice."""
+    report = json.loads(Path(name).read_text())
+    jsonschema.validate(report, SCHEMA)
+    found = {account["account"] or account["name"]: account for account in report["accounts"]}
+    assert len(found) == len(report["accounts"])
+    return found
+
+
+def rows(account: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for check in account["checks"] for row in check["rows"]}
+
+
+def sheet(title: str, path: str = "o.xls") -> list[dict[str, Any]]:
+    """The rows of a sheet by column."""
+    found = xlrd.open_workbook(path).sheet_by_name(title)
+    header, *lines = (found.row_values(n) for n in range(2, found.nrows))
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+def entered(cloud: Cloud) -> list[str]:
+    """The roles that were asked for, as ARN, in the order of the accounts."""
+    texts = (call.text for call in cloud.layer.calls if call.operation == "AssumeRole")
+    return sorted(re.findall(r"RoleArn=([^&]+)", " ".join(texts)))
+
+
+# --- what comes out ------------------------------------------------------------------------
+
+
+def test_the_overview_is_the_sum_of_its_accounts_and_they_are_as_alone(
+    cloud: Cloud, company: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["--organization", *FILES]) == 3
+    found = accounts()
+    assert [*found] == [*company.names]
+    lines = {line["Account"]: line for line in sheet("Accounts")}
+    assert lines.keys() == company.names.keys()
+    for number in company.audited:
+        for name, value in cloud.credentials(number).items():
+            monkeypatch.setenv(name, value)
+        main(["--json", "alone.json", "--output", "alone.xls"])
+        (alone,) = accounts("alone.json").values()
+        assert rows(found[number]) == rows(alone)
+        count = Counter(
+            row["severity"] for row in rows(alone).values() if row["status"] == "FINDING"
+        )
+        assert [lines[number][severity] or 0 for severity in SEVERITIES] == [
+            count[severity] for severity in SEVERITIES
+        ]
+    for check in security_check.CHECKS:
+        shown = [(line["Account"], line["ID"]) for line in sheet(check.title) if line["ID"]]
+        wanted = {
+            (number, id)
+            for number in company.audited
+            for id, row in rows(found[number]).items()
+            if row["status"] != OK and id.startswith(f"{check.name}/")
+        }
+        assert (set(shown), len(shown)) == (wanted, len(wanted))
+        grades = [SEVERITIES.index(line["Severity"] or "Low") for line in sheet(check.title)]
+        assert grades == sorted(grades)
+
+
+def test_nothing_of_one_account_is_in_the_workbook_of_another(
+    cloud: Cloud, company: Organization
+) -> None:
+    main(["--organization", "--output", "o.xls"])
+    for number in company.audited:
+        (path,) = Path().glob(f"security_check_{number}_*.xls")
+        book = xlrd.open_workbook(path)
+        text = "\n".join(
+            str(v) for s in book.sheets() for n in range(s.nrows) for v in s.row_values(n)
+        )
+        others = {*company.names} - {number}
+        assert not [other for other in others if other in text and number != DEFAULT_ACCOUNT_ID]
+        buckets = {m.number: [name for name, *_ in m.buckets] for m in MEMBERS}
+        for other in others & buckets.keys():
+            assert not [name for name in buckets[other] if name in text]
+    asked = {call.account for call in cloud.layer.calls}
+    assert asked == {*company.audited}
+
+
+def test_an_account_that_cannot_be_entered_is_never_just_missing(
+    cloud: Cloud, company: Organization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--organization", *FILES]) == 3
+    first, *others = sheet("Accounts")
+    why = f"AccessDenied: sts AssumeRole arn:aws:iam::{CLOSED}:role/security-check"
+    assert (first["Account"], first["Status"]) == (CLOSED, "NOT CHECKED")
+    assert first["Result"].startswith(f"{why} (needs sts:AssumeRole")
+    assert accounts()[CLOSED]["error"] == why
+    (gone,) = (line for line in others if line["Account"] == SUSPENDED)
+    assert (gone["Status"], gone["Result"]) == ("SUSPENDED", "SUSPENDED: cannot be audited")
+    assert accounts()[SUSPENDED]["error"] == ""
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].endswith("10 audited, 1 NOT CHECKED, 1 SUSPENDED")
+    assert out.splitlines()[-1] == str(Path("o.xls").resolve())
+
+
+def test_links_lead_to_the_workbooks_and_to_the_rows(cloud: Cloud, company: Organization) -> None:
+    Path("reports").mkdir()
+    main(["--organization", "--output", "reports/o.xls"])
+    book = xlrd.open_workbook("reports/o.xls", formatting_info=True)
+    links = book.sheet_by_name("Accounts").hyperlink_map
+    files = {link.url_or_path for link in links.values() if link.type == b"local file"} or {
+        link.url_or_path for link in links.values() if link.url_or_path
+    }
+    names = {name if isinstance(name, str) else name.decode() for name in files}
+    there = {path.name for path in Path("reports").iterdir()} - {"o.xls"}
+    assert names == there
+    assert len(there) == len(company.audited)
+    for link in book.sheet_by_name("Summary").hyperlink_map.values():
+        title, cell = link.textmark.replace("'", "").split("!A")
+        assert book.sheet_by_name(title).nrows >= int(cell)
+    second = CalamineWorkbook.from_path("reports/o.xls")
+    assert second.sheet_names == book.sheet_names()
+
+
+def test_the_terminal_has_80_columns_and_twenty_accounts(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {DEFAULT_ACCOUNT_ID: "me", **{f"{n:012}": "支店" * 20 for n in range(1, 26)}}
+    cloud.organize(names)
+    main(["--organization", "--check", "ec2-classic"])
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[: lines.index("")] + lines[2 : lines.index("", 2)]
+    assert len([line for line in table if line[:12] in names]) == 20
+    assert "and 6 more accounts" in table
+    assert max(len(line) + sum(char in "支店" for char in line) for line in table) <= 80
+
+
+# --- which accounts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("states", [("State",), ("Status",), ("State", "Status")], ids=str)
+def test_states_by_their_new_and_their_old_name(
+    cloud: Cloud, company: Organization, states: tuple[str, ...]
+) -> None:
+    cloud.layer.states = states
+    cloud.layer.pages = lambda found: [[], found[:5], [], found[3:]]  # empty pages, and twice
+    main(["--organization", "--check", "ec2-classic", *FILES])
+    assert [*accounts()] == [*company.names]
+    assert accounts()[SUSPENDED]["state"] == "SUSPENDED"
+    assert not [role for role in entered(cloud) if SUSPENDED in role]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "numbers", "several", "code"),
+    [
+        pytest.param(["--account", SOEHNE], [SOEHNE], False, 0, id="one account alone"),
+        pytest.param(
+            ["--account", DEFAULT_ACCOUNT_ID], [DEFAULT_ACCOUNT_ID], False, 3, id="our own"
+        ),
+        pytest.param(["--account", TOKYO, "--account", SOEHNE], [TOKYO, SOEHNE], True, 0, id="two"),
+        pytest.param(["--account", SOEHNE] * 2, [SOEHNE], False, 0, id="one named twice"),
+        pytest.param(["--organization", "--account", SOEHNE], [SOEHNE], True, 0, id="of the list"),
+    ],
+)
+def test_accounts_that_are_named(
+    cloud: Cloud,
+    company: Organization,
+    arguments: list[str],
+    numbers: list[str],
+    several: bool,
+    code: int,
+) -> None:
+    assert main([*arguments, "--check", "ec2-classic", *FILES]) == code
+    assert [*accounts()] == numbers
+    role = "arn:aws:iam::{}:role/security-check"
+    foreign = sorted(number for number in numbers if number != DEFAULT_ACCOUNT_ID)
+    assert entered(cloud) == [role.format(number) for number in foreign]
+    listed = cloud.layer.count()["organizations:ListAccounts"]
+    assert bool(listed) is ("--organization" in arguments)
+    assert ("Accounts" in xlrd.open_workbook("o.xls").sheet_names()) is several
+
+
+def test_an_account_that_is_not_of_the_organization(cloud: Cloud, company: Organization) -> None:
+    assert main(["--organization", "--account", "123123123123", *FILES]) == 3
+    assert accounts()["123123123123"]["error"] == "NotListed: organizations ListAccounts"
+
+
+def test_the_session_says_who_asks_and_a_role_may_have_a_path(
+    cloud: Cloud, company: Organization
+) -> None:
+    cloud.layer.roles = {"audit/reader"}
+    main(["--account", SOEHNE, "--role", "audit/reader"])
+    (call,) = (call for call in cloud.layer.calls if call.operation == "AssumeRole")
+    assert ":role/audit/reader&RoleSessionName=security-check-" in call.text
+    assert entered(cloud) == [f"arn:aws:iam::{SOEHNE}:role/audit/reader"]
+
+
+def test_a_single_account_that_cannot_be_entered(
+    cloud: Cloud, company: Organization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--account", CLOSED]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot enter the account: AccessDenied: sts AssumeRole" in line
+    assert not [*Path().glob("*.xls")]
+
+
+def test_a_list_that_may_not_be_read_is_one_line(
+    cloud: Cloud, company: Organization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud.layer.faults = [Fault("AccessDeniedException", "organizations")]
+    assert main(["--organization"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "AccessDeniedException: organizations ListAccounts (needs organizations:" in line
+    assert not [*Path().glob("*.xls")]
+
+
+def test_profiles_are_a_run_over_several_accounts(
+    cloud: Cloud, company: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    lines = []
+    for name, number in (("a", SOEHNE), ("b", TOKYO), ("same", SOEHNE)):
+        keys = cloud.credentials(number)
+        lines += [f"[profile {name}]", *(f"{key.lower()} = {keys[key]}" for key in keys)]
+    Path("config").write_text("\n".join([*lines, "[profile none]\n"]))
+    monkeypatch.setenv("AWS_CONFIG_FILE", "config")
+    given = [f"--profile={name}" for name in ("a", "none", "b", "same")]
+    assert main([*given, *FILES]) == 3
+    found = accounts()
+    assert [*found] == [SOEHNE, "none", TOKYO]
+    assert found["none"]["error"].startswith("CannotRun: no AWS credentials found")
+    commands = [row["mend"] for row in rows(found[TOKYO]).values() if row["mend"]]
+    assert commands
+    assert all(command.endswith(" --profile b") for command in commands)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--account", "123"],
+        ["--account", "12345678901x"],
+        ["--account", "١٢٣٤٥٦٧٨٩٠١٢"],
+        ["--role", "a b"],
+        ["--role", ""],
+        ["--organization", "--profile", "a", "--profile", "b"],
+        ["--account", SOEHNE, "--profile", "a", "--profile", "b"],
+    ],
+    ids=" ".join,
+)
+def test_bad_arguments_are_one_line_before_any_call(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert (
+        len(re.findall("^security_check.py: error: ", capsys.readouterr().err, re.MULTILINE)) == 1
+    )
+    assert cloud.layer.calls == []
+
+
+# --- what goes wrong in one account ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("AccessDenied", account=SOEHNE, after=10, status=403),
+        Fault("ExpiredToken", "iam", "ListAccessKeys", account=SOEHNE),
+        Fault("rubbish", "iam", "ListUsers", account=SOEHNE),
+    ],
+    ids=["denied after ten calls", "credentials expire", "nonsense"],
+)
+def test_what_goes_wrong_in_one_account_costs_that_account_only(
+    cloud: Cloud, company: Organization, fault: Fault
+) -> None:
+    two = ["--account", SOEHNE, "--account", TOKYO, *FILES]
+    main(two)
+    before = rows(accounts()[TOKYO])
+    cloud.layer.faults = [fault]
+    assert main(two) == 3
+    after = accounts()
+    assert rows(after[TOKYO]) == before
+    assert "NOT CHECKED" in {row["status"] for row in rows(after[SOEHNE]).values()}
+
+
+@pytest.mark.survives_bugs
+def test_a_bug_in_one_account_costs_that_account_only(
+    cloud: Cloud, company: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = security_check.compared
+
+    def compared(*given: Any) -> Any:
+        if any(row.cells.get("User") == "guenther" for one in given[0] for row in one.rows):
+            raise KeyError("Surprise")
+        return inner(*given)
+
+    monkeypatch.setattr(security_check, "compared", compared)
+    assert main(["--account", SOEHNE, "--account", TOKYO, *FILES]) == 3
+    found = accounts()
+    assert found[SOEHNE]["error"] == "InternalError: KeyError: 'Surprise'"
+    assert rows(found[TOKYO])
+
+
+# --- every month ---------------------------------------------------------------------------------
+
+
+def test_months_of_an_organization(
+    cloud: Cloud, company: Organization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--organization", "--state", "state.json", *FILES]
+    main(run)
+    first = json.loads(Path("state.json").read_text())["accounts"]
+    assert first.keys() == {*company.audited}
+    capsys.readouterr()
+    cloud.client("iam", account=TOKYO).create_user(UserName="new")
+    cloud.layer.closed |= {SOEHNE}
+    main(run)
+    assert json.loads(Path("state.json").read_text())["accounts"][SOEHNE] == first[SOEHNE]
+    found = accounts()
+    news = {
+        (number, id) for number in found for id, row in rows(found[number]).items() if row["new"]
+    }
+    assert news == {(TOKYO, "mfa/new")}
+    assert not any(account["resolved"] for account in found.values())
+    assert f"  {TOKYO}/mfa/new: Not Enabled" in capsys.readouterr().out
+    cloud.layer.closed -= {SOEHNE}
+    cloud.client("iam", account=TOKYO).delete_user(UserName="new")
+    main(run)
+    found = accounts()
+    assert [one["id"] for one in found[TOKYO]["resolved"]] == ["mfa/new"]
+    assert not any(row["new"] for row in rows(found[SOEHNE]).values())
+    assert [(line["Account"], line["Finding"]) for line in sheet("Resolved")] == [
+        (TOKYO, "mfa/new")
+    ]
+
+
+def test_quiet_is_silent_where_nothing_is_new(
+    cloud: Cloud, company: Organization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--account", SOEHNE, "--account", TOKYO, "--quiet", "--state", "state.json"]
+    assert main(run) == 1
+    assert "New:" in capsys.readouterr().out
+    assert main(run) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")
+
+
+def test_decisions_for_all_accounts_and_for_one(
+    cloud: Cloud, company: Organization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("accept.txt").write_text(
+        f"{SOEHNE}/mfa/deploy # a robot there\n"
+        "cloudtrail/* # another tool records\n"
+        f"{TOKYO}/mfa/nobody # left\n"
+    )
+    main(["--organization", "--accept", "accept.txt", *FILES])
+    found = accounts()
+    assert rows(found[SOEHNE])["mfa/deploy"]["status"] == "ACCEPTED"
+    assert rows(found[TOKYO])["mfa/deploy"]["status"] == "FINDING"
+    assert rows(found[TOKYO])["cloudtrail/eu-west-1/not-enabled"]["status"] == "ACCEPTED"
+    cloud.layer.closed.clear()
+    capsys.readouterr()
+    main(["--organization", "--accept", "accept.txt"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"nothing is like it: {TOKYO}/mfa/nobody")
+
+
+# --- partitions, interruptions -----------------------------------------------------------------
+
+
+def test_the_partition_is_the_callers(
+    cloud: Cloud, company: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = security_check.connect
+
+    def connect(*given: Any) -> Any:
+        caller = inner(*given)
+        caller.arn = f"arn:aws-cn:sts::{DEFAULT_ACCOUNT_ID}:assumed-role/admin/ümit@example.com"
+        return caller
+
+    monkeypatch.setattr(security_check, "connect", connect)
+    main(["--account", SOEHNE])
+    (call,) = (call for call in cloud.layer.calls if call.operation == "AssumeRole")
+    assert f"RoleArn=arn:aws-cn:iam::{SOEHNE}:role/security-check&" in call.text
+    assert "RoleSessionName=security-check--mit@example.com" in call.text
+
+
+def test_interrupted_in_the_middle_it_keeps_what_is_done(
+    cloud: Cloud, company: Organization, tmp_path: Path
+) -> None:
+    cloud.layer.faults = [Fault("hang", "iam", account=TOKYO)]
+    given = [str(security_check.__file__), "--account", TOKYO, "--account", SOEHNE]
+    env = {"PATH": os.environ["PATH"], **cloud.environment}
+    process = subprocess.Popen(
+        [sys.executable, *given], env=env, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    while not (done := [*tmp_path.glob(f"security_check_{SOEHNE}_*.xls")]):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.2)  # the name is there an instant before it is counted
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=9)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert err.endswith("interrupted by SIGTERM: 1 account done, no overview was written\n")
+    assert [*tmp_path.iterdir()] == done
+    assert xlrd.open_workbook(done[0]).sheet_names()[0] == "Summary"
