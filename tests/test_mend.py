@@ -1,0 +1,445 @@
+"""The command beside each finding: it is run, and the next audit no longer shows the finding."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xlrd
+from botocore import xform_name
+from botocore.session import Session
+from botocore.validate import validate_parameters
+from cloud import Cloud
+from conftest import NOW, NUMBER, Canned
+from example import fill
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import security_check
+from security_check import (
+    EVERYONE,
+    ROOT,
+    Report,
+    Row,
+    Trail,
+    Unanswered,
+    cli_option,
+    closing,
+    command,
+    gap,
+    main,
+    mend_words,
+    public_sources,
+    recording,
+    restricted,
+    weigh,
+    without_public_grants,
+)
+
+REGION, GROUP = "eu-west-1", "sg-1"
+OWNER, OTHER = "a" * 64, "b" * 64
+ARN = f"arn:aws:cloudtrail:{REGION}:{NUMBER}:trail/main"
+Rows = dict[str, dict[str, Any]]
+
+
+def audit(*arguments: str) -> Rows:
+    """The rows of all checks by ID."""
+    main(["--json", "x.json", "--output", "x.xls", *arguments])
+    (account,) = json.loads(Path("x.json").read_text())["accounts"]
+    return {row["id"]: row for check in account["checks"] for row in check["rows"]}
+
+
+def in_bash(commands: list[str]) -> None:
+    """The commands as a person would paste them; all must succeed."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    text = "\n".join(["set -e", *commands])
+    ran = subprocess.run(
+        ["bash", "-c", text], env={**os.environ, "PATH": path}, capture_output=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr.decode()
+
+
+def at_once(commands: list[str]) -> None:
+    """The same by one Python, which the AWS CLI takes half a second to start."""
+    text = "import sys, shlex; from awscli.clidriver import create_clidriver\n"
+    text += (
+        "for one in sys.argv[1:]: assert create_clidriver().main(shlex.split(one)[1:]) == 0, one"
+    )
+    ran = subprocess.run([sys.executable, "-c", text, *commands], capture_output=True, check=False)
+    assert ran.returncode == 0, ran.stderr.decode()
+
+
+def mend(rows: Rows) -> list[str]:
+    """The commands; moto cannot revoke a rule of a protocol without ports (see below)."""
+    return [row["mend"] for row in rows.values() if row["mend"] and '"47"' not in row["mend"]]
+
+
+@pytest.mark.parametrize(("seed", "how"), [(1, in_bash), (2, at_once), (3, at_once)])
+def test_all_commands_in_any_order_leave_nothing_that_a_command_could_mend(
+    cloud: Cloud, seed: int, how: Any
+) -> None:
+    fill(cloud)
+    before = audit()
+    commands = mend(before)
+    assert len(commands) > 25
+    random.Random(seed).shuffle(commands)
+    cloud.layer.calls.clear()
+    how([*dict.fromkeys(commands)])
+    wrote = {call.operation for call in cloud.layer.calls}
+    assert wrote == {
+        *("RevokeSecurityGroupIngress", "UpdateAccessKey", "StartLogging"),
+        *("PUT acl", "PUT publicAccessBlock"),
+    }
+    after = audit()
+    assert mend(after) == []
+    for id, row in before.items():
+        if not row["mend"]:
+            assert after[id] == row
+    for id in after.keys() - before.keys():
+        assert id == "cloudtrail/us-east-1"  # which is in order now
+
+
+def changed(before: Rows, after: Rows) -> dict[str, tuple[str, str] | None]:
+    """Severity and result of the rows that are not as they were; None if they are gone."""
+    return {
+        id: (after[id]["severity"], after[id]["result"]) if id in after else None
+        for id in before.keys() | after.keys()
+        if before.get(id) != after.get(id)
+    }
+
+
+def test_what_a_command_leaves_alone(cloud: Cloud) -> None:
+    """One command at a time: its finding goes, and every other row is as before."""
+    ec2, s3, iam = (cloud.client(name, REGION) for name in ("ec2", "s3", "iam"))
+    group = ec2.create_security_group(GroupName="web", Description="x")["GroupId"]
+    ranges = [{"CidrIp": "0.0.0.0/0", "Description": "oops"}, {"CidrIp": "203.0.113.0/24"}]
+    v6 = [{"CidrIpv6": "::/0"}, {"CidrIpv6": "2001:db8::/32"}]
+    for port in (22, 3306):
+        rule = {"IpProtocol": "tcp", "FromPort": port, "ToPort": port, "IpRanges": ranges}
+        ec2.authorize_security_group_ingress(
+            GroupId=group, IpPermissions=[{**rule, "Ipv6Ranges": v6}]
+        )
+    place = {"LocationConstraint": REGION}
+    for bucket in ("acl", "policy"):
+        s3.create_bucket(Bucket=f"a-{bucket}", CreateBucketConfiguration=place)
+    read = f'uri="{EVERYONE}"'
+    s3.put_bucket_acl(Bucket="a-acl", GrantRead=read, GrantReadACP=read, GrantWrite=f'id="{OTHER}"')
+    block = {"BlockPublicAcls": True, "IgnorePublicAcls": False, "BlockPublicPolicy": False}
+    s3.put_public_access_block(Bucket="a-policy", PublicAccessBlockConfiguration=block)
+    everyone = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "*"}
+    s3.put_bucket_policy(Bucket="a-policy", Policy=json.dumps({"Statement": [everyone]}))
+    iam.create_user(UserName="deploy")
+    key = iam.create_access_key(UserName="deploy")["AccessKey"]["AccessKeyId"]
+    cloud.backend("iam").users[_user_id(cloud)].access_keys[0].create_date -= timedelta(days=400)
+
+    before = audit()
+    door = f"security-groups/{REGION}/{group}/TCP/{{}}/0.0.0.0/0,::/0"
+    for id, became in {
+        door.format(22): None,
+        f"access-keys/deploy/{key}": ("Low", "Key not rotated for 90 days"),
+        "s3-acls/a-policy/policy": ("Low", "Public by bucket policy"),
+        "s3-acls/a-acl/AllUsers/READ": None,
+    }.items():
+        at_once([before[id]["mend"]])
+        after = audit()
+        others = {door.format(3306)} if id == door.format(22) else set()
+        if "AllUsers" in id:
+            others = {"s3-acls/a-acl/AllUsers/READ_ACP"}
+            assert changed(before, after) == {id: None, **dict.fromkeys(others)}
+        else:
+            assert changed(before, after) == {id: became}
+            assert others <= after.keys()
+        assert not after.get(id, {}).get("mend")
+        before = after
+    (left,) = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
+    kept = {rule["FromPort"]: rule for rule in left["IpPermissions"]}[22]
+    assert [one["CidrIp"] for one in kept["IpRanges"]] == ["203.0.113.0/24"]
+    assert [one["CidrIpv6"] for one in kept["Ipv6Ranges"]] == ["2001:db8::/32"]
+    settings = s3.get_public_access_block(Bucket="a-policy")["PublicAccessBlockConfiguration"]
+    assert settings == {**block, "RestrictPublicBuckets": True}
+    grants = s3.get_bucket_acl(Bucket="a-acl")["Grants"]
+    assert [(one["Grantee"]["ID"], one["Permission"]) for one in grants] == [(OTHER, "WRITE")]
+
+
+def _user_id(cloud: Cloud) -> str:
+    (id,) = cloud.backend("iam").users
+    return str(id)
+
+
+# --- what no command can do ------------------------------------------------------------------
+
+
+def test_where_there_is_no_command_the_cell_says_why(cloud: Cloud) -> None:
+    fill(cloud)
+    rows = audit(
+        "--accept",
+        str(Path("accept.txt").write_text("access-keys/deploy/* # known\n")) and "accept.txt",
+    )
+    book = xlrd.open_workbook("x.xls")
+    cells: dict[str, str] = {}
+    for sheet in book.sheets()[1:]:
+        header = sheet.row_values(2)
+        places = header.index("ID"), header.index("To mend")
+        cells |= {
+            sheet.cell_value(n, places[0]): sheet.cell_value(n, places[1])
+            for n in range(3, sheet.nrows)
+        }
+    for start, words in {
+        "ec2-classic/eu-west-1/": "(move it by hand)",
+        f"access-keys/{ROOT}/keys": "(sign in as root)",
+        "access-keys/former.employee/": "(already inactive)",
+        "access-keys/deploy/": "",  # accepted
+        f"mfa/{ROOT}": "(sign in as root)",
+        "mfa/erin.novak": "(its owner must enrol a device)",
+        "cloudtrail/us-west-2/not-enabled": "(create a trail)",
+        "s3-acls/harbour-books-printer/7": "(ask the other account)",
+        "ec2-classic/us-west-2/not-checked": "",  # a gap
+    }.items():
+        found = [id for id in rows if id.startswith(start)]
+        assert found
+        assert {cells[id] for id in found} == {words}
+        assert {rows[id]["mend"] for id in found} == {""}
+    assert all(cells[id] == row["mend"] for id, row in rows.items() if row["mend"])
+
+
+def test_the_summary_says_what_to_run_and_what_to_allow(cloud: Cloud) -> None:
+    fill(cloud)
+    rows = audit()
+    summary = xlrd.open_workbook("x.xls").sheet_by_name("Summary")
+    words = summary.col_values(1)
+    shown = [text for text in words if str(text).startswith("aws ")]
+    assert shown
+    assert {*shown} <= {row["mend"] for row in rows.values()}
+    (denied,) = (text for text in words if str(text).startswith("add to the policy: "))
+    statement = json.loads(denied.partition(": ")[2])
+    actions = ["ec2:DescribeInstances", "ec2:DescribeSecurityGroups", "s3:GetBucketAcl"]
+    assert statement == {"Effect": "Allow", "Action": actions, "Resource": "*"}
+
+
+# --- the rules -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "public"),
+    [
+        (["0.0.0.0/0", "203.0.113.0/24", "8.8.8.8/32"], ["0.0.0.0/0"]),
+        (["10.0.0.0/0"], ["10.0.0.0/0"]),
+        (["10.0.0.0/8", "::/0"], ["::/0"]),
+        (["0.0.0.0/1", "128.0.0.0/1"], ["0.0.0.0/1", "128.0.0.0/1"]),
+        (["0.0.0.0/1", "192.168.0.0/16"], ["0.0.0.0/1"]),
+        (
+            [f"{n}.0.0.0/8" for n in range(256)],
+            [f"{n}.0.0.0/8" for n in range(1, 224) if n not in (10, 127)],
+        ),
+        (["203.0.113.0/24"], []),
+    ],
+    ids=lambda value: str(value[:2]),
+)
+def test_public_sources_go_and_the_others_stay(cidrs: list[str], public: list[str]) -> None:
+    assert public_sources(cidrs) == public
+
+
+def trail(**about: Any) -> dict[str, Any]:
+    return {"TrailARN": ARN, "Name": "main", "HomeRegion": REGION, **about}
+
+
+@pytest.mark.parametrize(
+    ("problems", "flaws", "words"),
+    [
+        (["logging stopped"], set(), ("start-logging", "--name", ARN)),
+        (["logging stopped"], {"log-file-validation"}, ("start-logging", "--name", ARN)),
+        (["logging stopped", "management events: none"], set(), ()),
+        (["management events: read only"], set(), ()),
+        ([], {"delivery"}, ()),
+        ([], {"events-left-out", "log-file-validation"}, ()),
+        (
+            [],
+            {"log-file-validation"},
+            ("update-trail", "--name", ARN, "--enable-log-file-validation"),
+        ),
+        (
+            [],
+            {"global-events", "log-file-validation"},
+            (
+                *("update-trail", "--name", ARN),
+                *("--enable-log-file-validation", "--include-global-service-events"),
+            ),
+        ),
+    ],
+)
+def test_what_makes_a_trail_record(
+    problems: list[str], flaws: set[str], words: tuple[str, ...]
+) -> None:
+    expected = ("cloudtrail", *words) if words else "change the trail by hand"
+    assert recording(trail(), problems, flaws) == expected
+
+
+def test_a_trail_of_another_account_is_left_to_it(aws: Canned) -> None:
+    theirs = trail(TrailARN=ARN.replace(NUMBER, "999999999999"), IsMultiRegionTrail=True)
+    theirs |= {"HasCustomEventSelectors": False, "LogFileValidationEnabled": True}
+    aws.answer("cloudtrail", "DescribeTrails", {"trailList": [theirs]}, REGION)
+    aws.answer("cloudtrail", "GetTrailStatus", {"IsLogging": False}, REGION)
+    (row,) = security_check.check_cloudtrail(aws, REGION)
+    assert row.mend == "the trail of another account"
+
+
+# --- the words of a command --------------------------------------------------------------------
+
+REPORT = Report(NUMBER, NOW, home="us-east-1")
+NASTY = [
+    "$(reboot)",
+    "`reboot`",
+    "a;b",
+    "a'b",
+    'a"b',
+    "a b",
+    "-x",
+    "--profile=evil",
+    "a\\b",
+    "*",
+    "é🔒",
+]
+
+
+def row(*mend: str) -> Row:
+    return Row(REGION, "x", {"Region": REGION}, "Bad", "High", mend=mend)
+
+
+def meaning(words: list[str]) -> list[str]:
+    """What a shell makes of the command: the words between `aws` and `--region`."""
+    assert words[0] == "aws"
+    return words[1 : words.index("--region")]
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+@example("-x", "--profile=evil")
+@example("a\nb", "x")
+@example("\x1b[31m", "x")
+def test_a_name_stays_a_name_in_the_shell(name: str, profile: str) -> None:
+    report = replace(REPORT, profile=profile)
+    words = ("iam", "update-access-key", *cli_option("user-name", name))
+    text = command(row(*words), report)
+    if not (name + profile).isprintable():
+        assert text == ""
+        assert mend_words(row(*words), report) == "(too long, or odd characters: by hand)"
+        return
+    assert text.isprintable()
+    split = shlex.split(text)
+    assert meaning(split) == [*words]
+    assert split[split.index("--region", len(words)) :][2:] == [*cli_option("profile", profile)]
+    given = [f"--user-name={name}"] if name.startswith("-") else ["--user-name", name]
+    assert [*words[2:]] == given
+
+
+def test_a_real_shell_reads_nasty_names_as_they_are(tmp_path: Path) -> None:
+    for name in NASTY:
+        words = ("iam", "update-access-key", *cli_option("user-name", name))
+        text = command(row(*words), REPORT).removeprefix("aws ")
+        ran = subprocess.run(
+            ["bash", "-c", f"printf '%s\\0' {text}"], cwd=tmp_path, capture_output=True, check=True
+        )
+        assert ran.stdout.decode().split("\0")[:-3] == [*words]
+
+
+def test_a_command_that_no_cell_can_hold_is_left_out() -> None:
+    long = row("ec2", "x", "y" * 40_000)
+    assert command(long, REPORT) == ""
+    assert mend_words(long, REPORT) == "(too long, or odd characters: by hand)"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        gap(REGION, "x", {}, Unanswered("AccessDenied", "ec2", "DescribeInstances")),
+        replace(row("ec2", "x"), acceptance=security_check.Acceptance("*", "", "why")),
+        Row(REGION, "x", {}, "Fine", mend=("ec2", "x")),
+    ],
+    ids=["gap", "accepted", "fine"],
+)
+def test_what_is_no_finding_has_no_command(other: Row) -> None:
+    assert (command(other, REPORT), mend_words(other, REPORT)) == ("", "")
+
+
+def test_the_region_is_the_rows_or_that_of_the_global_services() -> None:
+    at_home = replace(row("cloudtrail", "x"), cells={"Region": REGION, "Home region": "eu-north-1"})
+    assert command(at_home, REPORT).endswith("--region eu-north-1")
+    china = replace(REPORT, home="cn-north-1")
+    assert command(replace(at_home, cells={"User": "x"}), china).endswith("--region cn-north-1")
+
+
+# --- what moto does not do, held to botocore's model of the call ---------------------------------
+
+
+def parameters(words: Any) -> dict[str, Any]:
+    """The parameters of the call that the words of a command name; they must be the model's."""
+    service = {"s3api": "s3"}.get(words[0], words[0])
+    model = Session().get_service_model(service)
+    operations = {xform_name(name, "-"): name for name in model.operation_names}
+    shape = model.operation_model(operations[words[1]]).input_shape
+    assert shape is not None
+    names = {xform_name(name, "-"): name for name in shape.members}
+    sent: dict[str, Any] = {}
+    rest = [*words[2:]]
+    while rest:
+        name = rest.pop(0).removeprefix("--")
+        switch = name.removeprefix("enable-")
+        if name in names and shape.members[names[name]].type_name != "boolean":
+            text = rest.pop(0)
+            sent[names[name]] = json.loads(text) if text[:1] in ("[", "{") else text
+        else:
+            full = name if name in names else next(n for n in names if n.endswith(switch))
+            sent[names[full]] = True
+    validate_parameters(sent, shape)
+    return sent
+
+
+def test_a_rule_of_a_protocol_without_ports_and_of_prefix_lists() -> None:
+    lists = [{"PrefixListId": "pl-1"}, {"PrefixListId": "pl-2", "Description": "x"}]
+    rule = {"IpProtocol": "47", "IpRanges": [{"CidrIp": "0.0.0.0/0"}], "PrefixListIds": lists}
+    other = {"IpProtocol": "tcp", "FromPort": 1, "ToPort": 2, "IpRanges": rule["IpRanges"]}
+    group = {"GroupId": GROUP, "IpPermissions": [rule, other]}
+    sent = parameters(closing(group, ("GRE", None, None), ["0.0.0.0/0", "pl-2"]))
+    revoked = {**rule, "PrefixListIds": [{"PrefixListId": "pl-2"}]}
+    assert sent == {"GroupId": GROUP, "IpPermissions": [revoked]}
+
+
+def test_the_calls_on_trails_and_buckets_are_the_models() -> None:
+    flaws = {"global-events", "log-file-validation"}
+    on = {"EnableLogFileValidation": True, "IncludeGlobalServiceEvents": True}
+    assert parameters(recording(trail(), [], flaws)) == {"Name": ARN, **on}
+    assert parameters(recording(trail(), ["logging stopped"], set())) == {"Name": ARN}
+    owner = {"Type": "CanonicalUser", "ID": OWNER, "DisplayName": "me"}
+    mail = {"Type": "AmazonCustomerByEmail", "EmailAddress": "a@example.com"}
+    grants = [
+        {"Grantee": owner, "Permission": "FULL_CONTROL"},
+        {"Grantee": {"Type": "Group", "URI": EVERYONE}, "Permission": "READ"},
+        {"Grantee": mail, "Permission": "WRITE"},
+    ]
+    words = without_public_grants("b", {"Owner": {"ID": OWNER}, "Grants": grants})
+    policy = parameters(words)["AccessControlPolicy"]
+    assert [one["Permission"] for one in policy["Grants"]] == ["FULL_CONTROL", "WRITE"]
+    assert policy["Grants"][1]["Grantee"] == mail
+    assert restricted("b", None)[-1] == (
+        "BlockPublicAcls=false,IgnorePublicAcls=false,BlockPublicPolicy=false,"
+        "RestrictPublicBuckets=true"
+    )
+
+
+def test_a_trail_with_two_flaws_says_so_once() -> None:
+    about = trail(IsMultiRegionTrail=False, IncludeGlobalServiceEvents=False)
+    known = weigh(
+        about,
+        {"IsLogging": True},
+        {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]},
+    )
+    assert isinstance(known, Trail)
+    assert known.mend[:2] == ("cloudtrail", "update-trail")
