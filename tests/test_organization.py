@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -150,11 +151,36 @@ def test_links_lead_to_the_workbooks_and_to_the_rows(cloud: Cloud, company: Orga
     there = {path.name for path in Path("reports").iterdir()} - {"o.xls"}
     assert names == there
     assert len(there) == len(company.audited)
-    for link in book.sheet_by_name("Summary").hyperlink_map.values():
+    summary, rows_linked = book.sheet_by_name("Summary"), 0
+    for (place, column), link in summary.hyperlink_map.items():
         title, cell = link.textmark.replace("'", "").split("!A")
-        assert book.sheet_by_name(title).nrows >= int(cell)
+        row, words = book.sheet_by_name(title).row_values(int(cell) - 1), ""
+        if int(cell) > 1:
+            words, rows_linked = summary.cell_value(place, column), rows_linked + 1
+            assert row[0] in words
+            assert title == "Accounts" or row[-1].partition("/")[2] in words
+    assert rows_linked == 14  # the ten worst, and four gaps
     second = CalamineWorkbook.from_path("reports/o.xls")
     assert second.sheet_names == book.sheet_names()
+
+
+def test_standard_output_is_one_document_and_every_table_is_a_file(
+    cloud: Cloud, few: Organization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("tables").mkdir()
+    assert main(["--organization", "--json", "-", "--csv", "tables", "--output", "o.xls"]) == 3
+    Path("o.json").write_text(capsys.readouterr().out)
+    found = accounts()
+    assert [*found] == [*few.names]
+    tables = {
+        path.name: [line["ID"] for line in csv.DictReader(path.open(encoding="utf-8-sig"))]
+        for path in Path("tables").iterdir()
+    }
+    assert {name: sorted(ids) for name, ids in tables.items()} == {
+        f"{number}-{check['name']}.csv": sorted(row["id"] for row in check["rows"])
+        for number in few.audited
+        for check in found[number]["checks"]
+    }
 
 
 def test_the_terminal_has_80_columns_and_twenty_accounts(
@@ -249,6 +275,35 @@ def test_a_list_that_may_not_be_read_is_one_line(
     assert not [*Path().glob("*.xls")]
 
 
+def test_a_delegated_administrator_may_run_it(
+    cloud: Cloud, few: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cloud.credentials(SOEHNE).items():
+        monkeypatch.setenv(name, value)
+    assert main(["--organization", *FILES]) == 2
+    cloud.layer.administrators = {SOEHNE}
+    assert main(["--organization", *FILES]) == 3
+    assert [*accounts()] == [*few.names]
+    asked = [DEFAULT_ACCOUNT_ID, TOKYO, CLOSED]  # the administrator itself assumes no role
+    assert entered(cloud) == [f"arn:aws:iam::{one}:role/security-check" for one in asked]
+
+
+def test_a_profile_lists_and_assumes_but_is_not_who_audits(
+    cloud: Cloud, few: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = cloud.credentials(DEFAULT_ACCOUNT_ID)
+    for name in keys:
+        monkeypatch.delenv(name)
+    lines = [f"{name.lower()} = {value}" for name, value in keys.items()]
+    Path("config").write_text("\n".join(["[profile audit]", "region = eu-west-1", *lines]))
+    monkeypatch.setenv("AWS_CONFIG_FILE", "config")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of nobody in particular")
+    assert main(["--organization", "--profile", "audit", *FILES]) == 3
+    assert [*accounts()] == [*few.names]
+    assert {call.account for call in cloud.layer.calls} == {*few.audited}
+    assert {call.region for call in cloud.layer.calls if call.service == "sts"} == {"eu-west-1"}
+
+
 def test_profiles_are_a_run_over_several_accounts(
     cloud: Cloud, few: Organization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +375,34 @@ def test_what_goes_wrong_in_one_account_costs_that_account_only(
     assert "NOT CHECKED" in {row["status"] for row in rows(after[SOEHNE]).values()}
 
 
+def test_a_list_that_aws_fails_to_give_costs_its_checks_only(
+    cloud: Cloud, few: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.001
+    )
+    cloud.layer.faults = [Fault("InternalFailure", "iam", "ListUsers", account=SOEHNE, status=500)]
+    assert main(["--account", SOEHNE, "--account", TOKYO, *FILES]) == 3
+    gaps = {
+        (number, id)
+        for number, account in accounts().items()
+        for id, row in rows(account).items()
+        if row["status"] == "NOT CHECKED"
+    }
+    assert gaps == {(SOEHNE, "access-keys/users/not-checked"), (SOEHNE, "mfa/users/not-checked")}
+
+
+def test_credentials_that_expire_while_accounts_are_entered(
+    cloud: Cloud, few: Organization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud.layer.faults = [Fault("ExpiredToken", "sts", "AssumeRole", after=1, status=403)]
+    assert main(["--organization", *FILES]) == 3
+    errors = [one["error"] for one in accounts().values() if one["error"]]
+    assert len(errors) == 2
+    assert all(error.startswith("ExpiredToken: sts AssumeRole arn:aws:iam::") for error in errors)
+    assert "2 audited, 2 NOT CHECKED" in capsys.readouterr().out
+
+
 @pytest.mark.survives_bugs
 def test_a_bug_in_one_account_costs_that_account_only(
     cloud: Cloud, few: Organization, monkeypatch: pytest.MonkeyPatch
@@ -380,6 +463,19 @@ def test_quiet_is_silent_where_nothing_is_new(
     assert main(run) == 1
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "")
+
+
+def test_an_account_that_left_the_organization_keeps_its_state(
+    cloud: Cloud, few: Organization
+) -> None:
+    run = ["--organization", "--state", "state.json", *FILES]
+    main(run)
+    first = json.loads(Path("state.json").read_text())["accounts"]
+    cloud.layer.pages = lambda found: [[one for one in found if one["Id"] != TOKYO]]
+    main(run)
+    assert json.loads(Path("state.json").read_text())["accounts"][TOKYO] == first[TOKYO]
+    assert TOKYO not in accounts()
+    assert next(iter(sheet("Resolved")[0].values())) == "Nothing was resolved since last time"
 
 
 def test_decisions_for_all_accounts_and_for_one(
