@@ -46,10 +46,15 @@ def test_the_policy_allows_what_a_run_asks_and_nothing_else(cloud: Cloud) -> Non
 
 
 def test_the_policies_of_an_organization_allow_what_its_run_asks_and_nothing_else(
-    cloud: Cloud,
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill_organization(cloud)
     main(["--organization", "--output", "x.xls"])
+    said, told = (
+        [(line[:12], *line.split()[-4:]) for line in text.splitlines()]  # without names
+        for text in (capsys.readouterr().out, block("console", 1))
+    )
+    assert told == said[: len(told)]
     policy, ours, _ = (json.loads(block("json", number))["Statement"] for number in range(3))
     asked: dict[bool, set[str]] = {True: set(), False: set()}
     for call in cloud.layer.calls:
@@ -68,10 +73,18 @@ def test_the_template_of_the_role_is_the_readmes() -> None:
     trust = json.loads(block("json", 2))["Statement"][0]
     assert [*trust["Condition"]["StringEquals"]] == re.findall(r"(aws:Principal\w+):", text)
     assert f"Default: {security_check.ROLE}" in text
+    parameters = re.findall(r"^  (\w+):\n    Type: String", text, re.MULTILINE)
+    assert {"RoleName", *re.findall(r"ParameterKey=(\w+)", block("sh", 3))} == {*parameters}
 
 
 def test_cfn_lint_has_nothing_to_say_about_the_template() -> None:
-    lint = [str(Path(sys.executable).parent / "cfn-lint"), "--include-checks", "I", "--", "role.yaml"]
+    lint = [
+        str(Path(sys.executable).parent / "cfn-lint"),
+        "--include-checks",
+        "I",
+        "--",
+        "role.yaml",
+    ]
     ran = subprocess.run(lint, cwd=TOP / "tests", capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
 
@@ -111,6 +124,8 @@ def test_numbers_in_words_are_the_codes() -> None:
     assert f"{security_check.MAX_TEXT:,} characters a cell" in README
     assert f"{security_check.MAX_KEY_AGE} days unless told" in README
     assert f"within {security_check.SOON.days} days is OK" in README
+    assert security_check.ACCOUNTS_AT_ONCE == 8
+    assert "every active account, eight side by side" in README
 
 
 def test_requirements_are_the_same_wherever_they_stand() -> None:
