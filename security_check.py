@@ -32,6 +32,7 @@ import argparse
 import contextlib
 import csv
 import functools
+import gc
 import importlib.util
 import io
 import json
@@ -105,6 +106,8 @@ REFUSED = {
     *("AuthFailure", "InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch"),
     "UnrecognizedClientException",
 }
+
+READS = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")  # names begin so
 
 # The IAM action behind a call, where S3 gives it another name.
 ACTIONS = {
@@ -2539,13 +2542,32 @@ def advice(error: Exception, profile: str | None) -> str:
     return f"cannot reach the account: {' '.join(str(reason).split())}"
 
 
+class ReadingModels:
+    """What botocore knows of AWS's services, read once for all accounts, because that is slow,
+    and without what writes: our clients have no method that could change anything."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.load_service_model = functools.cache(self._load_service_model)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def _load_service_model(
+        self, service_name: str, type_name: str, api_version: str | None = None
+    ) -> Any:
+        model = self.loader.load_service_model(service_name, type_name, api_version)
+        if type_name != "service-2":
+            return model
+        named = model["operations"].items()
+        return model | {"operations": {name: one for name, one in named if name.startswith(READS)}}
+
+
 @functools.cache
 def service_models() -> Any:
-    """What botocore knows of AWS's services, read once for all accounts, because that is slow.
-    Nothing of an account is in it."""
     import botocore.session
 
-    return botocore.session.Session().get_component("data_loader")
+    return ReadingModels(botocore.session.Session().get_component("data_loader"))
 
 
 def new_session(profile: str | None = None, **keys: str) -> boto3.Session:
@@ -2840,6 +2862,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Audit accounts; the arguments are the command line's, the result is the exit code."""
     options = arguments(argv)
     FINISHED.clear()
+    gc.set_threshold(100_000)  # botocore's models are large, and looked through in vain
     if options.debug:
         log_calls()
     try:

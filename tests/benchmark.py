@@ -1,4 +1,5 @@
-"""How fast is the script? `python tests/benchmark.py [small] [medium] [large] [--rounds N]`
+"""How fast is the script? `python tests/benchmark.py [small] [medium] [large] [organization]
+[--rounds N]`
 
 An account behind 60 ms a call, and behind AWS's throttling, is audited by three programs:
 
@@ -10,6 +11,9 @@ An account behind 60 ms a call, and behind AWS's throttling, is audited by three
 Each is a process of its own, and so is the account: its answers are worked out beforehand
 and only repeated, so that moto's own slowness is not measured. Script and floor take turns, and
 the median of three counts. Only ratios within one run mean something on another machine.
+
+`organization` measures 20 small accounts and 8 medium ones, audited by one run and by a run for
+each, one after another; and the overview of 200 accounts with 300 findings each.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import argparse
 import contextlib
 import functools
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -51,6 +56,8 @@ class Size:
 
 SIZES = {"small": Size(12, 10, 2), "medium": Size(200, 200, 20), "large": Size(2000, 1000, 200)}
 FITS = {"users": (100, 200, 400), "buckets": (100, 200, 400), "groups": (50, 100, 200)}
+OWN = "123456789012"  # moto's
+ORGANIZATIONS = {"small": 20, "medium": 8}  # accounts
 FIT_BASE = {"users": 12, "buckets": 10, "groups": 2}
 
 # --- the account, in a process of its own -----------------------------------------------
@@ -90,12 +97,21 @@ def serve(pipe: Connection) -> None:
                 from example import fill_many
 
                 cloud.reset()
-                fill_many(cloud, REGIONS, argument.users, argument.buckets, argument.groups)
+                size, accounts = argument
+                cloud.organize({number: number for number in accounts})
+                for number in accounts:
+                    sizes = (size.users, size.buckets, size.groups)
+                    fill_many(cloud, REGIONS, *sizes, account=number)
                 layer.app = Remembering(moto)
             elif order == "begin":
                 layer.calls, layer.throttled = [], 0
                 layer.delay, layer.buckets = argument
-            pipe.send((len(layer.calls), layer.throttled, allowed(layer.calls)))
+            pipe.send((len(layer.calls), layer.throttled, allowed(layer.calls), processor_time()))
+
+
+def processor_time() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def allowed(calls: Iterable[Any]) -> float:
@@ -103,11 +119,11 @@ def allowed(calls: Iterable[Any]) -> float:
     repeated because it was throttled counts once."""
     from cloud import LIMITS
 
-    asked = {(call.service, call.region, call.operation, call.text) for call in calls}
-    numbers: Counter[tuple[str, str, str]] = Counter()
-    for service, region, operation, _ in asked:
+    asked = {(c.service, c.account, c.region, c.operation, c.text) for c in calls}
+    numbers: Counter[tuple[str, str, str, str]] = Counter()
+    for service, account, region, operation, _ in asked:
         where = "" if service == "iam" else region
-        numbers[service, where, operation if service == "cloudtrail" else ""] += 1
+        numbers[service, account, where, operation if service == "cloudtrail" else ""] += 1
     limited = ((number, *LIMITS[key[0]]) for key, number in numbers.items() if key[0] in LIMITS)
     return max(0.0, max(((number - burst) / rate for number, rate, burst in limited), default=0))
 
@@ -119,9 +135,9 @@ class Server:
         self.pipe = pipe
         self.environment: dict[str, str] = pipe.recv()
 
-    def order(self, order: str, argument: Any = None) -> tuple[int, int, float]:
+    def order(self, order: str, argument: Any = None) -> tuple[int, int, float, float]:
         self.pipe.send((order, argument))
-        answer: tuple[int, int, float] = self.pipe.recv()
+        answer: tuple[int, int, float, float] = self.pipe.recv()
         return answer
 
 
@@ -257,24 +273,32 @@ def rows(number: int = 200_000) -> None:
     sys.path.insert(0, str(SCRIPT.parent))
     import security_check as script
 
-    aws: Any = argparse.Namespace(only=["us-east-1"], region="us-east-1", number="1", arn="a")
-    aws.now = datetime.now(timezone.utc)
-    grants = [
-        script.Row(f"bucket-{n}/Owner/READ", (f"bucket-{n}", "", "me", "Owner", "READ", ""), "Fine")
-        for n in range(number)
-    ]
-    sheet = script.Sheet(script.CHECKS[5], grants, [])
-    print(len(script.workbook(script.Report(aws, "", [sheet]))))
+    acls, rest = script.CHECKS[5], ("", "me", "Owner", "READ", "")
+    grants = []
+    for bucket in (f"bucket-{n}" for n in range(number)):
+        cells: dict[str, Any] = dict(zip(acls.columns, (bucket, *rest), strict=True))
+        grants.append(script.Row(bucket, "Owner/READ", cells, "Fine"))
+    report = script.Report(
+        number="1",
+        arn="a",
+        home="us-east-1",
+        started=datetime.now(timezone.utc),
+        aliases=[],
+        regions=["us-east-1"],
+        sheets=[script.Sheet(acls, grants)],
+    )
+    print(len(script.workbook(report)))
 
 
-def measure_rows() -> None:
-    command = [sys.executable, str(Path(__file__).resolve()), "--program", "rows"]
+def measure_alone(program: str, what: str) -> None:
+    command = [sys.executable, str(Path(__file__).resolve()), "--program", program]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     memory = used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    print(f"\n200,000 rows as a workbook: {time.monotonic() - started:.0f} s, {memory:.0f} MB")
+    code = f", failed with {process.returncode}" if process.returncode else ""
+    print(f"\n{what}: {time.monotonic() - started:.0f} s, {memory:.0f} MB{code}")
 
 
 # --- measuring ---------------------------------------------------------------------------
@@ -289,6 +313,7 @@ class Measured:
     calls: int
     throttled: int
     allowed: float
+    served: float  # seconds of the server's processor
     code: int
 
     def line(self) -> str:
@@ -299,11 +324,14 @@ class Measured:
         )
 
 
-def measure(server: Server, program: str, delay: float, throttling: bool) -> Measured:
+def measure(
+    server: Server, program: str, delay: float, throttling: bool, *arguments: str
+) -> Measured:
     own = [str(Path(__file__).resolve()), "--program", program]
-    server.order("begin", (delay, {} if throttling else None))
+    *_, before = server.order("begin", (delay, {} if throttling else None))
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *([str(SCRIPT)] if program == "script" else own)]
+        script = [str(SCRIPT), *arguments]
+        command = [sys.executable, *(script if program == "script" else own)]
         started = time.monotonic()
         process = subprocess.Popen(
             command, cwd=folder, env=os.environ | server.environment, stdout=subprocess.DEVNULL
@@ -313,14 +341,15 @@ def measure(server: Server, program: str, delay: float, throttling: bool) -> Mea
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode not in (0, 1, 3):
         raise SystemExit(f"{program} failed")
-    calls, throttled, least = server.order("count")
+    calls, throttled, least, after = server.order("count")
     memory = used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     cpu = used.ru_utime + used.ru_stime
-    return Measured(program, wall, cpu, memory, calls, throttled, least, process.returncode)
+    served, code = after - before, process.returncode
+    return Measured(program, wall, cpu, memory, calls, throttled, least, served, code)
 
 
 def fill(server: Server, size: Size, programs: Iterable[str]) -> None:
-    server.order("fill", size)
+    server.order("fill", (size, [OWN]))
     for program in programs:  # so that all their answers are worked out
         measure(server, program, 0, throttling=False)
 
@@ -348,6 +377,41 @@ def compare(server: Server, name: str, throttling: bool) -> None:
         )
 
 
+def organization(server: Server, name: str, number: int) -> None:
+    """Accounts side by side, and the same one after another, as AWS throttles."""
+    accounts = [OWN, *(f"{n:012}" for n in range(1, number))]
+    server.order("fill", (SIZES[name], accounts))
+    measure(server, "script", 0, False, "--organization")  # so that all answers are worked out
+    together = measure(server, "script", DELAY, True, "--organization")
+    alone = [measure(server, "script", DELAY, True, "--account", one) for one in accounts]
+    wall = sum(one.wall for one in alone)
+    print(f"\n{number} {name} accounts, throttling on")
+    print("           wall     CPU  memory   calls throttled")
+    print(together.line())
+    print(f"        {wall / together.wall:.1f} times faster than one after another", end="")
+    print(f", {together.cpu / number:.2f} s of processor an account", end="")
+    print(f", the server's {together.served:.1f} s", flush=True)
+
+
+def overview(accounts: int = 200, findings: int = 300) -> None:
+    """The overview of so many accounts, without asking anybody."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    import security_check as script
+
+    acls, now = script.CHECKS[5], datetime.now(timezone.utc)
+    results = script.Results([], now, several=True, of="AWS accounts", path=Path("o.xls"))
+    for number in range(accounts):
+        rows = []
+        for bucket in (f"bucket-{number}-{n}" for n in range(findings)):
+            cells: dict[str, Any] = dict.fromkeys(acls.columns, "x") | {"Bucket": bucket}
+            rows.append(script.Row(bucket, "AllUsers/READ", cells, "Public", script.CRITICAL))
+        report = script.Report(f"{number:012}", now, home="us-east-1", name=f"account {number}")
+        report.sheets = [script.Sheet(acls, rows)]
+        results.reports.append(report)
+    assert len(script.book_of(results)) > accounts * findings
+    assert script.tally([r for one in results.reports for r in one.all_rows()], False)["Critical"]
+
+
 def fit(server: Server) -> None:
     print("\nHow it grows, throttling off")
     for what, numbers in FITS.items():
@@ -365,27 +429,43 @@ def fit(server: Server) -> None:
         )
 
 
+PROGRAMS: dict[str, Callable[[], None]] = {
+    "plain": plain,
+    "floor": floor,
+    "rows": rows,
+    "overview": overview,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("sizes", nargs="*", metavar="SIZE", help="small, medium, large")
+    parser.add_argument(
+        "sizes", nargs="*", metavar="SIZE", help="small, medium, large, organization"
+    )
     parser.add_argument("--rounds", type=int, default=1, help="how often to measure everything")
-    parser.add_argument("--program", choices=("plain", "floor", "rows"), help=argparse.SUPPRESS)
+    parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.program:
-        return {"plain": plain, "floor": floor, "rows": rows}[options.program]()
+        return PROGRAMS[options.program]()
     for name in list(os.environ):  # nothing of a real account, for us and all we start
         if name.startswith("AWS_") or name.lower().endswith("_proxy"):
             del os.environ[name]
-    if unknown := set(options.sizes) - set(SIZES):
+    if unknown := set(options.sizes) - {*SIZES, "organization"}:
         parser.error(f"no such size: {', '.join(sorted(unknown))}")
     print(f"{len(REGIONS)} regions, {DELAY * 1000:.0f} ms a call; seconds, megabytes")
     with server() as account:
-        for name in options.sizes or ("small", "medium"):
+        if "organization" in options.sizes:
+            for name, number in ORGANIZATIONS.items():
+                organization(account, name, number)
+        sizes = [name for name in options.sizes if name in SIZES]
+        for name in sizes if options.sizes else ("small", "medium"):
             fill(account, SIZES[name], ("script", "plain", "floor"))
             for throttling in (False, True) * options.rounds:
                 compare(account, name, throttling)
-        fit(account)
-    measure_rows()
+        if sizes or not options.sizes:
+            fit(account)
+    measure_alone("rows", "200,000 rows as a workbook")
+    measure_alone("overview", "The overview of 200 accounts with 300 findings each")
     return None
 
 

@@ -583,3 +583,14 @@ def test_help_explains_every_option_and_exit_code_in_80_columns() -> None:
     for code in "0123":
         assert re.search(rf"^  {code}  \S", text, re.MULTILINE)
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_clients_have_no_method_that_writes() -> None:
+    keys = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "x", "region_name": "us-east-1"}
+    session: Any = security_check.new_session(None, **keys)
+    for service in ("cloudtrail", "ec2", "iam", "organizations", "s3", "s3control", "sts"):
+        client = session.client(service)
+        names = client.meta.method_to_api_mapping.values()
+        assert names
+        assert not [name for name in names if not name.startswith(security_check.READS)]
+    assert not hasattr(session.client("ec2"), "terminate_instances")
