@@ -15,11 +15,11 @@ The file reads from top to bottom; what is used stands above its use:
     runner      the only place that survives a failure: the failure becomes a row
     files       how a file is written without harm
     months      what was accepted, what is new since last time, what is gone
-    report      an audit, whole, as plain data
-    words       what people read of a row and of a report; the terminal
-    workbook    a report made into sheets; it knows nothing of AWS calls
+    report      an audit of one account, whole, as plain data; the results of a run
+    words       what people read of them, and the commands that mend; the terminal
+    workbook    results made into sheets; it knows nothing of AWS calls
     exports     the same as JSON and as CSV
-    main        arguments, preflight, one audit a profile, exit code
+    main        arguments, preflight, the accounts, exit code
 
 A seventh check is one function under `@check`; nothing else changes.
 Severities are those that AWS Security Hub publishes for the control named beside
