@@ -2697,12 +2697,8 @@ def audit(
     report.sheets = [settled(sheet, aws.number, decisions, known, today) for sheet in sheets]
     now, gone = compared(report.sheets, known or {}, aws.only)
     report.gone = gone if options.state else None
-    report.number, report.arn, report.home, report.started = (
-        aws.number,
-        aws.arn,
-        aws.region,
-        aws.now,
-    )
+    report.number, report.arn = aws.number, aws.arn
+    report.home, report.started = aws.region, aws.now
     report.aliases = answer_or_gap(account_aliases, aws)
     report.regions = answer_or_gap(regions, aws)
     report.seconds = time.monotonic() - began
@@ -2737,7 +2733,7 @@ def audit_member(
         except Exception as error:
             if not several:
                 raise
-            report = replace(report, sheets=[], gone=None, error=as_gap(error))
+            report = replace(report, sheets=[], gone=None, path=Path(), error=as_gap(error))
     used, document = matched(decisions, report), as_json(report) if options.json else {}
     for sheet in report.sheets if several else ():
         sheet.rows = [row for row in sheet.rows if row.status != OK]
