@@ -2299,6 +2299,9 @@ def write_summary(book: Book, results: Results, tables: Tables) -> None:
     for what, found in tables.items():
         counts = tally((one.row for one in found), **results.headings()).values()
         page.write([what.title, *(n or "" for n in counts)], links={0: f"#'{what.title}'!A1"})
+    if results.several:
+        all_rows = (row for report in results.reports for row in report.all_rows())
+        page.write(["All", *(n or "" for n in tally(all_rows, **results.headings()).values())])
     write_worst(page, "Worst findings", worst(tables, FINDING), results)
     write_worst(page, "Not checked", worst(tables, NOT_CHECKED), results)
     if statement := missing_statement(results):

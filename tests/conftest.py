@@ -95,6 +95,13 @@ def audited(*arguments: str) -> Report:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "survives_bugs: the test provokes an internal error")
+    config.addinivalue_line("markers", "posix: the test needs what Windows does not have")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if sys.platform == "win32" and item.get_closest_marker("posix"):
+            item.add_marker(pytest.mark.skip(reason="not on Windows"))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

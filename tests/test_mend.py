@@ -83,6 +83,7 @@ def mend(rows: Rows) -> list[str]:
     return [row["mend"] for row in rows.values() if row["mend"] and '"47"' not in row["mend"]]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(("seed", "how"), [(1, in_bash), (2, at_once), (3, at_once)])
 def test_all_commands_in_any_order_leave_nothing_that_a_command_could_mend(
     cloud: Cloud, seed: int, how: Any
@@ -340,6 +341,7 @@ def test_a_name_stays_a_name_in_the_shell(name: str, profile: str) -> None:
     assert [*words[2:]] == given
 
 
+@pytest.mark.posix
 def test_a_real_shell_reads_nasty_names_as_they_are(tmp_path: Path) -> None:
     for name in NASTY:
         words = ("iam", "update-access-key", *cli_option("user-name", name))

@@ -102,6 +102,7 @@ def open_port(cloud: Cloud, region: str, port: int) -> str:
     return group
 
 
+@pytest.mark.posix
 def test_four_months_on_one_account(cloud: Cloud, run_on: Any) -> None:
     checks = ("--check", "security-groups", "--check", "mfa")
     west, east = open_port(cloud, "eu-west-1", 22), open_port(cloud, "us-east-1", 8443)
@@ -406,6 +407,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 SYSTEMD = re.findall(r"```ini\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.posix
 def test_the_crontab_of_the_readme_runs_as_cron_runs_it(cloud: Cloud, tmp_path: Path) -> None:
     """An empty environment, but for what this test's AWS needs; /bin/sh; the folder's own
     .venv."""

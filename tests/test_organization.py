@@ -90,6 +90,9 @@ def test_the_overview_is_the_sum_of_its_accounts_and_they_are_as_alone(
         assert [lines[number][severity] or 0 for severity in SEVERITIES] == [
             count[severity] for severity in SEVERITIES
         ]
+    summary = xlrd.open_workbook("o.xls").sheet_by_name("Summary")
+    totals = summary.row_values(summary.col_values(0).index("All"))[1:5]
+    assert totals == [sum(line[s] or 0 for line in lines.values()) for s in SEVERITIES]
     for check in security_check.CHECKS:
         shown = [(line["Account"], line["ID"]) for line in sheet(check.title) if line["ID"]]
         wanted = {
@@ -518,6 +521,7 @@ def test_the_partition_is_the_callers(
     assert "RoleSessionName=security-check--mit@example.com" in call.text
 
 
+@pytest.mark.posix
 def test_interrupted_in_the_middle_it_keeps_what_is_done(
     cloud: Cloud, few: Organization, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from cloud import Cloud, Fault
 import security_check
 from security_check import READ_TIMEOUT
 
+pytestmark = pytest.mark.posix
 SCRIPT = Path(security_check.__file__)
 PROGRAM = [sys.executable, str(SCRIPT)]
 

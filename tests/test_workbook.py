@@ -184,6 +184,7 @@ def test_numbers_are_right_and_so_are_the_words_over_them(aws: Canned) -> None:
         assert [n for n, side in enumerate(sides) if side == 3] == [*wanted]
 
 
+@pytest.mark.posix
 def test_days_are_of_utc_wherever_the_script_runs(
     aws: Canned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +381,7 @@ def test_what_is_gone_has_a_sheet(aws: Canned) -> None:
 # --- the file -----------------------------------------------------------------------------------
 
 
+@pytest.mark.posix
 def test_a_file_is_for_its_owner_only_whatever_the_umask(tmp_path: Path) -> None:
     import os
 
