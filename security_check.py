@@ -44,6 +44,7 @@ import signal
 import struct
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import traceback
@@ -120,6 +121,7 @@ ACTIONS = {
 
 Cell = str | int | bool | datetime | None
 Mend = tuple[str, ...] | str  # the words of an AWS CLI command, or why there is none
+Brief = tuple[str, str, str]  # a sentence that follows a name: start, what, end
 
 
 class CannotRun(Exception):
@@ -165,9 +167,10 @@ class Row:
 
     `part` is what of the target the row is about; a blank one is the target itself. `cells`
     are the check's own columns by name. A row with a `severity` is a finding, one with a
-    `gap` is what AWS did not let us look at; `mend` is what a person may run. The last four
-    are known once a state or decisions are: `first_seen` is a day, `lapsed` says that the
-    acceptance is over.
+    `gap` is what AWS did not let us look at; `mend` is what a person may run. `result` is a
+    sentence; `brief` says the same where a name stands in front, and rows that differ in its
+    middle alone can be told together. The last four are known once a state or decisions are:
+    `first_seen` is a day, `lapsed` says that the acceptance is over.
     """
 
     target: str
@@ -177,7 +180,8 @@ class Row:
     severity: str = ""
     control: str = ""
     gap: Unanswered | None = None
-    mend: Mend = field(default="", compare=False)  # it follows from the rest
+    brief: Brief = field(default=("", "", ""), compare=False)  # it follows from the rest,
+    mend: Mend = field(default="", compare=False)  # as does this
     first_seen: str = ""
     new: bool = False
     acceptance: Acceptance | None = None
@@ -199,6 +203,18 @@ class Row:
     def grade(self) -> str:
         """The severity of a finding, else the status: one of GRADES."""
         return self.severity if self.status == FINDING else self.status
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def in_words(names: Iterable[str], most: int = 4) -> str:
+    """`a`, `a and b`, `a, b and c`; of many only the first."""
+    distinct = [*dict.fromkeys(names)]
+    if len(distinct) > most:
+        distinct[most - 1 :] = [f"{len(distinct) - most + 1:,} more"]
+    return " and ".join(filter(None, (", ".join(distinct[:-1]), *distinct[-1:])))
 
 
 def yes_no(fact: Any) -> str:
@@ -227,11 +243,13 @@ def gap(target: str, part: str, cells: dict[str, Cell], why: Unanswered) -> Row:
 class Check:
     """A check and its sheet.
 
-    `about` says what the sheet shows and what to do about a finding, `docs` is AWS's page on
-    that. `nothing` is what an empty sheet says; it may use {targets} and {looked_at}, the
-    numbers looked at. `links` are pages of the AWS console by column; they may use the other
-    columns of the row. `ahead` are questions, asked once an audit, that are put while earlier
-    checks run: what all targets wait for, and the first question about each.
+    `thing` are the columns that name what a row is about, as people name it first, and `kind`
+    is what a row of it is called. `about` says what the sheet shows and what to do about a
+    finding, `docs` is AWS's page on that. `nothing` is what an empty sheet says; it may use
+    {targets} and {looked_at}, the numbers looked at. `links` are pages of the AWS console by
+    column; they may use the other columns of the row. `ahead` are questions, asked once an
+    audit, that are put while earlier checks run: what all targets wait for, and the first
+    question about each.
     """
 
     title: str
@@ -241,6 +259,8 @@ class Check:
     docs: str
     nothing: str
     rows: Callable[[Account, str], Rows]
+    thing: tuple[str, ...] = ()
+    kind: str = "row"
     links: dict[str, str] = field(default_factory=dict)
     ahead: tuple[Callable[[Account], Any], ...] = ()
     threads: int = THREADS
@@ -248,6 +268,11 @@ class Check:
     @property
     def name(self) -> str:
         return self.title.lower().replace(" ", "-")
+
+    def names(self, row: Row) -> list[str]:
+        """What the row is about: its name first, what else identifies it behind."""
+        cells = (row.cells.get(column) for column in self.thing or self.columns[:1])
+        return ["root" if cell == ROOT else str(cell) for cell in cells if cell]
 
     @property
     def targets(self) -> str:
@@ -576,6 +601,7 @@ def name_tag(instance: dict[str, Any]) -> str:
     "EC2-Classic",
     over=regions,
     columns=("Region", "Instance ID", "Name", "State", "Launched"),
+    thing=("Name", "Instance ID", "Region"),
     about="Instances outside a VPC. Move each into a VPC: nothing isolates it from other tenants.",
     docs="https://docs.aws.amazon.com/vpc/latest/userguide/what-is-amazon-vpc.html",
     links={"Instance ID": "ec2/home?region={Region}#InstanceDetails:instanceId={Instance ID}"},
@@ -597,8 +623,10 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
                     "State": instance["State"]["Name"],
                     "Launched": instance["LaunchTime"],
                 }
-                row = Row(region, instance["InstanceId"], cells, "Instance outside a VPC", HIGH)
-                yield replace(row, mend="move it by hand")
+                words = f"is {cells['State']} outside a VPC"
+                result = f"{cells['Name'] or cells['Instance ID']} {words}"
+                row = Row(region, instance["InstanceId"], cells, result, HIGH)
+                yield replace(row, brief=(words, "", ""), mend="move it by hand")
     return instances
 
 
@@ -683,6 +711,26 @@ def port_words(protocol: str, first: int | None, last: int | None) -> str:
     if len(ports) > 1:
         return f"{ports[0]}-{ports[-1]}"
     return f"{ports[0]} ({PORT_NAMES[ports[0]]})" if ports[0] in PORT_NAMES else str(ports[0])
+
+
+def port_service(protocol: str, first: int | None, last: int | None) -> str:
+    """What a rule opens, as people name it: `SSH (22)`, `TCP 8000-9000`, `all ports`."""
+    ports = port_words(protocol, first, last)
+    number, _, name = ports.rstrip(")").partition(" (")
+    if protocol == "ALL":
+        return "all ports"
+    if protocol in ("TCP", "UDP"):
+        named = f"{name} ({number})" if name and protocol == "TCP" else f"{protocol} {number}"
+        return f"all {protocol} ports" if ports == "ALL" else named
+    return protocol if ports.startswith("ALL") else f"{protocol} {ports}"
+
+
+def internet_words(open_to: Sequence[str], via: Sequence[str]) -> str:
+    """Whom a rule lets in, and through which prefix lists."""
+    through = f" through {', '.join(via)}" if via else ""
+    if not whole_internet(open_to):
+        return f"{in_words(open_to)}, a large part of the Internet{through}"
+    return f"the whole {'IPv6 ' if open_to == ['::/0'] else ''}Internet{through}"
 
 
 def port_severity(protocol: str, ports: range) -> tuple[str, str]:
@@ -793,10 +841,12 @@ def doors(aws: Account, region: str, group: dict[str, Any]) -> Rows:
         part = f"{rule}/{lists if via else open_to}".replace(", ", ",")
         whole = bool(whole_internet(found))
         verdict = port_severity(protocol, opened_ports(*key)) if whole else (MEDIUM, "")
-        result = f"Open to {'the Internet' if whole else open_to}"
+        whom, what = internet_words(found, via), port_service(*key)
+        result = f"{what} {'are' if what.endswith('ports') else 'is'} open to {whom}"
+        brief = (f"lets {whom} reach ", what, "")
         mend = closing(group, key, [*public_sources(cidrs), *via])
         if found:
-            yield Row(region, part, cells, result, *verdict, mend=mend)
+            yield Row(region, part, cells, result, *verdict, brief=brief, mend=mend)
 
 
 def interfaces_of(aws: Account, region: str, groups: set[Cell]) -> dict[Cell, list[dict[str, Any]]]:
@@ -824,10 +874,18 @@ def is_public(interface: dict[str, Any]) -> bool:
 
 
 def used_by(interfaces: Sequence[dict[str, Any]]) -> str:
-    if not interfaces:
-        return "not in use"
-    number = f"{len(interfaces):,} interface{'s' if len(interfaces) > 1 else ''}"
-    return f"{number}, {sum(map(is_public, interfaces)):,} public"
+    public = sum(map(is_public, interfaces))
+    number = counted(len(interfaces), "interface")
+    return f"{number}, {public:,} public" if interfaces else "not in use"
+
+
+def use_words(interfaces: Sequence[dict[str, Any]], blocked: str) -> str:
+    """The end of the sentence about an open door."""
+    public, verb = sum(map(is_public, interfaces)), "uses" if len(interfaces) == 1 else "use"
+    addressed = f"{public:,} with a public address" if public else "none with a public address"
+    used = f"{counted(len(interfaces), 'interface')} {verb} it, {addressed}"
+    stopped = f"; {blocked} stops it" if blocked else ""
+    return f"; {used if interfaces else 'nothing uses it'}{stopped}"
 
 
 @dataclass(frozen=True)
@@ -881,6 +939,8 @@ def ingress(aws: Account, region: str) -> Ingress:
         *("Region", "Group ID", "Group name", "VPC", "Protocol", "Ports", "Open to"),
         *("Used by", "Blocked by"),
     ),
+    thing=("Group name", "Group ID", "Region"),
+    kind="rule",
     about="Inbound rules open to the Internet. Narrow each to those who need it, or remove it.",
     docs="https://docs.aws.amazon.com/vpc/latest/userguide/security-group-rules.html",
     links={"Group ID": "ec2/home?region={Region}#SecurityGroup:groupId={Group ID}"},
@@ -909,13 +969,17 @@ def check_security_groups(aws: Account, region: str) -> Rows:
 def judged(door: Row, interfaces: list[dict[str, Any]], barrier: Ingress | None) -> Row:
     """A door in the light of who uses its group and what stands in front of it; without
     `barrier` nothing is known of either."""
-    used = blocked = NOT_CHECKED
-    severity = door.severity
-    if barrier and severity:
-        used, blocked = used_by(interfaces), barrier.blocks(str(door.cells["VPC"]), interfaces)
-        severity = LOW if blocked else severity if interfaces else lowered(severity)
-    cells = door.cells | {"Used by": used, "Blocked by": blocked}
-    return replace(door, cells=cells, severity=severity)
+    if not barrier:
+        unknown: dict[str, Cell] = {"Used by": NOT_CHECKED, "Blocked by": NOT_CHECKED}
+        return replace(door, cells=door.cells | unknown)
+    blocked = barrier.blocks(str(door.cells["VPC"]), interfaces)
+    door = replace(door, cells=door.cells | {"Used by": used_by(interfaces), "Blocked by": blocked})
+    if not door.severity:
+        return door
+    severity = LOW if blocked else door.severity if interfaces else lowered(door.severity)
+    end, (start, what, _) = use_words(interfaces, blocked), door.brief
+    result, brief = f"{door.result}{end}", (start, what, end)
+    return replace(door, severity=severity, result=result, brief=brief)
 
 
 # === check 3: access keys =============================================================
@@ -947,6 +1011,8 @@ def access_keys(aws: Account, user: str) -> list[dict[str, Any]]:
     ahead=(user_list, account_summary, every(access_keys, user_list)),
     threads=THREADS_IAM,
     columns=("User", "Access key ID", "Key status", "Created", "Age (days)", "Last used"),
+    thing=("User", "Access key ID"),
+    kind="key",
     about="Every access key and its age. Replace an old key, then delete it.",
     docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id-credentials-access-keys-update.html",
     links={"User": "iam/home#/users/details/{User}?section=security_credentials"},
@@ -957,7 +1023,7 @@ def check_access_keys(aws: Account, user: str) -> Rows:
     if user == ROOT:
         if account_summary(aws)["AccountAccessKeysPresent"]:
             row = Row(ROOT, "keys", {"User": ROOT}, "Root has access keys", CRITICAL, "IAM.4")
-            yield replace(row, mend="sign in as root")
+            yield replace(row, brief=("has access keys", "", ""), mend="sign in as root")
         return
     for key in access_keys(aws, user):
         created, age = key["CreateDate"], key_age(key["CreateDate"], aws.now)
@@ -977,6 +1043,11 @@ def check_access_keys(aws: Account, user: str) -> Rows:
         yield Row(user, key["AccessKeyId"], cells, f"Key is rotated{soon}")
 
 
+def on_day(when: Cell, done: str) -> str:
+    """`used on 2026-11-02`, `never used`."""
+    return f"{done} on {when:%Y-%m-%d}" if isinstance(when, datetime) else f"never {done}"
+
+
 def old_key(aws: Account, user: str, key: str, cells: dict[str, Cell]) -> Rows:
     try:
         last = aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=key)["AccessKeyLastUsed"]
@@ -984,13 +1055,17 @@ def old_key(aws: Account, user: str, key: str, cells: dict[str, Cell]) -> Rows:
         if error.code not in GONE:
             yield gap(user, key, cells, error)
         return
-    cells = cells | {"Last used": last.get("LastUsedDate", "never")}
-    result, mend = f"Key not rotated for {aws.max_key_age} days", "already inactive"
+    used = last.get("LastUsedDate", "never")
+    cells = cells | {"Last used": used}
+    words = f"is {cells['Age (days)']:,} days old and was {on_day(used, 'used')}"
     if cells["Key status"] != "Active":
-        yield Row(user, key, cells, result, LOW, mend=mend)
+        row = Row(user, key, cells, f"Inactive key of {user} {words}", LOW)
+        yield replace(row, brief=(f"inactive key {words}", "", ""), mend="already inactive")
         return
-    words = (*cli_option("user-name", user), "--access-key-id", key, "--status", "Inactive")
-    yield Row(user, key, cells, result, MEDIUM, "IAM.3", mend=("iam", "update-access-key", *words))
+    row = Row(user, key, cells, f"Key of {user} {words}", MEDIUM, "IAM.3")
+    option = (*cli_option("user-name", user), "--access-key-id", key, "--status", "Inactive")
+    mend = ("iam", "update-access-key", *option)
+    yield replace(row, brief=(f"key {words}", "", ""), mend=mend)
 
 
 # === check 4: MFA =====================================================================
@@ -1054,6 +1129,15 @@ def mfa_cells(user: str, password: bool, last: Cell, mfa: bool) -> dict[str, Cel
     return {"User": user, **words}
 
 
+def alone_words(password: bool, last: Cell) -> str:
+    """How somebody without MFA signs in."""
+    if not password:
+        return "has no MFA device, and no console password"
+    if isinstance(last, datetime):
+        return f"signs in with a password alone, last on {last:%Y-%m-%d}"
+    return f"can sign in with a password alone{', but never did' if last else ''}"
+
+
 @check(
     "MFA",
     over=users,
@@ -1076,8 +1160,9 @@ def check_mfa(aws: Account, user: str) -> Rows:
     if mfa:
         yield Row(user, "", cells, "Enabled")
     else:
-        control, mend = "IAM.5" if password else "IAM.19", "its owner must enrol a device"
-        yield Row(user, "", cells, "Not Enabled", MEDIUM, control, mend=mend)
+        control, words = ("IAM.5" if password else "IAM.19"), alone_words(password, last)
+        row = Row(user, "", cells, f"{user} {words}", MEDIUM, control, brief=(words, "", ""))
+        yield replace(row, mend="its owner must enrol a device")
 
 
 def root_mfa(aws: Account) -> Row:
@@ -1094,7 +1179,9 @@ def root_mfa(aws: Account) -> Row:
         return Row(ROOT, "", cells, "Enabled")
     if not password and not summary["AccountAccessKeysPresent"]:
         return Row(ROOT, "", cells, "Root has no credentials")
-    return Row(ROOT, "", cells, "Not Enabled", CRITICAL, "IAM.9", mend="sign in as root")
+    words = alone_words(password, last)
+    row = Row(ROOT, "", cells, f"Root {words}", CRITICAL, "IAM.9", brief=(words, "", ""))
+    return replace(row, mend="sign in as root")
 
 
 # === check 5: CloudTrail ==============================================================
@@ -1173,19 +1260,25 @@ class Trail:
         }
 
     def row(self, region: str) -> Row:
-        cells = self.cells(region)
+        cells, name = self.cells(region), self.about.get("Name", "")
         if self.error:
             return gap(region, "", cells, self.error)
         if self.problem:
-            result = f"Not Enabled: {self.problem}"
+            calls, why = "the API calls of ", f": {self.problem}" if name else ""
+            start, result = f"does not record {calls}", f"No trail records {calls}{region}"
+            if name:
+                result = f"Trail {name} {start}{region}{why}"
+            brief = (start if name else f"No trail records {calls}", region, why)
             row = Row(region, "not-enabled", cells, result, HIGH, "CloudTrail.1")
-            return replace(row, mend=self.mend)
+            return replace(row, brief=brief, mend=self.mend)
         if not self.flaws:
             return Row(region, "", cells, "Enabled")
         names, words, controls = zip(*self.flaws, strict=True)
         control = ", ".join(sorted(filter(None, controls)))
-        result = f"Enabled, but {', '.join(words)}"
-        return Row(region, "+".join(names), cells, result, LOW, control, mend=self.mend)
+        brief = ("records ", region, f", but {in_words(words)}")
+        result = f"Trail {name} {''.join(brief)}"
+        row = Row(region, "+".join(names), cells, result, LOW, control)
+        return replace(row, brief=brief, mend=self.mend)
 
 
 def weigh(about: dict[str, Any], status: dict[str, Any], selectors: dict[str, Any]) -> Trail:
@@ -1198,12 +1291,12 @@ def weigh(about: dict[str, Any], status: dict[str, Any], selectors: dict[str, An
     problems = [] if status["IsLogging"] else ["logging stopped"]
     problems += [] if len(recorded) == 2 else [f"management events: {events}"]
     flaws = [
-        sources and ("events-left-out", f"no events of {sources}", "CloudTrail.1"),
+        sources and ("events-left-out", f"leaves out events of {sources}", "CloudTrail.1"),
         not about.get("LogFileValidationEnabled")
-        and ("log-file-validation", "log file validation off", "CloudTrail.4"),
+        and ("log-file-validation", "its log files are not validated", "CloudTrail.4"),
         not about.get("IncludeGlobalServiceEvents", True)
-        and ("global-events", "no global service events", ""),
-        error and ("delivery", f"log delivery fails: {error}", ""),
+        and ("global-events", "leaves out global services", ""),
+        error and ("delivery", f"cannot deliver its logs ({error})", ""),
     ]
     return Trail(
         about,
@@ -1278,6 +1371,8 @@ def seen_elsewhere(aws: Account, denied: str) -> Iterator[Trail]:
         *("Region", "Trail", "Home region", "Multi-region", "Logging"),
         *("Management events", "Log file validation"),
     ),
+    thing=("Trail", "Home region"),
+    kind="region",
     about="Whether each region's API calls are recorded. One multi-region trail covers them all.",
     docs="https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-multi-region-trails.html",
     links={"Trail": "cloudtrailv2/home?region={Home region}#/trails"},
@@ -1310,6 +1405,14 @@ PUBLIC_CONTROLS = {
     "WRITE_ACP": "S3.3",
     "FULL_CONTROL": "S3.2, S3.3",
 }
+MAY = {  # in front of the bucket's name, and behind it
+    "READ": ("list", "list it"),
+    "READ_ACP": ("read the ACL of", "read its ACL"),
+    "WRITE": ("write to", "write to it"),
+    "WRITE_ACP": ("change the ACL of", "change its ACL"),
+    "FULL_CONTROL": ("list, write and change the ACL of", "list it, write to it, change its ACL"),
+}
+WHO = {EVERYONE: "everyone on the Internet", ANY_AWS_ACCOUNT: "anyone with an AWS account"}
 GROUPS = {
     EVERYONE: ("AllUsers", "Everyone (AllUsers)"),
     ANY_AWS_ACCOUNT: ("AuthenticatedUsers", "Any AWS account (AuthenticatedUsers)"),
@@ -1408,6 +1511,8 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
     over=buckets,
     ahead=(bucket_list, every(acl_and_policy, bucket_list)),
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
+    thing=("Bucket", "Region"),
+    kind="grant",
     about="Who is granted what on every bucket. Turn ACLs off, and block public access.",
     docs="https://docs.aws.amazon.com/AmazonS3/latest/userguide/about-object-ownership.html",
     links={"Bucket": "s3/buckets/{Bucket}?region={Region}"},
@@ -1425,15 +1530,24 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
         short, words = grantee_words(grantee, owner)
         severity, control = grant_severity(grantee, owner, permission)
         another = severity == MEDIUM
-        result = f"{'Another account' if another else words} has {permission}"
+        who = f"another AWS account ({words})" if another else WHO.get(grantee.get("URI"), words)
+        may, its = MAY[permission]
+        result = (
+            f"{who[0].upper()}{who[1:]} may {may} {bucket}"
+            if severity
+            else f"{words} has {permission}"
+        )
         cells = where | {"Grantee": words, "Permission": permission, "Blocked by": ""}
         mend: Mend = "ask the other account" if another else private
         row = Row(bucket, f"{short}/{permission}", cells, result, severity, control, mend=mend)
+        row = replace(row, brief=(f"{who} may ", its, ""))
         yield public(aws, row, "IgnorePublicAcls") if severity == CRITICAL else row
     policy = policy_status(aws, bucket)
     if policy and policy["PolicyStatus"]["IsPublic"]:
         cells = where | {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
-        row = Row(bucket, "policy", cells, "Public by bucket policy", CRITICAL, "S3.2, S3.3")
+        result = f"The policy of {bucket} lets in {WHO[EVERYONE]}"
+        row = Row(bucket, "policy", cells, result, CRITICAL, "S3.2, S3.3")
+        row = replace(row, brief=(f"its policy lets in {WHO[EVERYONE]}", "", ""))
         yield public(aws, row, "RestrictPublicBuckets")
 
 
@@ -1446,9 +1560,12 @@ def public(aws: Account, row: Row, setting: str) -> Row:
             row = replace(row, mend=restricted(bucket, public_access_block(aws, bucket, region)))
     except Unanswered as error:
         return gap(bucket, row.part, row.cells | {"Blocked by": ""}, error)
-    cells = row.cells | {"Blocked by": blocked}
-    void = "already void" if blocked and not row.mend else row.mend
-    return replace(row, cells=cells, severity=LOW if blocked else CRITICAL, mend=void)
+    row = replace(row, cells=row.cells | {"Blocked by": blocked})
+    if not blocked:
+        return row
+    end, (start, what, _) = f", but the {blocked} makes that void", row.brief
+    row = replace(row, severity=LOW, result=f"{row.result}{end}", brief=(start, what, end))
+    return replace(row, mend=row.mend or "already void")
 
 
 # === runner ===========================================================================
@@ -1827,6 +1944,15 @@ def worst(tables: Tables, status: str) -> list[tuple[int, Found]]:
     return sorted((p for p in places if p[1].row.status == status), key=lambda p: p[1].rank())
 
 
+def things(found: Iterable[tuple[int, Found]]) -> list[list[tuple[int, Found]]]:
+    """Rows in their order, those about one thing together where its first one stands."""
+    grouped: dict[Any, list[tuple[int, Found]]] = defaultdict(list)
+    for place, one in found:
+        of = (one.sheet.check, one.report.number, *one.sheet.check.names(one.row))
+        grouped[of].append((place, one))
+    return [*grouped.values()]
+
+
 def tally(rows: Iterable[Row], with_new: bool, with_ok: bool = True) -> dict[str, int]:
     """How many rows there are of each grade, under the headings of the tables."""
     number: Counter[str] = Counter()
@@ -1849,11 +1975,29 @@ PAINT = {CRITICAL: "1;31", HIGH: "31", NEW: "1", NOT_CHECKED: "7"}  # for termin
 
 def result_words(row: Row) -> str:
     """What was found or could not be read, and what somebody decided about it."""
-    said, one = str(row.gap or row.result), row.acceptance
-    if one is None:
-        return said
+    return f"{row.gap or row.result}{decision_words(row)}"
+
+
+def decision_words(row: Row) -> str:
+    if not (one := row.acceptance):
+        return ""
     words = f"until {one.until}: {one.reason}" if one.until else one.reason
-    return f"{said} ({'acceptance expired,' if row.lapsed else 'accepted'} {words})"
+    return f" ({'acceptance expired,' if row.lapsed else 'accepted'} {words})"
+
+
+def thing_words(found: Sequence[Found], several: bool) -> str:
+    """What was found about one thing, as people name it."""
+    (report, sheet, row), number = found[0], len(found)
+    same: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for one in found:
+        start, what, end = one.row.brief if any(one.row.brief) else (one.row.result, "", "")
+        same[start, end].append(what)
+    words = "; ".join(f"{start}{in_words(what)}{end}" for (start, end), what in same.items())
+    name, *rest = sheet.check.names(row) or [""]
+    rest += [report.number, report.name] if several else []
+    rest += [counted(number, sheet.check.kind)] if number > 1 else []
+    behind = f" ({', '.join(filter(None, rest))})" if any(rest) else ""
+    return f"{name}: {words}{behind}"[0 if name else 2 :] + decision_words(row)
 
 
 def command(row: Row, report: Report) -> str:
@@ -1887,10 +2031,6 @@ def needed(why: Unanswered | None) -> str:
 
 def texts(names: list[str] | Unanswered) -> list[str]:
     return [f"{NOT_CHECKED}: {names}"] if isinstance(names, Unanswered) else names
-
-
-def counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def headline(results: Results) -> str:
@@ -1942,16 +2082,24 @@ def terminal_text(results: Results, colour: bool = False) -> str:
         account_table(results, colour) if results.several else check_table(results, tables, colour)
     )
 
-    def told(one: Found) -> str:
-        account = f"{one.report.number}/" if results.several else ""
-        return f"{account}{one.sheet.id(one.row)}: {result_words(one.row)}"
+    def told(title: str, found: Iterable[tuple[int, Found]], most: int = 10) -> list[str]:
+        groups = [[one for _, one in group] for group in things(found)]
+        lines = [
+            f"{group[0].row.severity:8}  {thing_words(group, results.several)}" for group in groups
+        ]
+        return some_lines(title, lines, most)
 
-    found = [one for _, one in worst(tables, FINDING)]
-    news = ten_lines("New", [told(one) for one in found if one.row.new])
-    lapsed = ten_lines("Acceptance expired", [told(one) for one in found if one.row.lapsed])
+    found = worst(tables, FINDING)
     gone = [(report, id) for report in results.reports for id in report.gone or ()]
     ids = [f"{report.number}/{id}" if results.several else id for report, id in gone]
-    ending = [*news, *lapsed, *ten_lines("Resolved", ids), str(results.path)]
+    fresh = [pair for pair in found if pair[1].row.new]
+    ending = [
+        *told("Worst", found, 5),
+        *told("New", fresh if fresh != found else ()),
+        *told("Acceptance expired", [pair for pair in found if pair[1].row.lapsed]),
+        *some_lines("Resolved", ids, 10),
+        str(results.path),
+    ]
     return "\n".join([*table, "", headline(results), *ending])
 
 
@@ -1983,21 +2131,39 @@ def account_table(results: Results, colour: bool) -> list[str]:
     return [*lines, f"and {more:,} more accounts"] if more > 0 else lines
 
 
-def ten_lines(title: str, lines: list[str]) -> list[str]:
-    """Ten lines at most, and how many more."""
-    more = [f"  and {len(lines) - 10:,} more"] if len(lines) > 10 else []
-    return [f"{title}:", *(f"  {line}" for line in lines[:10]), *more] if lines else []
+def some_lines(title: str, lines: list[str], most: int) -> list[str]:
+    """A few lines under a title, folded to 80 columns, and how many more."""
+    more = [f"and {len(lines) - most:,} more"] if len(lines) > most else []
+    folded = (folds for line in [*lines[:most], *more] for folds in fold(line))
+    return [f"{title}:", *folded] if lines else []
 
 
-def fitted(text: str, width: int) -> str:
-    """The text cut or filled to a number of places on a terminal; a wide character takes two."""
+def fold(text: str) -> list[str]:
+    """The text in lines of 80 columns. A wide character takes two, so it is folded with a
+    placeholder behind it."""
+    padded = "".join(f"{char}\0" if width(char) == 2 else char for char in printable(text))
+    lines = textwrap.wrap(padded, 80, initial_indent="  ", subsequent_indent=" " * 12,
+        break_on_hyphens=False)  # fmt: skip
+    return [line.replace("\0", "") for line in lines]
+
+
+def printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def width(char: str) -> int:
+    """How many places a character takes on a terminal."""
+    return 0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1
+
+
+def fitted(text: str, places: int) -> str:
+    """The text cut or filled to a number of places on a terminal."""
     shown = ""
-    for char in "".join(char if char.isprintable() else "?" for char in text):
-        places = 0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1
-        if places > width:
+    for char in printable(text):
+        if width(char) > places:
             break
-        shown, width = shown + char, width - places
-    return shown + " " * width
+        shown, places = shown + char, places - width(char)
+    return shown + " " * places
 
 
 def number_cells(count: dict[str, int], colour: bool = False, names: bool = False) -> str:
@@ -2316,10 +2482,14 @@ def write_summary(book: Book, results: Results, tables: Tables) -> None:
 def write_worst(page: Page, title: str, found: list[tuple[int, Found]], results: Results) -> None:
     """Ten rows in words, which lead to where they stand, with what mends them, and how many
     more."""
-    lines = [] if title == "Worst findings" else not_entered(results)
-    for place, (report, sheet, row) in found:
-        account = f", {report.number} {report.name}" if results.several else ""
-        words = f"{sheet.check.title}: {result_words(row)}{needed(row.gap)}, {row.id}{account}"
+    lines = not_entered(results) if title == "Not checked" else []
+    groups = things(found) if title == "Worst findings" else [[one] for one in found]
+    for group in groups:
+        place, (report, sheet, row) = group[0]
+        words = thing_words([one for _, one in group], results.several)
+        if row.gap:
+            account = f", {report.number} {report.name}" if results.several else ""
+            words = f"{sheet.check.title}: {result_words(row)}{needed(row.gap)}, {row.id}{account}"
         number, line = divmod(place, MAX_ROWS - TOP)
         target = f"#'{page_title(sheet.check.title, number)}'!A{TOP + 1 + line}"
         lines.append((row.severity or row.status, words, target, command(row, report)))
