@@ -8,6 +8,7 @@
 The file reads from top to bottom; what is used stands above its use:
 
     constants   what counts as old and as throttled; severities and statuses
+    controls    of AWS Security Hub, and the numbers of other standards
     rows        what a check yields: facts, not words; and how a check is declared
     account     the only code that talks to AWS
     targets     what a check is run over: regions, users, buckets
@@ -51,7 +52,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from ipaddress import collapse_addresses, ip_address, ip_network
@@ -96,6 +97,8 @@ ROLE = "security-check"  # to assume in the accounts of an organization
 
 REPORT_POLLS, REPORT_PAUSE = 30, 2  # a minute for the credential report
 
+PASSED, FAILED = "PASSED", "FAILED"  # verdicts on a control, beside NOT CHECKED and ACCEPTED
+
 EXPIRED = {
     *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "CredentialRetrievalError"),
     *("LoginRefreshRequired", "LoginTokenLoadError", "SSOTokenLoadError", "TokenRetrievalError"),
@@ -117,11 +120,64 @@ ACTIONS = {
     "s3control:GetPublicAccessBlock": "s3:GetAccountPublicAccessBlock",
 }
 
+# === controls of AWS Security Hub =====================================================
+
+
+class Control(NamedTuple):
+    """What a control asks, in our words, and the numbers that AWS maps to it in the CIS AWS
+    Foundations Benchmark 5.0.0 and 3.0.0 and in PCI DSS 4.0.1; blank where no page says one.
+    A control `of` root or of the account is decided once, not for each resource."""
+
+    severity: str
+    asks: str
+    cis_5: str = ""
+    cis_3: str = ""
+    pci: str = ""
+    of: str = ""
+
+
+# https://docs.aws.amazon.com/securityhub/latest/userguide/ + ec2-controls.html,
+# iam-controls.html, cloudtrail-controls.html, s3-controls.html: severities and numbers;
+# cis-aws-foundations-benchmark.html: the CIS numbers again; pci-standard.html: which belong.
+HUB = "https://docs.aws.amazon.com/securityhub/latest/userguide/cis-aws-foundations-benchmark.html"
+CONTROLS = {
+    "EC2.13": Control(HIGH, "SSH (22) is closed to the Internet", pci="1.3.1"),
+    "EC2.14": Control(HIGH, "RDP (3389) is closed to the Internet", pci="1.3.1"),
+    "EC2.18": Control(HIGH, "Only TCP 80 and 443 are open to the Internet"),
+    "EC2.19": Control(CRITICAL, "No high-risk port is open to the Internet"),
+    "EC2.53": Control(HIGH, "SSH and RDP are closed to IPv4", "5.3", "5.2", "1.3.1"),
+    "EC2.54": Control(HIGH, "SSH and RDP are closed to IPv6", "5.4", "5.3", "1.3.1"),
+    "IAM.3": Control(
+        MEDIUM, "No active access key is older than 90 days", "1.13", "1.14", "8.3.9, 8.6.3"
+    ),
+    "IAM.4": Control(CRITICAL, "Root has no access key", "1.3", "1.4", of=ROOT),
+    "IAM.5": Control(MEDIUM, "Who has a console password has MFA", "1.9", "1.10", "8.4.2"),
+    "IAM.9": Control(CRITICAL, "Root has MFA", "1.4", "1.5", "8.4.2", of=ROOT),
+    "IAM.19": Control(MEDIUM, "Every user has MFA", pci="8.4.2"),
+    "CloudTrail.1": Control(
+        HIGH, "A multi-region trail records all management events", "3.1", "3.1", of="account"
+    ),
+    "CloudTrail.4": Control(LOW, "Log files of every trail are validated", "3.2", "3.2", "10.3.2"),
+    "S3.2": Control(CRITICAL, "No bucket may be read by the public"),
+    "S3.3": Control(CRITICAL, "No bucket may be written by the public"),
+    "S3.12": Control(MEDIUM, "No bucket's ACL lets in other users"),
+}
+VERDICTS = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # the worst first
+
 # === rows =============================================================================
 
 Cell = str | int | bool | datetime | None
 Mend = tuple[str, ...] | str  # the words of an AWS CLI command, or why there is none
 Brief = tuple[str, str, str]  # a sentence that follows a name: start, what, end
+
+
+class Verdict(NamedTuple):
+    """What a row means for a Security Hub control: that a resource FAILED it, or that what was
+    read does not decide it, NOT CHECKED."""
+
+    control: str
+    resource: str
+    word: str = FAILED
 
 
 class CannotRun(Exception):
@@ -167,7 +223,8 @@ class Row:
 
     `part` is what of the target the row is about; a blank one is the target itself. `cells`
     are the check's own columns by name. A row with a `severity` is a finding, one with a
-    `gap` is what AWS did not let us look at; `mend` is what a person may run. `result` is a
+    `gap` is what AWS did not let us look at; `mend` is what a person may run. `verdicts` are
+    on the controls themselves, which our rules may be stricter or broader than. `result` is a
     sentence; `brief` says the same where a name stands in front, and rows that differ in its
     middle alone can be told together. The last four are known once a state or decisions are:
     `first_seen` is a day, `lapsed` says that the acceptance is over.
@@ -181,7 +238,8 @@ class Row:
     control: str = ""
     gap: Unanswered | None = None
     brief: Brief = field(default=("", "", ""), compare=False)  # it follows from the rest,
-    mend: Mend = field(default="", compare=False)  # as does this
+    mend: Mend = field(default="", compare=False)  # as do these
+    verdicts: tuple[Verdict, ...] = field(default=(), compare=False)
     first_seen: str = ""
     new: bool = False
     acceptance: Acceptance | None = None
@@ -230,7 +288,8 @@ def cli_option(name: str, value: str) -> tuple[str, ...]:
     return (f"--{name}={value}",) if value.startswith("-") else (f"--{name}", value)
 
 
-Rows = Generator[Row, None, Any]  # may return how many things were looked at
+# May return how many things were looked at, be it by control.
+Rows = Generator[Row, None, Counter[str] | int | None]
 
 
 def gap(target: str, part: str, cells: dict[str, Cell], why: Unanswered) -> Row:
@@ -244,12 +303,12 @@ class Check:
     """A check and its sheet.
 
     `thing` are the columns that name what a row is about, as people name it first, and `kind`
-    is what a row of it is called. `about` says what the sheet shows and what to do about a
-    finding, `docs` is AWS's page on that. `nothing` is what an empty sheet says; it may use
-    {targets} and {looked_at}, the numbers looked at. `links` are pages of the AWS console by
-    column; they may use the other columns of the row. `ahead` are questions, asked once an
-    audit, that are put while earlier checks run: what all targets wait for, and the first
-    question about each.
+    is what a row of it is called. `controls` are those of Security Hub that it decides.
+    `about` says what the sheet shows and what to do about a finding, `docs` is AWS's page on
+    that. `nothing` is what an empty sheet says; it may use {targets} and {looked_at}, the
+    numbers looked at. `links` are pages of the AWS console by column; they may use the other
+    columns of the row. `ahead` are questions, asked once an audit, that are put while earlier
+    checks run: what all targets wait for, and the first question about each.
     """
 
     title: str
@@ -261,6 +320,7 @@ class Check:
     rows: Callable[[Account, str], Rows]
     thing: tuple[str, ...] = ()
     kind: str = "row"
+    controls: tuple[str, ...] = ()
     links: dict[str, str] = field(default_factory=dict)
     ahead: tuple[Callable[[Account], Any], ...] = ()
     threads: int = THREADS
@@ -286,7 +346,7 @@ Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 def check(title: str, **sheet: Any) -> Callable[[Rule], Rule]:
     """Declare a check: a generator (account, target) -> rows, which may return how many
-    things it looked at. Definition order is run order is sheet order."""
+    things it looked at, be it by control. Definition order is run order is sheet order."""
 
     def register(rows: Rule) -> Rule:
         CHECKS.append(Check(title, rows=rows, **sheet))
@@ -661,12 +721,14 @@ PROTOCOLS = {
 }  # fmt: skip
 
 
-def whole_internet(cidrs: Iterable[str]) -> list[str]:
-    """Which of 0.0.0.0/0 and ::/0 the CIDRs cover together, be it in pieces.
+def loose_network(cidr: str) -> Any:
+    """The network of a CIDR. Host bits do not count: AWS reads 10.0.0.0/0 as 0.0.0.0/0."""
+    return ip_network(cidr, strict=False)
 
-    Host bits do not count: AWS reads 10.0.0.0/0 as 0.0.0.0/0.
-    """
-    networks: list[Any] = [ip_network(cidr, strict=False) for cidr in cidrs] + NOT_INTERNET
+
+def whole_internet(cidrs: Iterable[str]) -> list[str]:
+    """Which of 0.0.0.0/0 and ::/0 the CIDRs cover together, be it in pieces."""
+    networks: list[Any] = [*map(loose_network, cidrs), *NOT_INTERNET]
     families = (
         collapse_addresses(net for net in networks if net.version == version) for version in (4, 6)
     )
@@ -681,7 +743,7 @@ def is_private(network: Any) -> bool:
 
 def wide_sources(cidrs: Iterable[str]) -> list[str]:
     """The public CIDRs that are too wide to mean somebody in particular."""
-    networks: list[Any] = [ip_network(cidr, strict=False) for cidr in cidrs]
+    networks = map(loose_network, cidrs)
     wide = (network for network in networks if network.prefixlen <= WIDE[network.version])
     return [str(network) for network in wide if not is_private(network)]
 
@@ -744,6 +806,28 @@ def port_severity(protocol: str, ports: range) -> tuple[str, str]:
     return HIGH, "EC2.18"
 
 
+GROUP_CONTROLS = ("EC2.13", "EC2.14", "EC2.18", "EC2.19", "EC2.53", "EC2.54")
+
+
+def failed_controls(protocol: str, ports: range, cidrs: Iterable[str]) -> list[str]:
+    """The controls that a rule with these sources fails. They know 0.0.0.0/0 and ::/0, be they
+    in a prefix list, but not an Internet in pieces; and neither blocks nor who uses a group."""
+    whole = [network for network in map(loose_network, cidrs) if network.prefixlen == 0]
+    if not whole:
+        return []
+    web = protocol == "TCP" and all(port in WEB_PORTS for port in ports)
+    remote = 22 in ports or 3389 in ports
+    failed = {
+        "EC2.13": 22 in ports,
+        "EC2.14": 3389 in ports,
+        "EC2.18": bool(ports) and not web,
+        "EC2.19": any(port in ports for port in HIGH_RISK_PORTS),
+        "EC2.53": remote and any(network.version == 4 for network in whole),
+        "EC2.54": remote and any(network.version == 6 for network in whole),
+    }
+    return [control for control, fails in failed.items() if fails]
+
+
 def lowered(severity: str) -> str:
     return SEVERITIES[min(SEVERITIES.index(severity) + 1, 3)]
 
@@ -761,7 +845,7 @@ def public_sources(cidrs: list[str]) -> list[str]:
     wide = [cidr for cidr in cidrs if wide_sources([cidr])]
     if not whole_internet(cidr for cidr in cidrs if cidr not in wide):
         return wide
-    networks = {cidr: ip_network(cidr, strict=False) for cidr in cidrs}
+    networks = {cidr: loose_network(cidr) for cidr in cidrs}
     return [cidr for cidr, network in networks.items() if not is_private(network)]
 
 
@@ -815,7 +899,7 @@ def opened_to(
     return sorted(set(wide_sources(sources))), wide, missing
 
 
-def doors(aws: Account, region: str, group: dict[str, Any]) -> Rows:
+def doors(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Row]:
     """The rules of a group that let in the Internet, or may: rows without the last two cells."""
     for key, sources in rules(group).items():
         protocol, ids = key[0], {one for one in sources if one.startswith("pl-")}
@@ -846,7 +930,14 @@ def doors(aws: Account, region: str, group: dict[str, Any]) -> Rows:
         brief = (f"lets {whom} reach ", what, "")
         mend = closing(group, key, [*public_sources(cidrs), *via])
         if found:
-            yield Row(region, part, cells, result, *verdict, brief=brief, mend=mend)
+            listed = [cidr for id in via for cidr in prefix_list(aws, region, id)]
+            failed = failed_controls(protocol, opened_ports(*key), [*cidrs, *listed])
+            verdicts = [Verdict(control, group["GroupId"]) for control in failed]
+            if ids and not via:  # open by its own CIDRs, so the lists were not read
+                unread = {"EC2.53", "EC2.54"} - set(failed)
+                verdicts += [Verdict(control, "", NOT_CHECKED) for control in sorted(unread)]
+            row = Row(region, part, cells, result, *verdict, brief=brief, mend=mend)
+            yield replace(row, verdicts=tuple(verdicts))
 
 
 def interfaces_of(aws: Account, region: str, groups: set[Cell]) -> dict[Cell, list[dict[str, Any]]]:
@@ -941,6 +1032,7 @@ def ingress(aws: Account, region: str) -> Ingress:
     ),
     thing=("Group name", "Group ID", "Region"),
     kind="rule",
+    controls=GROUP_CONTROLS,
     about="Inbound rules open to the Internet. Narrow each to those who need it, or remove it.",
     docs="https://docs.aws.amazon.com/vpc/latest/userguide/security-group-rules.html",
     links={"Group ID": "ec2/home?region={Region}#SecurityGroup:groupId={Group ID}"},
@@ -963,7 +1055,7 @@ def check_security_groups(aws: Account, region: str) -> Rows:
         yield from (judged(door, [], None) for door in found)
         raise
     yield from (judged(door, in_use[door.cells["Group ID"]], barrier) for door in found)
-    return groups
+    return Counter(dict.fromkeys(["", *GROUP_CONTROLS], groups))
 
 
 def judged(door: Row, interfaces: list[dict[str, Any]], barrier: Ingress | None) -> Row:
@@ -1013,6 +1105,7 @@ def access_keys(aws: Account, user: str) -> list[dict[str, Any]]:
     columns=("User", "Access key ID", "Key status", "Created", "Age (days)", "Last used"),
     thing=("User", "Access key ID"),
     kind="key",
+    controls=("IAM.3", "IAM.4"),
     about="Every access key and its age. Replace an old key, then delete it.",
     docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id-credentials-access-keys-update.html",
     links={"User": "iam/home#/users/details/{User}?section=security_credentials"},
@@ -1023,9 +1116,11 @@ def check_access_keys(aws: Account, user: str) -> Rows:
     if user == ROOT:
         if account_summary(aws)["AccountAccessKeysPresent"]:
             row = Row(ROOT, "keys", {"User": ROOT}, "Root has access keys", CRITICAL, "IAM.4")
-            yield replace(row, brief=("has access keys", "", ""), mend="sign in as root")
-        return
-    for key in access_keys(aws, user):
+            row = replace(row, verdicts=(Verdict("IAM.4", ROOT),), mend="sign in as root")
+            yield replace(row, brief=("has access keys", "", ""))
+        return Counter({"IAM.4": 1})
+    keys = access_keys(aws, user)
+    for key in keys:
         created, age = key["CreateDate"], key_age(key["CreateDate"], aws.now)
         cells: dict[str, Cell] = {
             "User": user,
@@ -1040,7 +1135,16 @@ def check_access_keys(aws: Account, user: str) -> Rows:
             continue
         due = due_day(created, aws.max_key_age)
         soon = f", due {due:%Y-%m-%d}" if due - aws.now <= SOON else ""
-        yield Row(user, key["AccessKeyId"], cells, f"Key is rotated{soon}")
+        row = Row(user, key["AccessKeyId"], cells, f"Key is rotated{soon}")
+        yield replace(row, verdicts=key_verdicts(cells))
+    return Counter({"IAM.3": sum(key["Status"] == "Active" for key in keys)})
+
+
+def key_verdicts(cells: dict[str, Cell]) -> tuple[Verdict, ...]:
+    """IAM.3 asks for 90 days of active keys, whatever age we were told."""
+    old = isinstance(age := cells["Age (days)"], int) and age > MAX_KEY_AGE
+    active = cells["Key status"] == "Active"
+    return (Verdict("IAM.3", str(cells["Access key ID"])),) if old and active else ()
 
 
 def on_day(when: Cell, done: str) -> str:
@@ -1048,12 +1152,12 @@ def on_day(when: Cell, done: str) -> str:
     return f"{done} on {when:%Y-%m-%d}" if isinstance(when, datetime) else f"never {done}"
 
 
-def old_key(aws: Account, user: str, key: str, cells: dict[str, Cell]) -> Rows:
+def old_key(aws: Account, user: str, key: str, cells: dict[str, Cell]) -> Iterator[Row]:
     try:
         last = aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=key)["AccessKeyLastUsed"]
     except Unanswered as error:
         if error.code not in GONE:
-            yield gap(user, key, cells, error)
+            yield replace(gap(user, key, cells, error), verdicts=key_verdicts(cells))
         return
     used = last.get("LastUsedDate", "never")
     cells = cells | {"Last used": used}
@@ -1065,7 +1169,8 @@ def old_key(aws: Account, user: str, key: str, cells: dict[str, Cell]) -> Rows:
     row = Row(user, key, cells, f"Key of {user} {words}", MEDIUM, "IAM.3")
     option = (*cli_option("user-name", user), "--access-key-id", key, "--status", "Inactive")
     mend = ("iam", "update-access-key", *option)
-    yield replace(row, brief=(f"key {words}", "", ""), mend=mend)
+    row = replace(row, verdicts=key_verdicts(cells), mend=mend)
+    yield replace(row, brief=(f"key {words}", "", ""))
 
 
 # === check 4: MFA =====================================================================
@@ -1144,6 +1249,7 @@ def alone_words(password: bool, last: Cell) -> str:
     ahead=(user_list, account_summary, credential_report),
     threads=THREADS_IAM,
     columns=("User", "Console password", "Last sign-in", "MFA"),
+    controls=("IAM.5", "IAM.9", "IAM.19"),
     about="Who signs in with a password alone. Give every user, and root, an MFA device.",
     docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_mfa.html",
     links={"User": "iam/home#/users/details/{User}?section=security_credentials"},
@@ -1153,7 +1259,7 @@ def check_mfa(aws: Account, user: str) -> Rows:
     """IAM.9 for root, IAM.5 for users with a console password, IAM.19 for the others."""
     if user == ROOT:
         yield root_mfa(aws)
-        return
+        return Counter({"IAM.9": 1})
     mfa, password = has_mfa(aws, user), has_password(aws, user)
     last = user_list(aws).get(user, {}).get("PasswordLastUsed", "never" if password else "")
     cells = mfa_cells(user, password, last, mfa)
@@ -1162,7 +1268,10 @@ def check_mfa(aws: Account, user: str) -> Rows:
     else:
         control, words = ("IAM.5" if password else "IAM.19"), alone_words(password, last)
         row = Row(user, "", cells, f"{user} {words}", MEDIUM, control, brief=(words, "", ""))
+        failed = ("IAM.5", "IAM.19") if password else ("IAM.19",)
+        row = replace(row, verdicts=tuple(Verdict(control, user) for control in failed))
         yield replace(row, mend="its owner must enrol a device")
+    return Counter({"IAM.19": 1, "IAM.5": int(password)})
 
 
 def root_mfa(aws: Account) -> Row:
@@ -1181,7 +1290,7 @@ def root_mfa(aws: Account) -> Row:
         return Row(ROOT, "", cells, "Root has no credentials")
     words = alone_words(password, last)
     row = Row(ROOT, "", cells, f"Root {words}", CRITICAL, "IAM.9", brief=(words, "", ""))
-    return replace(row, mend="sign in as root")
+    return replace(row, verdicts=(Verdict("IAM.9", ROOT),), mend="sign in as root")
 
 
 # === check 5: CloudTrail ==============================================================
@@ -1244,6 +1353,10 @@ class Trail:
     def rank(self) -> tuple[bool, bool, int]:
         """The trail that proves most comes first."""
         return bool(self.problem), self.error is not None, len(self.flaws)
+
+    def records_everything(self) -> bool:
+        left_out = any(name == "events-left-out" for name, _, _ in self.flaws)
+        return not self.problem and not self.error and not left_out
 
     def cells(self, region: str) -> dict[str, Cell]:
         known = bool(self.about)
@@ -1373,6 +1486,7 @@ def seen_elsewhere(aws: Account, denied: str) -> Iterator[Trail]:
     ),
     thing=("Trail", "Home region"),
     kind="region",
+    controls=("CloudTrail.1", "CloudTrail.4"),
     about="Whether each region's API calls are recorded. One multi-region trail covers them all.",
     docs="https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-multi-region-trails.html",
     links={"Trail": "cloudtrailv2/home?region={Home region}#/trails"},
@@ -1381,9 +1495,11 @@ def seen_elsewhere(aws: Account, denied: str) -> Iterator[Trail]:
 def check_cloudtrail(aws: Account, region: str) -> Rows:
     """CloudTrail.1: a trail that covers the region logs now and records management events,
     read and write. CloudTrail.4: log file validation. Of several trails the best counts."""
+    unread: tuple[Verdict, ...] = ()
     try:
         found = [weighed(aws, about) for about in trails(aws, region)]
     except Unanswered:
+        unread = (Verdict("CloudTrail.4", region, NOT_CHECKED),)  # of trails of this region only
         proof = min(seen_elsewhere(aws, region), key=Trail.rank, default=None)
         if proof is None or proof.problem or proof.error:
             raise
@@ -1391,7 +1507,26 @@ def check_cloudtrail(aws: Account, region: str) -> Rows:
     best = min(found, key=Trail.rank, default=NO_TRAIL)
     if best.about and best.about["TrailARN"].split(":")[4] != aws.number:
         best = replace(best, mend="the trail of another account")
-    yield best.row(region)
+    verdicts, looked_at = trail_verdicts(found, aws.number, region)
+    yield replace(best.row(region), verdicts=(*verdicts, *unread))
+    return looked_at
+
+
+def trail_verdicts(
+    found: Collection[Trail], number: str, region: str
+) -> tuple[list[Verdict], Counter[str]]:
+    """CloudTrail.1 asks for one multi-region trail that leaves nothing out, CloudTrail.4 about
+    each trail of the account, here those at home in the region; and how many each looked at."""
+    wide = [trail for trail in found if trail.about["IsMultiRegionTrail"]]
+    proven = any(trail.records_everything() for trail in wide)
+    unknown = any(trail.error for trail in wide) and not proven
+    verdicts = [] if proven or unknown else [Verdict("CloudTrail.1", number)]
+    home = [trail.about for trail in found if trail.about["HomeRegion"] == region]
+    own = [about for about in home if about["TrailARN"].split(":")[4] == number]
+    for about in own:
+        if not about.get("LogFileValidationEnabled"):
+            verdicts.append(Verdict("CloudTrail.4", about["TrailARN"]))
+    return verdicts, Counter({"CloudTrail.1": int(not unknown), "CloudTrail.4": len(own)})
 
 
 # === check 6: S3 ACLs =================================================================
@@ -1413,6 +1548,7 @@ MAY = {  # in front of the bucket's name, and behind it
     "FULL_CONTROL": ("list, write and change the ACL of", "list it, write to it, change its ACL"),
 }
 WHO = {EVERYONE: "everyone on the Internet", ANY_AWS_ACCOUNT: "anyone with an AWS account"}
+BUCKET_CONTROLS = ("S3.2", "S3.3", "S3.12")
 GROUPS = {
     EVERYONE: ("AllUsers", "Everyone (AllUsers)"),
     ANY_AWS_ACCOUNT: ("AuthenticatedUsers", "Any AWS account (AuthenticatedUsers)"),
@@ -1438,6 +1574,23 @@ def grant_severity(grantee: dict[str, Any], owner: str, permission: str) -> tupl
     if grantee.get("URI") == LOG_DELIVERY or grantee.get("ID") == owner:
         return "", ""
     return MEDIUM, "S3.12"
+
+
+def grant_words(grantee: dict[str, Any], permission: str, bucket: str) -> tuple[str, Brief]:
+    """Who may do what, as a sentence and behind the name of the bucket."""
+    who = WHO.get(grantee.get("URI", ""), "another AWS account")
+    may, its = MAY.get(permission, (f"{permission} on", f"{permission} on it"))
+    return f"{who[0].upper()}{who[1:]} may {may} {bucket}", (f"{who} may ", its, "")
+
+
+def grant_verdicts(bucket: str, severity: str, permission: str) -> tuple[Verdict, ...]:
+    """The controls that a grant fails: S3.12 is about any user's, S3.2 and S3.3 about public
+    ones. Whether an ACL that is open itself fails them, their pages do not tell."""
+    known = {"READ": ("S3.2",), "WRITE": ("S3.3",), "FULL_CONTROL": ("S3.2", "S3.3")}
+    open_to = PUBLIC_CONTROLS[permission].split(", ") if severity == CRITICAL else ()
+    word = FAILED if permission in known else NOT_CHECKED
+    users = (Verdict("S3.12", bucket),) if severity else ()
+    return (*users, *(Verdict(control, bucket, word) for control in open_to))
 
 
 @once
@@ -1513,6 +1666,7 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
     thing=("Bucket", "Region"),
     kind="grant",
+    controls=BUCKET_CONTROLS,
     about="Who is granted what on every bucket. Turn ACLs off, and block public access.",
     docs="https://docs.aws.amazon.com/AmazonS3/latest/userguide/about-object-ownership.html",
     links={"Bucket": "s3/buckets/{Bucket}?region={Region}"},
@@ -1529,43 +1683,43 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
         grantee, permission = grant["Grantee"], grant["Permission"]
         short, words = grantee_words(grantee, owner)
         severity, control = grant_severity(grantee, owner, permission)
-        another = severity == MEDIUM
-        who = f"another AWS account ({words})" if another else WHO.get(grantee.get("URI"), words)
-        may, its = MAY[permission]
-        result = (
-            f"{who[0].upper()}{who[1:]} may {may} {bucket}"
-            if severity
-            else f"{words} has {permission}"
-        )
         cells = where | {"Grantee": words, "Permission": permission, "Blocked by": ""}
-        mend: Mend = "ask the other account" if another else private
-        row = Row(bucket, f"{short}/{permission}", cells, result, severity, control, mend=mend)
-        row = replace(row, brief=(f"{who} may ", its, ""))
+        mend: Mend = "ask the other account" if severity == MEDIUM else private
+        row = Row(bucket, f"{short}/{permission}", cells, f"{words} has {permission}", mend=mend)
+        if severity:
+            result, brief = grant_words(grantee, permission, bucket)
+            row = replace(row, result=result, severity=severity, control=control, brief=brief)
+            row = replace(row, verdicts=grant_verdicts(bucket, severity, permission))
         yield public(aws, row, "IgnorePublicAcls") if severity == CRITICAL else row
     policy = policy_status(aws, bucket)
     if policy and policy["PolicyStatus"]["IsPublic"]:
         cells = where | {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
         result = f"The policy of {bucket} lets in {WHO[EVERYONE]}"
         row = Row(bucket, "policy", cells, result, CRITICAL, "S3.2, S3.3")
-        row = replace(row, brief=(f"its policy lets in {WHO[EVERYONE]}", "", ""))
-        yield public(aws, row, "RestrictPublicBuckets")
+        # whether it lets them read or write is not asked
+        verdicts = (Verdict("S3.2", bucket, NOT_CHECKED), Verdict("S3.3", bucket, NOT_CHECKED))
+        brief = (f"its policy lets in {WHO[EVERYONE]}", "", "")
+        yield public(aws, replace(row, brief=brief, verdicts=verdicts), "RestrictPublicBuckets")
+    return Counter(BUCKET_CONTROLS)
 
 
 def public(aws: Account, row: Row, setting: str) -> Row:
     """The row for what is public, unless a block with this setting makes it void."""
     bucket, region = row.target, str(row.cells["Region"])
+    whatever_blocks = tuple(one for one in row.verdicts if one.control == "S3.12")
     try:
         blocked = blocked_by(aws, bucket, region, setting)
         if not blocked and not row.mend:
             row = replace(row, mend=restricted(bucket, public_access_block(aws, bucket, region)))
     except Unanswered as error:
-        return gap(bucket, row.part, row.cells | {"Blocked by": ""}, error)
+        why = gap(bucket, row.part, row.cells | {"Blocked by": ""}, error)
+        return replace(why, verdicts=whatever_blocks)
     row = replace(row, cells=row.cells | {"Blocked by": blocked})
     if not blocked:
         return row
     end, (start, what, _) = f", but the {blocked} makes that void", row.brief
     row = replace(row, severity=LOW, result=f"{row.result}{end}", brief=(start, what, end))
-    return replace(row, mend=row.mend or "already void")
+    return replace(row, verdicts=whatever_blocks, mend=row.mend or "already void")
 
 
 # === runner ===========================================================================
@@ -1577,31 +1731,35 @@ Progress = Callable[[str], None]
 @dataclass
 class Sheet:
     """A check that has been run. `unread` are the targets that could not be looked at;
-    `listed` is whether all targets are known."""
+    `listed` is whether all targets are known, `whole` whether all were asked for. `looked_at`
+    are the numbers of things, by control."""
 
     check: Check
     rows: list[Row]
     unread: Collection[str] = ()
     listed: bool = True
+    whole: bool = True
+    looked_at: Counter[str] = field(default_factory=Counter)
 
     def id(self, row: Row) -> str:
         """What names the row from run to run, in acceptances and in the state."""
         return f"{self.check.name}/{row.id}"
 
 
-def examine(what: Check, aws: Account, target: str) -> tuple[list[Row], int]:
-    """The rows of one target, and how many things were looked at. A failure costs what is
-    left of this target, and says so."""
+def examine(what: Check, aws: Account, target: str) -> tuple[list[Row], Counter[str]]:
+    """The rows of one target, and how many things were looked at, by control. A failure costs
+    what is left of this target, and says so."""
     rows: list[Row] = []
     found = what.rows(aws, target)
     try:
         while True:
             rows.append(next(found))
     except StopIteration as end:
-        return rows, end.value or 0
+        number = end.value or 0
+        return rows, number if isinstance(number, Counter) else Counter({"": number})
     except Exception as error:
         vanished = isinstance(error, Unanswered) and error.code in GONE
-        return ([] if vanished else [*rows, unread_row(what, target, error)]), 0
+        return ([] if vanished else [*rows, unread_row(what, target, error)]), Counter()
 
 
 def as_gap(error: Exception) -> Unanswered:
@@ -1621,8 +1779,8 @@ def unread_row(what: Check, target: str, error: Exception) -> Row:
 def run(what: Check, aws: Account, progress: Progress) -> Sheet:
     """Run a check over all its targets side by side; the rows come in target order."""
     pool = ThreadPoolExecutor(what.threads)
-    jobs: dict[str, Future[tuple[list[Row], int]]] = {}
-    rows, looked_at, unlisted = list[Row](), 0, list[Row]()
+    jobs: dict[str, Future[tuple[list[Row], Counter[str]]]] = {}
+    rows, looked_at, unlisted = list[Row](), Counter[str](), list[Row]()
     try:
         try:
             for target in what.over(aws):
@@ -1639,9 +1797,10 @@ def run(what: Check, aws: Account, progress: Progress) -> Sheet:
     rows, missed = told_once(what, [*rows, *unlisted], aws.expired)
     targets = len(jobs.keys() - missed)
     if all(row.gap for row in rows) and (targets or not rows):
-        words = what.nothing.format(targets=targets, looked_at=looked_at)
+        words = what.nothing.format(targets=targets, looked_at=looked_at[""])
         rows.insert(0, Row("nothing", "", {}, words))
-    return Sheet(what, rows, missed, listed=not unlisted)
+    whole = what.over is not regions or not aws.only
+    return Sheet(what, rows, missed, not unlisted, whole, looked_at)
 
 
 def told_once(
@@ -1733,7 +1892,28 @@ def locked(folder: Path) -> Iterator[None]:
 ACCEPT_LINE = re.compile(r"(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
 STATE_SCHEMA = 1
 
+DAYS_KEPT = 12
+
 Known = dict[str, dict[str, str]]  # by the ID of a finding: first_seen, result
+
+
+@dataclass(frozen=True)
+class Day:
+    """What the audits of a day found: open findings by severity and gaps, as the last one saw
+    them; findings that were new that day; and how many days those stood that are gone."""
+
+    day: str
+    found: dict[str, int]
+    not_checked: int = 0
+    new: int = 0
+    stood: Sequence[int] = ()
+
+
+class State(NamedTuple):
+    """What is remembered, by account."""
+
+    accounts: dict[str, Known]
+    history: dict[str, list[Day]]
 
 
 def start_of_day(day: str) -> datetime:
@@ -1816,7 +1996,48 @@ def compared(sheets: list[Sheet], known: Known, only: Collection[str]) -> tuple[
     return now, gone
 
 
-def read_state(path: Path) -> dict[str, Known]:
+def with_today(days: Iterable[Day], report: Report, today: str) -> list[Day]:
+    """The days with this one. Of several audits on one day the last counts; what was new and
+    what went away on that day adds up."""
+    earlier = {one.day: one for one in days}
+    before = earlier.pop(today, Day(today, {}))
+    found = report.rows(FINDING)
+    gone = [start_of_day(entry["first_seen"]) for entry in (report.gone or {}).values()]
+    stood = [*before.stood, *((start_of_day(today) - first).days for first in gone)]
+    severities = Counter(row.severity for row in found)
+    new = sum(row.first_seen == today for row in found)
+    now = Day(
+        today, {name: severities[name] for name in SEVERITIES}, len(report.gaps()), new, stood
+    )
+    return sorted([*earlier.values(), now], key=lambda one: one.day)[-DAYS_KEPT:]
+
+
+def days_of(reports: Collection[Report]) -> list[Day]:
+    """The history of one account, or of many as one. An account that has no line for a day
+    counts as it was before, and as one thing that was not checked."""
+    every_day = sorted({one.day for report in reports for one in report.history})
+    together = []
+    for day in every_day[-DAYS_KEPT:]:
+        known = [[one for one in report.history if one.day <= day][-1:] for report in reports]
+        last = [one for lines in known for one in lines]
+        today = [one for one in last if one.day == day]
+        found = {name: sum(one.found[name] for one in last) for name in SEVERITIES}
+        gaps = sum(one.not_checked for one in today) + len(last) - len(today)
+        stood = [days for one in today for days in one.stood]
+        together.append(Day(day, found, gaps, sum(one.new for one in today), stood))
+    return together
+
+
+def days_from(entries: Iterable[dict[str, Any]]) -> list[Day]:
+    """What was written of days. ValueError, TypeError or KeyError if it is no such thing."""
+    days = [Day(**entry) for entry in entries]
+    for one in days:
+        start_of_day(one.day)
+        sum([one.not_checked, one.new, *one.stood, *(one.found[name] for name in SEVERITIES)])
+    return days
+
+
+def read_state(path: Path) -> State:
     """What was found before, by account; empty if the file is not there yet."""
     try:
         state = json.loads(path.read_text("utf-8"))
@@ -1824,24 +2045,75 @@ def read_state(path: Path) -> dict[str, Known]:
             raise CannotRun(f"{path} is of version {version}, this script knows {STATE_SCHEMA}")
         for entry in (one for known in state["accounts"].values() for one in known.values()):
             start_of_day(entry["first_seen"] if entry["result"] else "")
-        return dict(state["accounts"])
+        history = state.get("history", {})  # a state of version 1.0 has none
+        days = {number: days_from(entries) for number, entries in history.items()}
+        return State(dict(state["accounts"]), days)
     except FileNotFoundError:
-        return {}
+        return State({}, {})
     except OSError as error:
         raise CannotRun(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CannotRun(f"{path} is damaged or no state file: mend or remove it") from error
 
 
-def write_state(path: Path, number: str, known: Known) -> None:
+def write_state(path: Path, number: str, known: Known, history: list[Day]) -> None:
     """Replace what is remembered of one account. The folder is locked meanwhile, so that two
     runs do not lose each other's accounts."""
     with locked(path.parent):
-        state = {"schema": STATE_SCHEMA, "accounts": {**read_state(path), number: known}}
+        before = read_state(path)
+        days = {number: [asdict(one) for one in history] for number, history in
+            {**before.history, number: history}.items()}  # fmt: skip
+        accounts = {**before.accounts, number: known}
+        state = {"schema": STATE_SCHEMA, "accounts": accounts, "history": days}
         deliver(json.dumps(state, indent=1, sort_keys=True).encode(), path)
 
 
 # === report ===========================================================================
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdict on a control, how many things were looked at and how many failed."""
+
+    verdict: str
+    looked_at: int = 0
+    failed: int = 0
+
+
+def judge(sheet: Sheet, name: str) -> Judged:
+    """The verdict of a sheet on a control. It is PASSED only where all that the control asks
+    about was read; a gap that somebody accepted, or a failure, makes it ACCEPTED."""
+    failed, accepted, unread = set[str](), set[str](), set[str]()
+    for row in sheet.rows:
+        said = [one for one in row.verdicts if one.control == name]
+        if row.gap and not said and (row.target == ROOT) == (CONTROLS[name].of == ROOT):
+            unread.add(row.status)
+        for one in said:
+            if one.word == NOT_CHECKED:
+                unread.add(ACCEPTED if row.status == ACCEPTED else NOT_CHECKED)
+            else:
+                (accepted if row.status == ACCEPTED else failed).add(one.resource)
+    looked_at, once = sheet.looked_at[name], CONTROLS[name].of
+    if once and looked_at:  # what one region shows, another that is unread cannot undo
+        looked_at, unread = 1, set()
+    elif not sheet.whole or (once and not unread):
+        unread.add(NOT_CHECKED)
+    decided = ACCEPTED if accepted or unread else PASSED
+    verdict = FAILED if failed else NOT_CHECKED if NOT_CHECKED in unread else decided
+    return Judged(verdict, looked_at, len(failed | accepted))
+
+
+def judged_together(reports: Iterable[Report]) -> dict[str, Judged]:
+    """The verdicts over all accounts: of each control the worst, and the sums."""
+    judged = {}
+    audited = [one for one in reports if one.state == ACTIVE]
+    for name in CONTROLS:
+        each = [one.judged[name] for one in audited if name in one.judged]
+        words = [one.verdict for one in each] + [NOT_CHECKED for one in audited if one.error]
+        if each:
+            looked_at, failed = sum(one.looked_at for one in each), sum(one.failed for one in each)
+            judged[name] = Judged(min(words, key=VERDICTS.index), looked_at, failed)
+    return judged
 
 
 @dataclass
@@ -1849,7 +2121,8 @@ class Report:
     """An audit of one account, whole, as plain data. `number` and `name` are the account's,
     `arn` is the auditor's, `home` is the region of the account's global services. `profile`
     is what the AWS CLI needs to get there, if anything. `gone` is
-    what was resolved since last time, None without a state. An account that could not be
+    what was resolved since last time, None without a state; `history` are the last days of
+    audits; `judged` are the verdicts on controls. An account that could not be
     entered has an `error` and no sheets; one whose `state` is not ACTIVE has neither."""
 
     number: str
@@ -1860,6 +2133,8 @@ class Report:
     regions: list[str] | Unanswered = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)
     gone: Known | None = None
+    history: list[Day] = field(default_factory=list)
+    judged: dict[str, Judged] = field(default_factory=dict)
     seconds: float = 0
     path: Path = Path()
     profile: str = ""
@@ -2043,6 +2318,41 @@ def headline(results: Results) -> str:
     return f"{findings}, {f'{gaps:,} {NOT_CHECKED}' if gaps else 'everything was checked'}"
 
 
+BLOCKS = " ▏▎▍▌▋▊▉█"
+
+
+def bar(number: int, most: int, places: int) -> str:
+    """A bar of block characters, so long that `most` fills the places."""
+    whole, eighths = divmod(round(8 * places * number / max(most, 1)), 8)
+    return BLOCKS[8] * whole + (BLOCKS[eighths] if eighths else "")
+
+
+def bars(days: Sequence[Day], places: int) -> list[str]:
+    """The open findings of each day as a bar, to one scale."""
+    totals = [sum(one.found.values()) for one in days]
+    return [bar(total, max(totals), places) for total in totals]
+
+
+def stood_words(days: Iterable[Day]) -> str:
+    """How long findings stood that are gone."""
+    stood = sorted(number for one in days for number in one.stood)
+    if not stood:
+        return ""
+    median = counted(stood[(len(stood) - 1) // 2], "day")
+    if len(stood) == 1:
+        return f"The finding that was resolved had stood for {median}"
+    return f"Half of the {len(stood):,} findings that were resolved had stood for {median} or less"
+
+
+def trend(days: Sequence[Day]) -> list[str]:
+    """The last audit and this one."""
+    last = [*zip(days, bars(days, 40), strict=True)][-2:]
+    return [
+        f"{one.day}  {counted(sum(one.found.values()), 'finding'):>15}  {blocks}"
+        for one, blocks in (last if len(last) > 1 else ())
+    ]
+
+
 def accounts_words(reports: list[Report]) -> str:
     """How many were audited, and how many were not, and why."""
     fate = Counter(NOT_CHECKED if one.error else one.state for one in reports)
@@ -2100,7 +2410,8 @@ def terminal_text(results: Results, colour: bool = False) -> str:
         *some_lines("Resolved", ids, 10),
         str(results.path),
     ]
-    return "\n".join([*table, "", headline(results), *ending])
+    history = trend(days_of(results.reports))
+    return "\n".join([*table, "", headline(results), *history, *ending])
 
 
 def check_table(results: Results, tables: Tables, colour: bool) -> list[str]:
@@ -2201,8 +2512,9 @@ LOOKS = {
     "note": "font: italic on",
     "jump": "font: colour blue, underline single",
     "free": "font: bold off",
+    "bar": "font: colour dark_blue",
 }
-FREE = ("title", "note", "jump", "free")  # what may run over its cell, and has no lines
+FREE = ("title", "note", "jump", "free", "bar")  # what may run over its cell, and has no lines
 CONSOLES = {
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
@@ -2452,6 +2764,28 @@ def account_lines(results: Results, header: list[str]) -> Iterator[Line]:
         yield [cells.get(name, "") for name in header], "", {len(header) - 1: report.path.name}
 
 
+def control_lines(reports: Collection[Report], header: list[str]) -> Iterator[Line]:
+    """A line a control, with a link to the sheet that decides it."""
+    by_control = {name: what for what in CHECKS for name in what.controls}
+    for name, judged in judged_together(reports).items():
+        control, title = CONTROLS[name], by_control[name].title
+        failing = [one for one in reports if name in one.judged and one.judged[name].failed]
+        cells: dict[str, Cell] = {
+            "Control": name,
+            "What it asks": control.asks,
+            "Severity": control.severity,
+            "Result": judged.verdict,
+            "Looked at": judged.looked_at,
+            "Failed": judged.failed,
+            "Accounts failed": len(failing),
+            "CIS 5.0.0": control.cis_5,
+            "CIS 3.0.0": control.cis_3,
+            "PCI DSS 4.0.1": control.pci,
+            "Sheet": title,
+        }
+        yield [cells[name] for name in header], "", {len(header) - 1: f"#'{title}'!A1"}
+
+
 def write_summary(book: Book, results: Results, tables: Tables) -> None:
     """The first page: the run in words, a line a check, and what to look at first."""
     page = book.page("Summary")
@@ -2468,6 +2802,7 @@ def write_summary(book: Book, results: Results, tables: Tables) -> None:
     if results.several:
         all_rows = (row for report in results.reports for row in report.all_rows())
         page.write(["All", *(n or "" for n in tally(all_rows, **results.headings()).values())])
+    write_history(page, days_of(results.reports))
     write_worst(page, "Worst findings", worst(tables, FINDING), results)
     write_worst(page, "Not checked", worst(tables, NOT_CHECKED), results)
     if statement := missing_statement(results):
@@ -2477,6 +2812,21 @@ def write_summary(book: Book, results: Results, tables: Tables) -> None:
     for status, meaning in MEANING.items():
         page.write_beside(status, meaning)
     page.close()
+
+
+def write_history(page: Page, days: list[Day]) -> None:
+    """Whether it gets better: a line a day, with a bar to scale."""
+    if not days:
+        return
+    page.next += 1
+    page.write(["Audit of", *SEVERITIES, NEW, "Resolved", NOT_CHECKED, "Findings"], "header")
+    for one, blocks in zip(days, bars(days, 24), strict=True):
+        numbers = (*(one.found[name] for name in SEVERITIES), one.new, len(one.stood))
+        page.write([start_of_day(one.day), *(n or "" for n in (*numbers, one.not_checked))])
+        page.next -= 1
+        page.write([*[""] * 8, f"{blocks} {sum(one.found.values()):,}"], "bar")
+    if words := stood_words(days):
+        page.write([words], "note")
 
 
 def write_worst(page: Page, title: str, found: list[tuple[int, Found]], results: Results) -> None:
@@ -2535,6 +2885,12 @@ def book_of(results: Results) -> bytes:
         nothing: Line = [f"Nothing in {counted(len(results.reports), 'account')}"], "", {}
         lines = sheet_lines(found, header) if found else [nothing]
         book.table(what.title, what.about, what.docs, header, lines)
+    if any(report.judged for report in results.reports):
+        header = ["Control", "What it asks", "Severity", "Result", "Looked at", "Failed"]
+        header += ["Accounts failed"] if results.several else []
+        header += ["CIS 5.0.0", "CIS 3.0.0", "PCI DSS 4.0.1", "Sheet"]
+        about = "Controls of AWS Security Hub that the checks decide, by the rules of Security Hub."
+        book.table("Controls", about, HUB, header, control_lines(results.reports, header))
     if results.with_state:
         header = ["Account", "Account name"] if results.several else []
         header += ["Finding", "Result", "First seen", "Stood (days)"]
@@ -2556,7 +2912,7 @@ def workbook(report: Report) -> bytes:
 
 # === exports ==========================================================================
 
-REPORT_SCHEMA = 2
+REPORT_SCHEMA = 3
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -2579,6 +2935,11 @@ def as_json(report: Report) -> dict[str, Any]:
             }
             for sheet in report.sheets
         ],
+        "controls": [
+            {"control": name, **CONTROLS[name]._asdict(), **asdict(judged)}
+            for name, judged in report.judged.items()
+        ],
+        "history": [asdict(one) for one in report.history],
         "resolved": [{"id": id, **entry} for id, entry in (report.gone or {}).items()],
     }
 
@@ -2862,19 +3223,27 @@ def audit(
     """Audit one account, fill in its report, and write what is to be written of it."""
     began = time.monotonic()
     check_regions(aws)
-    known = read_state(options.state).get(aws.number, {}) if options.state else None
+    state = read_state(options.state) if options.state else None
+    known = state.accounts.get(aws.number, {}) if state else None
     wanted = [what for what in CHECKS if what.name in (options.check or what.name)]
     look_ahead(aws, wanted)
     sheets = [run(what, aws, progress) for what in wanted]
-    today = f"{aws.now:%Y-%m-%d}"
+    today = f"{report.started:%Y-%m-%d}"
     report.sheets = [settled(sheet, aws.number, decisions, known, today) for sheet in sheets]
     now, gone = compared(report.sheets, known or {}, aws.only)
     report.gone = gone if options.state else None
+    report.judged = {
+        name: judge(sheet, name) for sheet in report.sheets for name in sheet.check.controls
+    }
     report.number, report.arn = aws.number, aws.arn
     report.home, report.started = aws.region, aws.now
     report.aliases = answer_or_gap(account_aliases, aws)
     report.regions = answer_or_gap(regions, aws)
     report.seconds = time.monotonic() - began
+    if state:
+        report.history = state.history.get(aws.number, [])
+        if len(wanted) == len(CHECKS) and not aws.only:  # else it is no line like the others
+            report.history = with_today(report.history, report, today)
     name = Path(f"security_check_{aws.number}_{aws.now:%Y-%m-%d_%H%M}.xls")
     if options.output:
         name = options.output.parent / name if is_several(options) else options.output
@@ -2889,7 +3258,7 @@ def write(report: Report, now: Known, options: argparse.Namespace) -> None:
     for sheet in report.sheets if options.csv else ():
         deliver(as_csv(sheet, report), options.csv / f"{report.number}-{sheet.check.name}.csv")
     if options.state:
-        write_state(options.state, report.number, now)
+        write_state(options.state, report.number, now, report.history)
 
 
 def audit_member(
@@ -2907,6 +3276,9 @@ def audit_member(
             if not several:
                 raise
             report = replace(report, sheets=[], gone=None, path=Path(), error=as_gap(error))
+            report.judged = {}
+    if report.error and options.state:
+        report.history = read_state(options.state).history.get(report.number, [])
     used, document = matched(decisions, report), as_json(report) if options.json else {}
     for sheet in report.sheets if several else ():
         sheet.rows = [row for row in sheet.rows if row.status != OK]
