@@ -1545,7 +1545,7 @@ MAY = {  # in front of the bucket's name, and behind it
     "READ_ACP": ("read the ACL of", "read its ACL"),
     "WRITE": ("write to", "write to it"),
     "WRITE_ACP": ("change the ACL of", "change its ACL"),
-    "FULL_CONTROL": ("list, write and change the ACL of", "list it, write to it, change its ACL"),
+    "FULL_CONTROL": ("list, write and change the ACL of", "have full control of it"),
 }
 WHO = {EVERYONE: "everyone on the Internet", ANY_AWS_ACCOUNT: "anyone with an AWS account"}
 BUCKET_CONTROLS = ("S3.2", "S3.3", "S3.12")
@@ -2267,7 +2267,8 @@ def thing_words(found: Sequence[Found], several: bool) -> str:
     for one in found:
         start, what, end = one.row.brief if any(one.row.brief) else (one.row.result, "", "")
         same[start, end].append(what)
-    words = "; ".join(f"{start}{in_words(what)}{end}" for (start, end), what in same.items())
+    clauses = [f"{start}{in_words(what)}{end}" for (start, end), what in same.items()]
+    words = "; ".join([*clauses[:2], *(["and more"] if clauses[2:] else [])])
     name, *rest = sheet.check.names(row) or [""]
     rest += [report.number, report.name] if several else []
     rest += [counted(number, sheet.check.kind)] if number > 1 else []
@@ -2490,12 +2491,22 @@ def number_cells(count: dict[str, int], colour: bool = False, names: bool = Fals
 # === workbook =========================================================================
 
 MAX_ROWS, MAX_TEXT = 65_536, 32_767  # what the .xls format can hold
-MAX_WIDTH = 30  # characters; longer text wraps
-ACROSS = 12  # the last column of the Summary
+WIDTHS = {  # characters
+    "Account name": 14, "Group name": 14, "Ports": 14, "Open to": 14, "Used by": 12,
+    "Blocked by": 12, "User": 28, "Bucket": 30, "Grantee": 18, "Result": 38, "ID": 40,
+    "What it asks": 52, "Finding": 52,
+}  # fmt: skip
+WIDTH = 24  # of other columns; longer text wraps
+LETTERS = 1.1  # a letter is narrower than a digit, by which the format measures
+UNWRAPPED = ("ID", " ID", "VPC", "Owner", "Grantee", MEND)  # ends of headers: no words to wrap at
+CHARACTER = 270  # the width of a digit, in the units of the format, of which a point has 48.8
+PAPER = 785  # points between the margins of a landscape A4 page, but for a little
+SMALLEST = 70  # per cent: 7 points of 10
+ACROSS = 11  # the last column of the Summary
 TOP = 3  # rows above the first of a table: title, note, header
 
 LOOKS = {
-    CRITICAL: "font: colour white, bold on; pattern: pattern solid, fore_colour dark_red",
+    CRITICAL: "font: bold on; pattern: pattern solid, fore_colour coral",
     HIGH: "font: bold on; pattern: pattern solid, fore_colour tan",
     MEDIUM: "font: bold on; pattern: pattern solid, fore_colour light_yellow",
     LOW: "pattern: pattern solid, fore_colour ice_blue",
@@ -2503,6 +2514,9 @@ LOOKS = {
     NOT_CHECKED: "font: colour white, bold on; pattern: pattern solid, fore_colour gray80",
     ACCEPTED: "font: colour gray50, italic on",
     OK: "font: colour green",
+    PASSED: "font: colour green",
+    FAILED: "font: colour dark_red, bold on",
+    NEW: "font: bold on; pattern: pattern solid, fore_colour light_turquoise",
     "header": "font: bold on; pattern: pattern solid, fore_colour gray25",
     "link": "font: colour blue, underline single",
     "cell": "font: bold off",
@@ -2511,10 +2525,10 @@ LOOKS = {
     "title": "font: bold on, height 320",
     "note": "font: italic on",
     "jump": "font: colour blue, underline single",
-    "free": "font: bold off",
+    "section": "font: bold on, height 240",
     "bar": "font: colour dark_blue",
 }
-FREE = ("title", "note", "jump", "free", "bar")  # what may run over its cell, and has no lines
+FREE = ("title", "note", "jump", "section", "bar")  # what may run over its cell, and has no lines
 CONSOLES = {
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
@@ -2553,39 +2567,46 @@ def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
     sheet.get_biff_data = lambda: whole
 
 
-def repeat_headers(book: Any) -> None:
-    """Print the header again on every page of all sheets but the first: a built-in name of
-    each sheet, Print_Titles, which xlwt cannot write.
+def set_paper(book: Any, areas: Sequence[tuple[int, int]]) -> None:
+    """Print of each sheet only what is above and left of its last row and column, and the header
+    again on every page of all but the first: built-in names of each sheet, Print_Area and
+    Print_Titles, which xlwt cannot write.
 
     [MS-XLS] 2.4.150
     """
     names = b""
     book.setup_ownbook()
     refs = book._Workbook__sheet_refs
-    for sheet in range(1, len(book._Workbook__worksheets)):
+    for sheet, (row, column) in enumerate(areas):
         ref = refs.setdefault((book._ownbook_supbookx, sheet, sheet), len(refs))
-        area = struct.pack("<BHHHHH", 0x3B, ref, TOP - 1, TOP - 1, 0, 255)
-        data = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(area), 0, sheet + 1, 0, 0, 7) + area
-        names += struct.pack("<HH", 0x18, len(data)) + data
+        for name, place in ((6, (0, row, 0, column)), (7, (TOP - 1, TOP - 1, 0, 255)))[: sheet + 1]:
+            area = struct.pack("<BHHHHH", 0x3B, ref, *place)
+            data = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(area), 0, sheet + 1, 0, 0, name) + area
+            names += struct.pack("<HH", 0x18, len(data)) + data
     links = book._Workbook__all_links_rec
     book._Workbook__all_links_rec = lambda: links() + names
 
 
 @functools.cache
-def style(look: str, right: bool, date: bool) -> xlwt.XFStyle:
+def style(look: str, right: bool = False, date: bool = False, wrap: bool = True) -> xlwt.XFStyle:
     """One of LOOKS. The format allows 4,094 styles in a workbook, so they are shared."""
     import xlwt
 
     align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
-    wrap = "" if look in (*FREE, "command") else ", wrap on"
-    lines = "" if look in (*FREE, "code") else "; borders: bottom hair, bottom_colour gray40"
+    wrapped = ", wrap on" if wrap and look not in (*FREE, "command", "code") else ""
+    lines = (
+        ""
+        if look in (*FREE, "code", "sentence")
+        else "; borders: bottom hair, bottom_colour gray40"
+    )
     form = "yyyy-mm-dd" if date else "General"
-    return xlwt.easyxf(f"{LOOKS[look]}; {align}{wrap}{lines}", num_format_str=form)
+    return xlwt.easyxf(f"{LOOKS[look]}; {align}{wrapped}{lines}", num_format_str=form)
 
 
 def heads_numbers(header: str) -> bool:
     """Whether a column counts something, or has a unit."""
-    return header in (*GRADES, FINDING, NEW, "Resolved") or header.endswith("(days)")
+    counts = (*GRADES, FINDING, NEW, "Resolved", "Looked at", "Failed", "Accounts failed")
+    return header in counts or header.endswith("(days)")
 
 
 def clean(value: Cell) -> Cell:
@@ -2599,59 +2620,93 @@ def clean(value: Cell) -> Cell:
 
 
 class Page:
-    """A worksheet that is written from top to bottom; closing it sets widths and links."""
+    """A worksheet that is written from top to bottom; closing it sets widths and links. It has
+    the columns of `header`, or is the Summary."""
 
-    def __init__(self, book: xlwt.Workbook, title: str, footer: str) -> None:
-        self.sheet, self.next = book.add_sheet(title), 0
+    def __init__(self, book: xlwt.Workbook, title: str, footer: str, header: list[str]) -> None:
+        self.sheet, self.next, self.header = book.add_sheet(title), 0, header
         self.widths: Counter[int] = Counter()
         self.links: list[tuple[int, int, str]] = []
-        self.sheet.portrait = False
-        self.sheet.fit_num_pages, self.sheet.fit_height_to_pages = 1, 0  # one page wide
+        self.last = ACROSS  # column on paper
+        self.sheet.portrait = not header
         self.sheet.header_str, self.sheet.footer_str = b"", f"&L{footer}&R&P / &N".encode()
 
     def write(self, values: Iterable[Cell], look: str = "", links: Any = None) -> None:
-        """A row, with links by column. Without a look, words that are a severity or a status
-        have their own."""
+        """A row, with links by column. Without a look, words that are a severity, a status or a
+        verdict have their own, as has what is new."""
         lines = 1
         for column, value in enumerate(values):
-            own = look or (str(value) if value in (*GRADES, FINDING) else "cell")
-            own = "command" if own == "cell" and str(value).startswith("aws ") else own
+            own = look or self.look_of(value)
             if target := (links or {}).get(column):
                 self.links.append((self.next, column, target))
                 own = "jump" if look in FREE else "link"
+            wrap = " " in str(value) or not self.name(column).endswith(UNWRAPPED)
             date = isinstance(value, datetime)
             right = isinstance(value, int) or (own == "header" and heads_numbers(str(value)))
             if value or own not in FREE:
-                self.sheet.write(self.next, column, clean(value), style(own, right, date))
-            if own == "command":
-                self.widths[column] = MAX_WIDTH
-            elif own not in FREE:
-                width = 10 if date else len(str(value)) + 1
-                self.widths[column] = max(self.widths[column], min(width, MAX_WIDTH))
-                lines = max(lines, min(-(-width // MAX_WIDTH), 20))
+                self.sheet.write(self.next, column, clean(value), style(own, right, date, wrap))
+            if own not in FREE:
+                most = WIDTHS.get(self.name(column), WIDTH)
+                wide = own == "header" or str(value).isupper()
+                width = 10 if date else min(int(len(str(value)) * (1.2 if wide else 1)) + 1, most)
+                self.widths[column] = max(self.widths[column], width)
+                if wrap and own != "command" and len(str(value)) > most:
+                    lines = max(lines, len(textwrap.wrap(str(value), int(most * LETTERS))))
+        self.end_row(440 if look == "title" else 270 * min(lines, 20))
+
+    def look_of(self, value: Cell) -> str:
+        if value in (*GRADES, FINDING, PASSED, FAILED):
+            return str(value)
+        starts = {"aws ": "command", f"{NEW.upper()}: ": NEW}
+        return next((look for word, look in starts.items() if str(value).startswith(word)), "cell")
+
+    def name(self, column: int) -> str:
+        return self.header[column] if column < len(self.header) else ""
+
+    def end_row(self, height: int) -> None:
         self.sheet.row(self.next).height_mismatch = True
-        self.sheet.row(self.next).height = 440 if look == "title" else 300 * lines
+        self.sheet.row(self.next).height = height
         self.next += 1
 
-    def write_beside(self, first: Cell, second: str, target: str = "") -> None:
-        """A word with its look, and free text beside it."""
-        self.write([first])
-        self.next -= 1
-        self.write(["", second], "free", {1: target})
+    def write_beside(self, first: Cell, text: str, target: str = "") -> None:
+        """A word with its look, which may be a link, and text over the columns beside it, as
+        high as it needs: LibreOffice does not wrap a link."""
+        if target:
+            self.links.append((self.next, 0, target))
+        self.sheet.write(self.next, 0, first, style(self.look_of(first)))
+        place, lines = (self.next, self.next, 1, ACROSS), textwrap.wrap(text, 105)
+        self.sheet.write_merge(*place, clean(text), style("cell"))
+        self.end_row(270 * max(len(lines), 1))
 
-    def write_across(self, text: str) -> None:
-        """A command over all columns, four lines of it at most, so that the print stays large;
-        who copies the cell gets all of it."""
-        place = (self.next, self.next, 1, ACROSS)
-        self.sheet.write_merge(*place, clean(text), style("code", right=False, date=False))
-        self.sheet.row(self.next).height_mismatch = True
-        self.sheet.row(self.next).height = 220 * min(-(-len(text) // 95), 4)
-        self.next += 1
+    def write_command(self, text: str) -> None:
+        """A command over the same columns, of which a line is shown: who copies the cell gets
+        all of it."""
+        self.sheet.write_merge(self.next, self.next, 1, ACROSS, clean(text), style("code"))
+        self.end_row(230)
 
     def close(self) -> None:
         for column, width in self.widths.items():
-            self.sheet.col(column).width = 300 * max(width, 6)
+            self.sheet.col(column).width = CHARACTER * max(width, 6)
+        if self.header:
+            self.fit()
+        else:
+            self.sheet.fit_num_pages = self.sheet.fit_height_to_pages = 1
         add_links(self.sheet, self.links)
+
+    def fit(self) -> None:
+        """Leave out of the print the columns on the right, as many as must be for letters of
+        seven points. What is still too wide goes on to a second page."""
+        points = [self.sheet.col(column).width / 48.8 for column in range(len(self.header))]
+        spare = ["ID", MEND, "First seen", "Control", "Status"]
+        self.last = len(points) - 1
+        while self.header[self.last] in spare and (
+            self.header[self.last] in spare[:2]
+            or sum(points[: self.last + 1]) * SMALLEST > 100 * PAPER
+        ):
+            self.last -= 1
+        too_wide = sum(points[: self.last + 1]) * SMALLEST > 100 * PAPER
+        self.sheet.fit_num_pages, self.sheet.fit_height_to_pages = int(not too_wide), 0
+        self.sheet.print_scaling = SMALLEST
 
 
 class Book:
@@ -2661,16 +2716,18 @@ class Book:
         import xlwt
 
         self.book, self.footer = xlwt.Workbook(encoding="utf-8"), footer
+        self.pages: list[Page] = []
 
-    def page(self, title: str) -> Page:
-        return Page(self.book, title, self.footer)
+    def page(self, title: str, header: list[str]) -> Page:
+        self.pages.append(page := Page(self.book, title, self.footer, header))
+        return page
 
     def table(self, title: str, about: str, docs: str, header: list[str], lines: Any) -> None:
         """One sheet, continued on others where the format's number of rows runs out."""
         pages: list[Page] = []
         for cells, look, links in lines:
             if not pages or pages[-1].next == MAX_ROWS:
-                pages.append(page := self.page(page_title(title, len(pages))))
+                pages.append(page := self.page(page_title(title, len(pages)), header))
                 back, last = header.index("Result"), len(header) - 1
                 over = {0: title, back: "Summary", last: docs and "AWS documentation"}
                 top, jumps = [over.get(n, "") for n in range(len(header))], {last: docs}
@@ -2685,7 +2742,7 @@ class Book:
 
     def data(self) -> bytes:
         """The bytes of the file."""
-        repeat_headers(self.book)
+        set_paper(self.book, [(page.next - 1, page.last) for page in self.pages])
         file = io.BytesIO()
         self.book.save(file)
         return file.getvalue()
@@ -2788,12 +2845,9 @@ def control_lines(reports: Collection[Report], header: list[str]) -> Iterator[Li
 
 def write_summary(book: Book, results: Results, tables: Tables) -> None:
     """The first page: the run in words, a line a check, and what to look at first."""
-    page = book.page("Summary")
-    page.sheet.fit_height_to_pages = 1
+    page = book.page("Summary", [])
     page.write(["AWS security check"], "title")
     page.write([headline(results)], "note")
-    for name, value in facts(results).items():
-        page.write_beside(name, value, "#Accounts!A1" if name == "Accounts" else "")
     page.next += 1
     page.write(["Check", *tally([], **results.headings())], "header")
     for what, found in tables.items():
@@ -2802,13 +2856,17 @@ def write_summary(book: Book, results: Results, tables: Tables) -> None:
     if results.several:
         all_rows = (row for report in results.reports for row in report.all_rows())
         page.write(["All", *(n or "" for n in tally(all_rows, **results.headings()).values())])
-    write_history(page, days_of(results.reports))
     write_worst(page, "Worst findings", worst(tables, FINDING), results)
     write_worst(page, "Not checked", worst(tables, NOT_CHECKED), results)
     if statement := missing_statement(results):
         page.write_beside(MEND, f"add to the policy: {statement}")
+    write_history(page, days_of(results.reports))
     page.next += 1
-    page.write(["What a status means"], "header")
+    page.write(["The audit"], "section")
+    for name, value in facts(results).items():
+        page.write_beside(name, value, "#Accounts!A1" if name == "Accounts" else "")
+    page.next += 1
+    page.write(["What a status means"], "section")
     for status, meaning in MEANING.items():
         page.write_beside(status, meaning)
     page.close()
@@ -2844,11 +2902,11 @@ def write_worst(page: Page, title: str, found: list[tuple[int, Found]], results:
         target = f"#'{page_title(sheet.check.title, number)}'!A{TOP + 1 + line}"
         lines.append((row.severity or row.status, words, target, command(row, report)))
     page.next += 1
-    page.write([title if lines else f"{title}: none"], "header")
+    page.write([title if lines else f"{title}: none"], "section")
     for grade, words, target, mend in lines[:10]:
         page.write_beside(grade, words, target)
         if mend:
-            page.write_across(mend)
+            page.write_command(mend)
     if len(lines) > 10:
         page.write_beside("", f"and {len(lines) - 10:,} more")
 
