@@ -2492,12 +2492,12 @@ def number_cells(count: dict[str, int], colour: bool = False, names: bool = Fals
 
 MAX_ROWS, MAX_TEXT = 65_536, 32_767  # what the .xls format can hold
 WIDTHS = {  # characters
-    "Account name": 14, "Group name": 14, "Ports": 14, "Open to": 14, "Used by": 12,
-    "Blocked by": 12, "User": 28, "Bucket": 30, "Grantee": 18, "Result": 38, "ID": 40,
+    "Account name": 12, "Group name": 14, "Ports": 14, "Open to": 14, "Used by": 12,
+    "Blocked by": 12, "User": 28, "Bucket": 30, "Grantee": 18, "Result": 36, "ID": 40,
     "What it asks": 52, "Finding": 52,
 }  # fmt: skip
 WIDTH = 24  # of other columns; longer text wraps
-LETTERS = 1.1  # a letter is narrower than a digit, by which the format measures
+LETTERS = 1.15  # a letter is narrower than a digit, by which the format measures
 UNWRAPPED = ("ID", " ID", "VPC", "Owner", "Grantee", MEND)  # ends of headers: no words to wrap at
 CHARACTER = 270  # the width of a digit, in the units of the format, of which a point has 48.8
 PAPER = 785  # points between the margins of a landscape A4 page, but for a little
@@ -2648,7 +2648,7 @@ class Page:
             if own not in FREE:
                 most = WIDTHS.get(self.name(column), WIDTH)
                 wide = own == "header" or str(value).isupper()
-                width = 10 if date else min(int(len(str(value)) * (1.2 if wide else 1)) + 1, most)
+                width = 10 if date else min(int(len(str(value)) * (1.25 if wide else 1)) + 1, most)
                 self.widths[column] = max(self.widths[column], width)
                 if wrap and own != "command" and len(str(value)) > most:
                     lines = max(lines, len(textwrap.wrap(str(value), int(most * LETTERS))))
