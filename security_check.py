@@ -2401,14 +2401,16 @@ def terminal_text(results: Results, colour: bool = False) -> str:
         return some_lines(title, lines, most)
 
     found = worst(tables, FINDING)
-    gone = [(report, id) for report in results.reports for id in report.gone or ()]
-    ids = [f"{report.number}/{id}" if results.several else id for report, id in gone]
-    fresh = [pair for pair in found if pair[1].row.new]
+    gone = [
+        f"{entry['result']} ({report.number + '/' if results.several else ''}{id})"
+        for report in results.reports
+        for id, entry in (report.gone or {}).items()
+    ]
     ending = [
         *told("Worst", found, 5),
-        *told("New", fresh if fresh != found else ()),
+        *told("New", [pair for pair in found if pair[1].row.new]),
         *told("Acceptance expired", [pair for pair in found if pair[1].row.lapsed]),
-        *some_lines("Resolved", ids, 10),
+        *some_lines("Resolved", gone, 10),
         str(results.path),
     ]
     history = trend(days_of(results.reports))

@@ -102,6 +102,14 @@ def open_port(cloud: Cloud, region: str, port: int) -> str:
     return group
 
 
+def is_open(what: str) -> str:
+    return f"{what} is open to the whole Internet; nothing uses it"
+
+
+def no_mfa(user: str) -> str:
+    return f"{user} has no MFA device, and no console password"
+
+
 @pytest.mark.posix
 def test_four_months_on_one_account(cloud: Cloud, run_on: Any) -> None:
     checks = ("--check", "security-groups", "--check", "mfa")
@@ -113,10 +121,10 @@ def test_four_months_on_one_account(cloud: Cloud, run_on: Any) -> None:
     august = run_on("2030-08-01", *checks)
     assert august.code == 1
     assert august.rows("Security groups") == {
-        ssh: ("FINDING", "2030-08-01", "NEW: Open to the Internet"),
-        https: ("FINDING", "2030-08-01", "NEW: Open to the Internet"),
+        ssh: ("FINDING", "2030-08-01", f"NEW: {is_open('SSH (22)')}"),
+        https: ("FINDING", "2030-08-01", f"NEW: {is_open('TCP 8443')}"),
     }
-    assert august.rows("MFA") == {"alice": ("FINDING", "2030-08-01", "NEW: Not Enabled")}
+    assert august.rows("MFA") == {"alice": ("FINDING", "2030-08-01", f"NEW: {no_mfa('alice')}")}
     assert august.resolved() == [("Nothing was resolved since last time", "", "", "")]
 
     # September: one is accepted until the end of October, one accepted for good; bob is new.
@@ -131,15 +139,15 @@ def test_four_months_on_one_account(cloud: Cloud, run_on: Any) -> None:
         ssh: (
             "ACCEPTED",
             "2030-08-01",
-            "Open to the Internet (accepted until 2030-10-31: the bastion goes in October)",
+            f"{is_open('SSH (22)')} (accepted until 2030-10-31: the bastion goes in October)",
         ),
-        https: ("FINDING", "2030-08-01", "Open to the Internet"),
+        https: ("FINDING", "2030-08-01", is_open("TCP 8443")),
     }
     assert september.rows("MFA") == {
-        "alice": ("ACCEPTED", "2030-08-01", "Not Enabled (accepted a robot)"),
-        "bob": ("FINDING", "2030-09-01", "NEW: Not Enabled"),
+        "alice": ("ACCEPTED", "2030-08-01", f"{no_mfa('alice')} (accepted a robot)"),
+        "bob": ("FINDING", "2030-09-01", f"NEW: {no_mfa('bob')}"),
     }
-    assert "  mfa/bob: Not Enabled" in september.out
+    assert "  Medium    bob: has no MFA device, and no console password\n" in september.out
     assert "alice" not in september.out
 
     # October: us-east-1 is denied, so nothing is known of its door; bob is gone.
@@ -156,7 +164,7 @@ def test_four_months_on_one_account(cloud: Cloud, run_on: Any) -> None:
             "UnauthorizedOperation: ec2 DescribeSecurityGroups",
         ),
     }
-    assert october.resolved() == [("mfa/bob", "Not Enabled", "2030-09-01", 30.0)]
+    assert october.resolved() == [("mfa/bob", no_mfa("bob"), "2030-09-01", 30.0)]
 
     # November: the region is back with its old date, the acceptance is over, the door shut.
     cloud.client("ec2", "us-east-1").delete_security_group(GroupId=east)
@@ -167,17 +175,17 @@ def test_four_months_on_one_account(cloud: Cloud, run_on: Any) -> None:
         ssh: (
             "FINDING",
             "2030-08-01",
-            "Open to the Internet"
+            f"{is_open('SSH (22)')}"
             " (acceptance expired, until 2030-10-31: the bastion goes in October)",
         ),
         f"us-east-1/{eighth}/TCP/9000/0.0.0.0/0": (
             "FINDING",
             "2030-11-01",
-            "NEW: Open to the Internet",
+            f"NEW: {is_open('TCP 9000')}",
         ),
     }
     assert november.resolved() == [
-        (f"security-groups/{https}", "Open to the Internet", "2030-08-01", 92.0)
+        (f"security-groups/{https}", is_open("TCP 8443"), "2030-08-01", 92.0)
     ]
     assert oct(Path("state.json").stat().st_mode & 0o777) == "0o600"
 
@@ -190,7 +198,7 @@ def test_a_finding_in_a_region_that_comes_back_keeps_its_date(cloud: Cloud, run_
     assert run_on("2030-09-01").resolved()[0][0].startswith("Nothing was resolved")
     cloud.layer.faults = []
     back = run_on("2030-10-01").rows("Security groups")[id]
-    assert back == ("FINDING", "2030-08-01", "Open to the Internet")
+    assert back == ("FINDING", "2030-08-01", is_open("TCP 8443"))
 
 
 def test_what_a_run_did_not_ask_is_left_alone(cloud: Cloud, run_on: Any) -> None:
@@ -199,7 +207,7 @@ def test_what_a_run_did_not_ask_is_left_alone(cloud: Cloud, run_on: Any) -> None
     run_on("2030-08-01")
     only_keys = run_on("2030-09-01", "--check", "access-keys")
     assert [sheet.name for sheet in only_keys.book.sheets()] == [
-        *("Summary", "Access keys", "Resolved")
+        *("Summary", "Access keys", "Controls", "Resolved")
     ]
     other_region = run_on("2030-09-02", "--region", "eu-west-1")
     for month in (only_keys, other_region):
@@ -312,8 +320,8 @@ def test_accounts_written_at_once_are_not_lost(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     entry = {"a/b": {"first_seen": "2030-01-01", "result": "Bad"}}
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: write_state(path, f"account-{n}", entry), range(40)))
-    assert read_state(path) == {f"account-{n}": entry for n in range(40)}
+        list(pool.map(lambda n: write_state(path, f"account-{n}", entry, []), range(40)))
+    assert read_state(path).accounts == {f"account-{n}": entry for n in range(40)}
     assert [one.name for one in tmp_path.iterdir()] == ["state.json"]
 
 
@@ -363,7 +371,7 @@ def test_quiet_speaks_only_of_news_and_gaps(
 ) -> None:
     quiet = ["--quiet", "--state", "state.json", "--output", "x.xls"]
     assert main(quiet) == 1
-    assert "New:\n  mfa/<root_account>" in capsys.readouterr().out
+    assert "New:\n  Critical  root: " in capsys.readouterr().out
     assert main(quiet) == 1
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "")
@@ -373,13 +381,15 @@ def test_quiet_speaks_only_of_news_and_gaps(
 
 
 def test_quiet_speaks_of_an_acceptance_that_is_over(cloud: Cloud, run_on: Any) -> None:
-    line = "mfa/<root_account>: Not Enabled (acceptance expired, until 2030-09-30: in the safe)"
+    line = "  Critical  root: can sign in with a password alone"
+    why = "(acceptance expired, until 2030-09-30: in the safe)"
     options = ("--quiet", "--check", "mfa")
     cloud.layer.summary = {"AccountMFAEnabled": 0, "AccountAccessKeysPresent": 0}
     Path("accept.txt").write_text("mfa/<root_account> until 2030-09-30 # in the safe\n")
     assert run_on("2030-09-01", *options).out == ""
     over = run_on("2030-10-01", *options)
-    assert f"Acceptance expired:\n  {line}\n" in over.out
+    assert f"Acceptance expired:\n{line}" in over.out
+    assert why in " ".join(over.out.split())
     assert "New:" not in over.out
     Path("accept.txt").write_text("mfa/<root_account> until 2030-12-31 # in the safe\n")
     assert run_on("2030-11-01", *options).out == ""

@@ -101,7 +101,7 @@ def test_it_is_the_seventh_and_gone_after_the_test(seventh: None) -> None:
 
 def test_it_has_a_sheet_like_the_others(staffed: Cloud) -> None:
     assert audit() == 1
-    names = ["Summary", *(one.title for one in CHECKS), "Users", "Resolved"]
+    names = ["Summary", *(one.title for one in CHECKS), "Users", "Controls", "Resolved"]
     assert book().sheet_names() == names
     sheet = book().sheet_by_name("Users")
     assert sheet.cell_value(0, 0) == "Users"
@@ -139,10 +139,10 @@ def test_it_has_a_line_on_the_summary_and_on_the_terminal(
     counts = dict(zip(header[1:], numbers[1:], strict=True))
     told = {name: number for name, number in counts.items() if number}
     assert told == {"Medium": 1, "New": 1, "OK": 1, "ACCEPTED": 1}
-    assert "Users: Made for a test, test-robot" in [line[1] for line in summary("Medium")]
+    assert "test-robot: Made for a test" in [line[1] for line in summary("Medium")]
     out = capsys.readouterr().out
     assert re.search(r"^Users( +-){2} +1 +- +1 +1 +1 +-$", out, re.MULTILINE), out
-    assert "\n  users/test-robot: Made for a test\n" in out.partition("New:")[2]
+    assert "\n  Medium    test-robot: Made for a test\n" in out.partition("New:")[2]
 
 
 def test_its_rows_are_in_the_json(staffed: Cloud) -> None:
@@ -217,8 +217,8 @@ def test_its_findings_are_remembered_told_once_as_new_and_missed_when_gone(
     assert (gone["Finding"], gone["Result"]) == ("users/test-robot", "Made for a test")
     out = capsys.readouterr().out
     assert "1 finding (1 new, 1 resolved), everything was checked" in out
-    assert "New:\n  users/test-late: Made for a test\n" in out
-    assert "Resolved:\n  users/test-robot\n" in out
+    assert "New:\n  Medium    test-late: Made for a test\n" in out
+    assert "Resolved:\n  Made for a test (users/test-robot)\n" in out
     assert [*in_state()] == ["users/test-bot", "users/test-late"]
 
 
@@ -236,7 +236,8 @@ def test_its_findings_may_be_accepted(staffed: Cloud, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert audit("--check", "users") == 1
     words = "Made for a test (acceptance expired, until 2020-01-31: they are ours)"
-    assert f"Acceptance expired:\n  users/test-bot: {words}\n" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"Acceptance expired: Medium test-bot: {words}" in told
 
 
 def test_users_that_may_not_be_listed_are_a_gap_and_nothing_is_said_to_be_gone(

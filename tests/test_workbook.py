@@ -95,8 +95,8 @@ def test_the_summary_is_the_account_on_one_page(aws: Canned) -> None:
         ["Regions", "eu-west-1, us-east-1"],
         ["Check", "Critical", "High", "Medium", "Low", "OK", "ACCEPTED", "NOT CHECKED"],
         ["EC2-Classic", 1.0, 1.0, 1.0, 1.0],
-        ["Critical", "EC2-Classic: Bad, eu-west-1/i-1"],
-        ["High", "EC2-Classic: Bad, eu-west-1/i-2"],
+        ["Critical", "i-1: Bad (eu-west-1)"],
+        ["High", "i-2: Bad (eu-west-1)"],
         ["NOT CHECKED", "EC2-Classic: Timeout: x, us-east-1/not-checked"],
     ):
         assert line in lines
@@ -126,7 +126,7 @@ def test_a_gap_names_the_permission_that_is_missing(
 
 def test_ten_findings_are_worst_and_the_others_are_counted(aws: Canned) -> None:
     summary = opened(a_report(aws, *map(bad, range(23)))).sheet_by_name("Summary")
-    assert len([c for c in summary.col_values(1) if str(c).startswith("EC2-Classic: Bad")]) == 10
+    assert len([c for c in summary.col_values(1) if ": Bad (eu-west-1)" in str(c)]) == 10
     assert "and 13 more" in summary.col_values(1)
 
 
@@ -213,9 +213,13 @@ def test_the_header_is_frozen_bold_and_printed_on_every_page(aws: Canned) -> Non
     assert sheet.panes_are_frozen
     assert sheet.horz_split_pos == 3
     assert book.font_list[book.xf_list[sheet.cell_xf_index(2, 0)].font_index].bold
-    (titles,) = book.name_obj_list
-    assert (titles.name, titles.builtin, titles.scope) == ("Print_Titles", 1, 1)
-    assert titles.result.text == "EC2-Classic!$A$3:$IV$3"
+    printed = {(one.name, one.scope): one.result.text for one in book.name_obj_list if one.builtin}
+    last = sheet.row_values(2).index("Control")
+    assert printed == {
+        ("Print_Area", 0): f"Summary!$A$1:$L${book.sheet_by_name('Summary').nrows}",
+        ("Print_Area", 1): f"'EC2-Classic'!$A$1:${'ABCDEFGHIJKL'[last]}$4".replace("'", ""),
+        ("Print_Titles", 1): "EC2-Classic!$A$3:$IV$3",
+    }
 
 
 def test_links_lead_to_the_console_to_rows_and_back(aws: Canned) -> None:
@@ -277,7 +281,7 @@ def test_console_pages(check: str, values: Any, name: str, home: str, url: str) 
     assert security_check.console_link(BY_NAME[check], name, row, home) == url
 
 
-def test_pages_print_landscape_and_one_page_wide(aws: Canned) -> None:
+def test_the_summary_prints_upright_and_sheets_landscape_one_page_wide(aws: Canned) -> None:
     import struct
 
     data = workbook(a_report(aws, bad(1)))
@@ -287,7 +291,7 @@ def test_pages_print_landscape_and_one_page_wide(aws: Canned) -> None:
         if data[place : place + 4] == b"\xa1\x00\x22\x00"
     ]
     assert [(width, height) for _, _, _, width, height, _ in setups] == [(1, 1), (1, 0)]
-    assert all(not options & 0b10 for *_, options in setups)  # bit 1: portrait
+    assert [bool(options & 0b10) for *_, options in setups] == [True, False]  # bit 1: portrait
     assert f"&LAWS account {NUMBER}, 2026-11-23&R&P / &N".encode() in data
 
 
@@ -348,7 +352,8 @@ def test_a_sheet_that_is_full_continues_on_the_next(
     assert book.sheet_names() == ["Summary", *names]
     ids = [id for name in names for id in column(book.sheet_by_name(name), "ID")]
     assert ids == [f"ec2-classic/eu-west-1/i-{n}" for n in range(25)]
-    assert [name.scope for name in book.name_obj_list] == [1, 2, 3]
+    titles = [name for name in book.name_obj_list if name.name == "Print_Titles"]
+    assert [name.scope for name in titles] == [1, 2, 3]
 
 
 def test_the_format_holds_as_many_rows_as_we_think() -> None:
