@@ -21,7 +21,7 @@ from example import MEMBERS, Organization, fill_organization
 from python_calamine import CalamineWorkbook
 
 import security_check
-from security_check import OK, SEVERITIES, main
+from security_check import OK, ROOT, SEVERITIES, main
 
 jsonschema = pytest.importorskip("jsonschema")
 SCHEMA = json.loads((Path(__file__).parent / "report.schema.json").read_text())
