@@ -1906,7 +1906,7 @@ class Day:
     found: dict[str, int]
     not_checked: int = 0
     new: int = 0
-    stood: Sequence[int] = ()
+    stood: list[int] = field(default_factory=list)
 
 
 class State(NamedTuple):

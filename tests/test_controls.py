@@ -1,0 +1,395 @@
+"""The verdicts on Security Hub's controls: by its rules, and PASSED only where all was read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xlrd
+from cloud import Cloud, Fault
+from example import fill
+
+from security_check import (
+    ACCEPTED,
+    CHECKS,
+    CONTROLS,
+    FAILED,
+    NOT_CHECKED,
+    PASSED,
+    ROOT,
+    Acceptance,
+    Judged,
+    Report,
+    Row,
+    Sheet,
+    Trail,
+    Unanswered,
+    Verdict,
+    failed_controls,
+    gap,
+    grant_verdicts,
+    judge,
+    judged_together,
+    key_verdicts,
+    main,
+    opened_ports,
+    trail_verdicts,
+)
+
+BY_NAME = {check.name: check for check in CHECKS}
+DENIED = Unanswered("AccessDenied", "iam", "ListAccessKeys")
+DECISION = Acceptance("*", "", "why not")
+
+
+def test_every_control_is_decided_by_one_check_and_as_severe_as_ours() -> None:
+    decided = [name for check in CHECKS for name in check.controls]
+    assert sorted(decided) == sorted(CONTROLS)
+    assert len({control.asks for control in CONTROLS.values()}) == len(CONTROLS)
+
+
+SSH = ("EC2.13", "EC2.18", "EC2.19", "EC2.53")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "first", "last", "cidrs", "failed"),
+    [
+        pytest.param("TCP", 22, 22, ["0.0.0.0/0"], SSH, id="SSH"),
+        pytest.param("TCP", 22, 22, ["10.0.0.0/0"], SSH, id="SSH, with host bits"),
+        pytest.param(
+            "TCP", 22, 22, ["::/0"], ("EC2.13", "EC2.18", "EC2.19", "EC2.54"), id="SSH over IPv6"
+        ),
+        pytest.param(
+            *("TCP", 3389, 3389, ["0.0.0.0/0", "::/0"]),
+            ("EC2.14", "EC2.18", "EC2.19", "EC2.53", "EC2.54"),
+            id="RDP",
+        ),
+        pytest.param("TCP", 20, 25, ["0.0.0.0/0"], SSH, id="a range that has SSH in it"),
+        pytest.param("UDP", 53, 53, ["0.0.0.0/0"], ("EC2.18",), id="DNS"),
+        pytest.param("TCP", 3306, 3306, ["0.0.0.0/0"], ("EC2.18", "EC2.19"), id="MySQL"),
+        pytest.param(
+            *("ALL", None, None, ["0.0.0.0/0"]),
+            ("EC2.13", "EC2.14", "EC2.18", "EC2.19", "EC2.53"),
+            id="all ports",
+        ),
+        pytest.param("UDP", 443, 443, ["0.0.0.0/0"], ("EC2.18",), id="HTTPS over UDP"),
+        pytest.param("TCP", 80, 443, ["0.0.0.0/0"], ("EC2.18", "EC2.19"), id="from 80 to 443"),
+    ],
+)
+def test_a_rule_fails_controls(
+    protocol: str, first: int | None, last: int | None, cidrs: list[str], failed: Sequence[str]
+) -> None:
+    assert tuple(failed_controls(protocol, opened_ports(protocol, first, last), cidrs)) == failed
+
+
+@pytest.mark.parametrize(
+    ("protocol", "port", "cidrs"),
+    [
+        pytest.param("TCP", 443, ["0.0.0.0/0"], id="HTTPS"),
+        pytest.param("TCP", 80, ["::/0"], id="HTTP"),
+        pytest.param("ICMP", 8, ["0.0.0.0/0"], id="ICMP has no ports"),
+        pytest.param("GRE", None, ["0.0.0.0/0"], id="nor has GRE"),
+        pytest.param("TCP", 22, ["0.0.0.0/1", "128.0.0.0/1"], id="an Internet in pieces is ours"),
+        pytest.param("TCP", 22, ["0.0.0.0/1"], id="so is half of it"),
+        pytest.param("TCP", 22, [], id="nobody"),
+    ],
+)
+def test_a_rule_fails_nothing(protocol: str, port: int | None, cidrs: list[str]) -> None:
+    assert failed_controls(protocol, opened_ports(protocol, port, port), cidrs) == []
+
+
+@pytest.mark.parametrize(
+    ("severity", "permission", "words"),
+    [
+        ("Critical", "READ", "S3.12 FAILED, S3.2 FAILED"),
+        ("Critical", "WRITE", "S3.12 FAILED, S3.3 FAILED"),
+        ("Critical", "FULL_CONTROL", "S3.12 FAILED, S3.2 FAILED, S3.3 FAILED"),
+        ("Critical", "READ_ACP", "S3.12 FAILED, S3.2 NOT CHECKED"),
+        ("Critical", "WRITE_ACP", "S3.12 FAILED, S3.3 NOT CHECKED"),
+        ("Medium", "FULL_CONTROL", "S3.12 FAILED"),
+        ("", "FULL_CONTROL", ""),
+    ],
+)
+def test_a_grant_fails_controls(severity: str, permission: str, words: str) -> None:
+    found = grant_verdicts("covers", severity, permission)
+    assert {one.resource for one in found} <= {"covers"}
+    assert ", ".join(f"{one.control} {one.word}" for one in found) == words
+
+
+@pytest.mark.parametrize(
+    ("age", "status", "fails"),
+    [(90, "Active", False), (91, "Active", True), (91, "Inactive", False)],
+)
+def test_the_age_of_a_key_that_the_control_asks_about(age: int, status: str, fails: bool) -> None:
+    verdicts = key_verdicts({"Access key ID": "AKIA", "Age (days)": age, "Key status": status})
+    assert verdicts == ((Verdict("IAM.3", "AKIA"),) if fails else ())
+
+
+HOME, NUMBER = "eu-west-1", "123456789012"
+FLAW = ("log-file-validation", "its log files are not validated", "CloudTrail.4")
+LEFT_OUT = ("events-left-out", "leaves out events of kms.amazonaws.com", "CloudTrail.1")
+
+
+def a_trail(*, multi: bool = True, owner: str = NUMBER, valid: bool = True, **known: Any) -> Trail:
+    about = {
+        "Name": "main",
+        "TrailARN": f"arn:aws:cloudtrail:{HOME}:{owner}:trail/main",
+        "HomeRegion": HOME,
+        "IsMultiRegionTrail": multi,
+        "LogFileValidationEnabled": valid,
+    }
+    return Trail(about, **known)
+
+
+ARN = a_trail().about["TrailARN"]
+FIRST, FOURTH = Verdict("CloudTrail.1", NUMBER), Verdict("CloudTrail.4", ARN)
+
+
+@pytest.mark.parametrize(
+    ("trails", "region", "verdicts", "looked_at"),
+    [
+        pytest.param([], HOME, [FIRST], (1, 0), id="no trail"),
+        pytest.param([a_trail()], HOME, [], (1, 1), id="a good one"),
+        pytest.param([a_trail(multi=False)], HOME, [FIRST], (1, 1), id="of one region"),
+        pytest.param([a_trail(problem="logging stopped")], HOME, [FIRST], (1, 1), id="stopped"),
+        pytest.param([a_trail(flaws=(LEFT_OUT,))], HOME, [FIRST], (1, 1), id="leaves events out"),
+        pytest.param(
+            [a_trail(valid=False, flaws=(FLAW,))], HOME, [FOURTH], (1, 1), id="not validated"
+        ),
+        pytest.param(
+            [a_trail(valid=False, flaws=(FLAW,))], "us-east-1", [], (1, 0), id="seen elsewhere"
+        ),
+        pytest.param(
+            [a_trail(), a_trail(multi=False, valid=False)],
+            *(HOME, [FOURTH], (1, 2)),
+            id="one that is not the best counts too",
+        ),
+        pytest.param(
+            [a_trail(owner="999999999999", valid=False)],
+            *(HOME, [], (1, 0)),
+            id="another account's is not ours to validate",
+        ),
+        pytest.param([a_trail(error=DENIED)], HOME, [], (0, 1), id="its status is not known"),
+        pytest.param([a_trail(error=DENIED), a_trail()], HOME, [], (1, 2), id="another proves it"),
+    ],
+)
+def test_trails(
+    trails: list[Trail], region: str, verdicts: list[Verdict], looked_at: tuple[int, int]
+) -> None:
+    found, number = trail_verdicts(trails, NUMBER, region)
+    assert found == verdicts
+    assert (number["CloudTrail.1"], number["CloudTrail.4"]) == looked_at
+
+
+def fails(control: str, resource: str, **known: Any) -> Row:
+    row = Row(resource, "x", {}, "Bad", "Medium", verdicts=(Verdict(control, resource),))
+    return replace(row, **known)
+
+
+def unread(target: str, **known: Any) -> Row:
+    return replace(gap(target, "", {}, DENIED), **known)
+
+
+UNDECIDED = Row("b", "x", {}, "?", "Low", verdicts=(Verdict("IAM.3", "b", NOT_CHECKED),))
+
+
+@pytest.mark.parametrize(
+    ("rows", "judged"),
+    [
+        pytest.param([], Judged(PASSED, 5), id="nothing"),
+        pytest.param([Row("a", "", {}, "Old", "Low")], Judged(PASSED, 5), id="only ours"),
+        pytest.param([fails("IAM.4", ROOT)], Judged(PASSED, 5), id="another control"),
+        pytest.param([fails("IAM.3", "a")], Judged(FAILED, 5, 1), id="one"),
+        pytest.param(
+            [fails("IAM.3", "a"), fails("IAM.3", "a"), fails("IAM.3", "b")],
+            Judged(FAILED, 5, 2),
+            id="a thing counts once",
+        ),
+        pytest.param([unread("a")], Judged(NOT_CHECKED, 5), id="a gap beats a pass"),
+        pytest.param([UNDECIDED], Judged(NOT_CHECKED, 5), id="not decided beats a pass"),
+        pytest.param(
+            [unread("a"), fails("IAM.3", "b")], Judged(FAILED, 5, 1), id="a failure beats a gap"
+        ),
+        pytest.param([unread(ROOT)], Judged(PASSED, 5), id="a gap about something else"),
+        pytest.param(
+            [fails("IAM.3", "a", acceptance=DECISION)], Judged(ACCEPTED, 5, 1), id="accepted"
+        ),
+        pytest.param(
+            [fails("IAM.3", "a", acceptance=DECISION, lapsed=True)],
+            Judged(FAILED, 5, 1),
+            id="accepted once",
+        ),
+        pytest.param([unread("a", acceptance=DECISION)], Judged(ACCEPTED, 5), id="accepted gap"),
+        pytest.param(
+            [unread("a"), fails("IAM.3", "b", acceptance=DECISION)],
+            Judged(NOT_CHECKED, 5, 1),
+            id="a gap beats what is accepted",
+        ),
+        pytest.param(
+            [replace(unread("a"), verdicts=(Verdict("IAM.3", "a"),))],
+            Judged(FAILED, 5, 1),
+            id="a gap in what is known to fail",
+        ),
+    ],
+)
+def test_a_control_about_each_key(rows: list[Row], judged: Judged) -> None:
+    sheet = Sheet(BY_NAME["access-keys"], rows, looked_at=Counter({"IAM.3": 5}))
+    assert judge(sheet, "IAM.3") == judged
+
+
+def test_some_regions_do_not_make_a_pass() -> None:
+    sheet = Sheet(BY_NAME["security-groups"], [], whole=False, looked_at=Counter({"EC2.13": 5}))
+    assert judge(sheet, "EC2.13") == Judged(NOT_CHECKED, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "looked_at", "judged"),
+    [
+        pytest.param("IAM.4", [], 1, Judged(PASSED, 1), id="root has none"),
+        pytest.param("IAM.4", [unread("alice")], 1, Judged(PASSED, 1), id="a gap about a user"),
+        pytest.param("IAM.4", [unread(ROOT)], 0, Judged(NOT_CHECKED), id="a gap about root"),
+        pytest.param(
+            "IAM.4", [unread(ROOT, acceptance=DECISION)], 0, Judged(ACCEPTED), id="accepted gap"
+        ),
+        pytest.param("IAM.4", [], 0, Judged(NOT_CHECKED), id="nobody looked"),
+        pytest.param("IAM.4", [fails("IAM.4", ROOT)], 1, Judged(FAILED, 1, 1), id="root has one"),
+        pytest.param("CloudTrail.1", [unread("x")], 3, Judged(PASSED, 1), id="proof elsewhere"),
+        pytest.param("CloudTrail.1", [unread("x")], 0, Judged(NOT_CHECKED), id="no proof"),
+        pytest.param(
+            *(
+                "CloudTrail.1",
+                [fails("CloudTrail.1", "1"), fails("CloudTrail.1", "1"), unread("x")],
+            ),
+            *(2, Judged(FAILED, 1, 1)),
+            id="one region shows that there is none",
+        ),
+    ],
+)
+def test_a_control_about_the_account(
+    name: str, rows: list[Row], looked_at: int, judged: Judged
+) -> None:
+    check = BY_NAME["access-keys" if name == "IAM.4" else "cloudtrail"]
+    assert judge(Sheet(check, rows, looked_at=Counter({name: looked_at})), name) == judged
+
+
+def a_report(word: str, **known: Any) -> Report:
+    now = datetime(2026, 11, 24, tzinfo=timezone.utc)
+    judged = {"IAM.3": Judged(word, 5, int(word == FAILED))} if word else {}
+    return Report("1", now, judged=judged, **known)
+
+
+@pytest.mark.parametrize(
+    ("reports", "judged"),
+    [
+        ([a_report(PASSED), a_report(FAILED), a_report(NOT_CHECKED)], Judged(FAILED, 15, 1)),
+        ([a_report(PASSED), a_report(NOT_CHECKED)], Judged(NOT_CHECKED, 10)),
+        ([a_report(PASSED), a_report("", error=DENIED)], Judged(NOT_CHECKED, 5)),
+        ([a_report(PASSED), a_report("", state="SUSPENDED")], Judged(PASSED, 5)),
+        ([a_report(PASSED), a_report(ACCEPTED)], Judged(ACCEPTED, 10)),
+    ],
+    ids=["a failure", "a gap", "an account not entered", "a suspended account", "accepted"],
+)
+def test_the_verdict_over_accounts(reports: list[Report], judged: Judged) -> None:
+    assert judged_together(reports) == {"IAM.3": judged}
+
+
+# --- end to end --------------------------------------------------------------------------------
+
+
+def controls() -> dict[str, tuple[str, int, int]]:
+    """Verdict, looked at and failed as the JSON says; the sheet says the same."""
+    (account,) = json.loads(Path("x.json").read_text())["accounts"]
+    found = {
+        one["control"]: (one["verdict"], one["looked_at"], one["failed"])
+        for one in account["controls"]
+    }
+    sheet = xlrd.open_workbook("x.xls").sheet_by_name("Controls")
+    header = sheet.row_values(2)
+    shown = [dict(zip(header, sheet.row_values(n), strict=True)) for n in range(3, sheet.nrows)]
+    assert found == {
+        one["Control"]: (one["Result"], one["Looked at"], one["Failed"]) for one in shown
+    }
+    for one in shown:
+        control = CONTROLS[one["Control"]]
+        assert (one["What it asks"], one["Severity"]) == (control.asks, control.severity)
+        numbers = one["CIS 5.0.0"], one["CIS 3.0.0"], one["PCI DSS 4.0.1"]
+        assert numbers == (control.cis_5, control.cis_3, control.pci)
+    return found
+
+
+def audit(*options: str) -> int:
+    return main(["--json", "x.json", "--output", "x.xls", *options])
+
+
+def test_the_controls_of_the_example_account(cloud: Cloud) -> None:
+    fill(cloud)
+    audit()
+    found = controls()
+    assert found == {
+        "EC2.13": (FAILED, 22, 2),
+        "EC2.14": (FAILED, 22, 1),  # the other is open in two halves, which no control counts
+        "EC2.18": (FAILED, 22, 9),
+        "EC2.19": (FAILED, 22, 5),
+        "EC2.53": (FAILED, 22, 2),
+        "EC2.54": (FAILED, 22, 1),
+        "IAM.3": (FAILED, 9, 3),
+        "IAM.4": (FAILED, 1, 1),
+        "IAM.5": (FAILED, 8, 3),
+        "IAM.9": (FAILED, 1, 1),
+        "IAM.19": (FAILED, 14, 9),
+        "CloudTrail.1": (FAILED, 1, 1),
+        "CloudTrail.4": (FAILED, 2, 1),
+        "S3.2": (FAILED, 10, 4),
+        "S3.3": (FAILED, 10, 2),
+        "S3.12": (FAILED, 10, 6),
+    }
+
+
+def test_what_is_denied_is_not_passed(cloud: Cloud) -> None:
+    cloud.layer.summary = {"AccountMFAEnabled": 1, "AccountAccessKeysPresent": 0}
+    cloud.client("iam").create_user(UserName="alice")
+    cloud.layer.faults = [
+        Fault("UnauthorizedOperation", "ec2", "DescribeSecurityGroups", "us-west-2"),
+        Fault("AccessDenied", "iam", "ListAccessKeys"),
+    ]
+    audit()
+    found = controls()
+    assert {found[name][0] for name in BY_NAME["security-groups"].controls} == {NOT_CHECKED}
+    assert found["IAM.3"] == (NOT_CHECKED, 0, 0)
+    assert found["IAM.4"] == (PASSED, 1, 0)
+    assert found["IAM.9"] == (PASSED, 1, 0)
+    assert found["IAM.5"] == (PASSED, 0, 0)
+    assert found["IAM.19"] == (FAILED, 1, 1)
+
+
+def test_an_age_of_ours_does_not_change_the_control(cloud: Cloud) -> None:
+    fill(cloud)
+    audit("--max-key-age", "9999", "--check", "access-keys")
+    assert controls() == {"IAM.3": (FAILED, 9, 3), "IAM.4": (FAILED, 1, 1)}
+
+
+def test_a_failure_that_somebody_accepted(cloud: Cloud) -> None:
+    fill(cloud)
+    Path("accept.txt").write_text("access-keys/* # known\n")
+    audit("--accept", "accept.txt", "--check", "access-keys")
+    assert controls() == {"IAM.3": (ACCEPTED, 9, 3), "IAM.4": (ACCEPTED, 1, 1)}
+
+
+def test_a_public_policy_decides_neither_reading_nor_writing(cloud: Cloud) -> None:
+    s3 = cloud.client("s3")
+    s3.create_bucket(Bucket="open-by-policy")
+    everyone = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "*"}
+    s3.put_bucket_policy(Bucket="open-by-policy", Policy=json.dumps({"Statement": [everyone]}))
+    audit("--check", "s3-acls")
+    undecided = (NOT_CHECKED, 1, 0)
+    assert controls() == {"S3.2": undecided, "S3.3": undecided, "S3.12": (PASSED, 1, 0)}
+    s3.put_public_access_block(
+        Bucket="open-by-policy", PublicAccessBlockConfiguration={"RestrictPublicBuckets": True}
+    )
+    audit("--check", "s3-acls")
+    assert {word for word, _, _ in controls().values()} == {PASSED}
