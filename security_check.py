@@ -1061,13 +1061,11 @@ def check_security_groups(aws: Account, region: str) -> Rows:
 def judged(door: Row, interfaces: list[dict[str, Any]], barrier: Ingress | None) -> Row:
     """A door in the light of who uses its group and what stands in front of it; without
     `barrier` nothing is known of either."""
-    if not barrier:
+    if not (barrier and door.severity):
         unknown: dict[str, Cell] = {"Used by": NOT_CHECKED, "Blocked by": NOT_CHECKED}
         return replace(door, cells=door.cells | unknown)
     blocked = barrier.blocks(str(door.cells["VPC"]), interfaces)
     door = replace(door, cells=door.cells | {"Used by": used_by(interfaces), "Blocked by": blocked})
-    if not door.severity:
-        return door
     severity = LOW if blocked else door.severity if interfaces else lowered(door.severity)
     end, (start, what, _) = use_words(interfaces, blocked), door.brief
     result, brief = f"{door.result}{end}", (start, what, end)
@@ -1404,12 +1402,12 @@ def weigh(about: dict[str, Any], status: dict[str, Any], selectors: dict[str, An
     problems = [] if status["IsLogging"] else ["logging stopped"]
     problems += [] if len(recorded) == 2 else [f"management events: {events}"]
     flaws = [
-        sources and ("events-left-out", f"leaves out events of {sources}", "CloudTrail.1"),
+        sources and ("events-left-out", f"it leaves out events of {sources}", "CloudTrail.1"),
         not about.get("LogFileValidationEnabled")
         and ("log-file-validation", "its log files are not validated", "CloudTrail.4"),
         not about.get("IncludeGlobalServiceEvents", True)
-        and ("global-events", "leaves out global services", ""),
-        error and ("delivery", f"cannot deliver its logs ({error})", ""),
+        and ("global-events", "it leaves out global services", ""),
+        error and ("delivery", f"it cannot deliver its logs ({error})", ""),
     ]
     return Trail(
         about,

@@ -19,6 +19,7 @@ from security_check import (
     check_s3_acls,
     gap,
     grant_severity,
+    grant_words,
     grantee_words,
     run,
 )
@@ -134,7 +135,37 @@ OWNERS_ROW = Row(
 
 def public_read(verdict: tuple[str, str] = ("Critical", "S3.2"), blocked: str = "") -> Row:
     shown = cells("Everyone (AllUsers)", "READ", blocked)
-    return Row(BUCKET, "AllUsers/READ", shown, "Everyone (AllUsers) has READ", *verdict)
+    said = f"Everyone on the Internet may list {BUCKET}{void(blocked)}"
+    return Row(BUCKET, "AllUsers/READ", shown, said, *verdict)
+
+
+def void(blocked: str) -> str:
+    return f", but the {blocked} makes that void" if blocked else ""
+
+
+@pytest.mark.parametrize(
+    ("grantee", "permission", "said", "brief"),
+    [
+        *(
+            (EVERYONE, permission, f"Everyone on the Internet may {may} {BUCKET}", its)
+            for permission, may, its in (
+                ("READ", "list", "list it"),
+                ("WRITE", "write to", "write to it"),
+                ("READ_ACP", "read the ACL of", "read its ACL"),
+                ("WRITE_ACP", "change the ACL of", "change its ACL"),
+                ("FULL_CONTROL", "list, write and change the ACL of", "have full control of it"),
+            )
+        ),
+        (ANY_AWS_ACCOUNT, "READ", f"Anyone with an AWS account may list {BUCKET}", "list it"),
+        ("", "READ", f"Another AWS account may list {BUCKET}", "list it"),
+        ("", "SOMETHING", f"Another AWS account may SOMETHING on {BUCKET}", "SOMETHING on it"),
+    ],
+)
+def test_a_grant_in_words(grantee: str, permission: str, said: str, brief: str) -> None:
+    who = {"URI": grantee} if grantee else {"ID": OTHER}
+    result, (start, what, end) = grant_words(who, permission, BUCKET)
+    assert (result, what, end) == (said, brief, "")
+    assert said.lower().startswith(start.lower())
 
 
 @pytest.mark.parametrize("policy", [None, False], ids=["no policy", "a policy that is not public"])
@@ -223,7 +254,8 @@ def test_a_public_policy(s3: Canned, setting: str, severity: str, blocked: str) 
     answer_block(s3, "account", [])
     answer_block(s3, "bucket", [setting])
     shown = cells("Everyone (bucket policy)", "policy", blocked)
-    words = ("Public by bucket policy", severity, "S3.2, S3.3")
+    said = f"The policy of {BUCKET} lets in everyone on the Internet{void(blocked)}"
+    words = (said, severity, "S3.2, S3.3")
     expected = Row(BUCKET, "policy", shown, *words)
     assert list(check_s3_acls(s3, BUCKET)) == [OWNERS_ROW, expected]
 

@@ -19,15 +19,18 @@ from security_check import (
     check_ec2_classic,
     check_security_groups,
     gap,
+    internet_words,
     is_classic,
     is_public,
     lowered,
     name_tag,
     opened_ports,
+    port_service,
     port_severity,
     port_words,
     protocol_name,
     run,
+    use_words,
     used_by,
     whole_internet,
     wide_sources,
@@ -103,7 +106,7 @@ def test_instances_of_all_pages_are_looked_at(aws: Canned) -> None:
     except StopIteration as end:
         assert end.value == 3
     shown = cells(1, REGION, "i-1", "web", "stopped", LAUNCHED)
-    assert rows == [Row(REGION, "i-1", shown, "Instance outside a VPC", "High")]
+    assert rows == [Row(REGION, "i-1", shown, "web is stopped outside a VPC", "High")]
 
 
 def test_the_instances_of_all_regions_are_counted(aws: Canned) -> None:
@@ -453,13 +456,22 @@ def door(
     open_to: str = "0.0.0.0/0",
     id: str = "TCP/22/0.0.0.0/0",
     protocol: str = "TCP",
-    result: str = "Open to the Internet",
+    said: str = "SSH (22) is open to the whole Internet",
     verdict: tuple[str, str] = ("Critical", "EC2.19"),
     use: str = "1 interface, 1 public",
     blocked: str = "",
 ) -> Row:
     shown = cells(2, REGION, "sg-1", "web", "vpc-1", protocol, ports, open_to, use, blocked)
-    return Row(REGION, f"sg-1/{id}", shown, result, *verdict)
+    stopped = f"; {blocked} stops it" if blocked not in ("", "NOT CHECKED") else ""
+    return Row(REGION, f"sg-1/{id}", shown, f"{said}{USES[use]}{stopped}", *verdict)
+
+
+USES = {
+    "1 interface, 1 public": "; 1 interface uses it, 1 with a public address",
+    "1 interface, 0 public": "; 1 interface uses it, none with a public address",
+    "not in use": "; nothing uses it",
+    "NOT CHECKED": "",
+}
 
 
 @pytest.mark.parametrize(
@@ -520,17 +532,28 @@ def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
         ),
         pytest.param(
             [permission("-1", None, v4=["0.0.0.0/0"])],
-            door("ALL", protocol="ALL", id="ALL/ALL/0.0.0.0/0"),
+            door(
+                *("ALL", "0.0.0.0/0", "ALL/ALL/0.0.0.0/0", "ALL"),
+                said="all ports are open to the whole Internet",
+            ),
             id="protocol -1 without ports",
         ),
         pytest.param(
             [permission("icmpv6", None, v6=["::/0"])],
-            door("ALL types", "::/0", "ICMPv6/ALL-types/::/0", "ICMPv6", verdict=("Low", "")),
+            door(
+                *("ALL types", "::/0", "ICMPv6/ALL-types/::/0", "ICMPv6"),
+                said="ICMPv6 is open to the whole IPv6 Internet",
+                verdict=("Low", ""),
+            ),
             id="ICMPv6 without types",
         ),
         pytest.param(
             [permission("47", None, v4=["0.0.0.0/0"])],
-            door("ALL", id="GRE/ALL/0.0.0.0/0", protocol="GRE", verdict=("High", "EC2.18")),
+            door(
+                *("ALL", "0.0.0.0/0", "GRE/ALL/0.0.0.0/0", "GRE"),
+                said="GRE is open to the whole Internet",
+                verdict=("High", "EC2.18"),
+            ),
             id="GRE",
         ),
         pytest.param(
@@ -538,7 +561,7 @@ def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
             door(
                 open_to="0.0.0.0/1",
                 id="TCP/22/0.0.0.0/1",
-                result="Open to 0.0.0.0/1",
+                said="SSH (22) is open to 0.0.0.0/1, a large part of the Internet",
                 verdict=("Medium", ""),
             ),
             id="half the Internet",
@@ -565,8 +588,65 @@ def test_halves_of_different_ports_do_not_add_up(
     rules = [permission(v4=["0.0.0.0/1"]), permission(protocol, ports, v4=["128.0.0.0/1"])]
     answer_groups(aws, group(*rules))
     answer_use(aws, "sg-1")
-    results = [row.result for row in check_security_groups(aws, REGION)]
-    assert results == ["Open to 0.0.0.0/1", "Open to 128.0.0.0/1"]
+    results = [row.cells["Open to"] for row in check_security_groups(aws, REGION)]
+    assert results == ["0.0.0.0/1", "128.0.0.0/1"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (("TCP", 22, 22), "SSH (22)"),
+        (("TCP", 3000, 3000), "web development (3000)"),
+        (("UDP", 22, 22), "UDP 22"),
+        (("TCP", 8443, 8443), "TCP 8443"),
+        (("TCP", 8000, 9000), "TCP 8000-9000"),
+        (("TCP", None, None), "all TCP ports"),
+        (("UDP", 0, 65535), "all UDP ports"),
+        (("ALL", None, None), "all ports"),
+        (("ICMP", -1, -1), "ICMP"),
+        (("ICMP", 8, -1), "ICMP type 8"),
+        (("ICMPv6", 3, 4), "ICMPv6 type 3 code 4"),
+        (("GRE", None, None), "GRE"),
+    ],
+)
+def test_what_a_rule_opens_as_people_name_it(
+    rule: tuple[str, int | None, int | None], words: str
+) -> None:
+    assert port_service(*rule) == words
+
+
+@pytest.mark.parametrize(
+    ("open_to", "via", "words"),
+    [
+        (["0.0.0.0/0"], [], "the whole Internet"),
+        (["0.0.0.0/0", "::/0"], [], "the whole Internet"),
+        (["::/0"], [], "the whole IPv6 Internet"),
+        (["0.0.0.0/0"], ["pl-1", "pl-2"], "the whole Internet through pl-1, pl-2"),
+        (["0.0.0.0/1"], [], "0.0.0.0/1, a large part of the Internet"),
+        (["2.0.0.0/7", "8.0.0.0/7"], [], "2.0.0.0/7 and 8.0.0.0/7, a large part of the Internet"),
+    ],
+)
+def test_whom_a_rule_lets_in(open_to: list[str], via: list[str], words: str) -> None:
+    assert internet_words(open_to, via) == words
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "blocked", "words"),
+    [
+        ([], "", "; nothing uses it"),
+        ([{}], "", "; 1 interface uses it, none with a public address"),
+        ([PUBLIC], "", "; 1 interface uses it, 1 with a public address"),
+        ([PUBLIC, {}], "", "; 2 interfaces use it, 1 with a public address"),
+        ([{}] * 1234, "", "; 1,234 interfaces use it, none with a public address"),
+        (
+            *([PUBLIC], "VPC block public access (block-ingress)"),
+            "; 1 interface uses it, 1 with a public address;"
+            " VPC block public access (block-ingress) stops it",
+        ),
+    ],
+)
+def test_who_uses_an_open_door(interfaces: list[Any], blocked: str, words: str) -> None:
+    assert use_words(interfaces, blocked) == words
 
 
 def test_a_group_in_no_use_is_one_severity_less(aws: Canned) -> None:
@@ -632,7 +712,8 @@ def test_the_internet_in_a_prefix_list(aws: Canned) -> None:
     answer_groups(aws, group(permission(lists=["pl-1"])))
     answer_list(aws, "0.0.0.0/0")
     answer_use(aws, "sg-1")
-    expected = door(open_to="0.0.0.0/0 (pl-1)", id="TCP/22/pl-1")
+    said = "SSH (22) is open to the whole Internet through pl-1"
+    expected = door(open_to="0.0.0.0/0 (pl-1)", id="TCP/22/pl-1", said=said)
     assert list(check_security_groups(aws, REGION)) == [expected]
 
 
@@ -641,7 +722,7 @@ def test_half_in_the_rule_and_half_in_the_list(aws: Canned) -> None:
     answer_list(aws, "128.0.0.0/1")
     answer_use(aws, "sg-1")
     (row,) = check_security_groups(aws, REGION)
-    assert row.result == "Open to the Internet"
+    assert row.result.startswith("SSH (22) is open to the whole Internet through pl-1; ")
 
 
 def test_half_on_each_page_of_a_list(aws: Canned) -> None:
@@ -650,7 +731,7 @@ def test_half_on_each_page_of_a_list(aws: Canned) -> None:
     answer_list(aws, "128.0.0.0/1", page="more")
     answer_use(aws, "sg-1")
     (row,) = check_security_groups(aws, REGION)
-    assert row.result == "Open to the Internet"
+    assert row.result.startswith("SSH (22) is open to the whole Internet through pl-1; ")
 
 
 def test_a_list_is_another_one_in_another_region(aws: Canned) -> None:

@@ -15,6 +15,7 @@ from security_check import (
     ROOT,
     Row,
     Unanswered,
+    alone_words,
     check_access_keys,
     check_mfa,
     credential_report,
@@ -118,7 +119,10 @@ def test_a_key_of_91_days(
     answer_keys(aws, one := key(91, status=status))
     answer_used(aws, **used)
     cells = key_cells("alice", one["AccessKeyId"], status, one["CreateDate"], 91, shown)
-    expected = Row("alice", one["AccessKeyId"], cells, "Key not rotated for 90 days", *verdict)
+    start = {"Active": "Key", "Inactive": "Inactive key"}[status]
+    end = "never used" if shown == "never" else "used on 2026-11-23"
+    said = f"{start} of alice is 91 days old and was {end}"
+    expected = Row("alice", one["AccessKeyId"], cells, said, *verdict)
     assert list(check_access_keys(aws, "alice")) == [expected]
 
 
@@ -128,7 +132,7 @@ def test_another_age_may_be_asked_for() -> None:
     answer_used(aws)
     young, old = check_access_keys(aws, "alice")
     assert young.result == "Key is rotated, due 2026-11-24"
-    assert old.result == "Key not rotated for 30 days"
+    assert old.result == "Key of alice is 31 days old and was never used"
 
 
 def test_two_keys_on_two_pages(aws: Canned) -> None:
@@ -303,7 +307,26 @@ def user_row(mfa: bool, password: str, last: Any, control: str = "") -> Row:
     cells = mfa_cells("alice", password, last, "yes" if mfa else "no")
     if mfa:
         return Row("alice", "", cells, "Enabled")
-    return Row("alice", "", cells, "Not Enabled", "Medium", control)
+    how = {
+        ("yes", "never"): "can sign in with a password alone, but never did",
+        ("yes", NOW): "signs in with a password alone, last on 2026-11-23",
+        ("no", ""): "has no MFA device, and no console password",
+    }[password, last]
+    return Row("alice", "", cells, f"alice {how}", "Medium", control)
+
+
+@pytest.mark.parametrize(
+    ("password", "last", "words"),
+    [
+        (True, NOW, "signs in with a password alone, last on 2026-11-23"),
+        (True, "never", "can sign in with a password alone, but never did"),
+        (True, "", "can sign in with a password alone"),
+        (False, NOW, "has no MFA device, and no console password"),
+        (False, "", "has no MFA device, and no console password"),
+    ],
+)
+def test_how_somebody_signs_in_without_mfa(password: bool, last: Any, words: str) -> None:
+    assert alone_words(password, last) == words
 
 
 @pytest.mark.parametrize(
@@ -407,6 +430,7 @@ def test_a_user_deleted_after_the_report_is_no_row(aws: Canned) -> None:
 
 # --- MFA of root ------------------------------------------------------------------------------
 
+ROOT_ALONE = "Root signs in with a password alone, last on 2026-11-23"
 SIGNED_IN = f"{ROOT},arn,not_supported,2026-11-23T12:00:00+00:00,false"
 
 
@@ -414,11 +438,11 @@ SIGNED_IN = f"{ROOT},arn,not_supported,2026-11-23T12:00:00+00:00,false"
     ("summary", "cells", "result", "verdict"),
     [
         pytest.param({"mfa": 1}, ("yes", NOW, "yes"), "Enabled", ("", ""), id="any kind of MFA"),
-        pytest.param({}, ("yes", NOW, "no"), "Not Enabled", ("Critical", "IAM.9"), id="no MFA"),
+        pytest.param({}, ("yes", NOW, "no"), ROOT_ALONE, ("Critical", "IAM.9"), id="no MFA"),
         pytest.param(
             {"password": None},
             ("yes", NOW, "no"),
-            "Not Enabled",
+            ROOT_ALONE,
             ("Critical", "IAM.9"),
             id="no MFA, and nothing is said of a password",
         ),
@@ -432,7 +456,7 @@ SIGNED_IN = f"{ROOT},arn,not_supported,2026-11-23T12:00:00+00:00,false"
         pytest.param(
             {"password": 0, "keys": 1},
             ("no", NOW, "no"),
-            "Not Enabled",
+            "Root has no MFA device, and no console password",
             ("Critical", "IAM.9"),
             id="no password, but keys",
         ),

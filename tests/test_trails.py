@@ -157,7 +157,7 @@ def test_management_events(
             {},
             {"EventSelectors": [basic("All", True, KMS)]},
             "",
-            [("events-left-out", f"no events of {KMS}", "CloudTrail.1")],
+            [("events-left-out", f"it leaves out events of {KMS}", "CloudTrail.1")],
             id="without KMS",
         ),
         pytest.param(
@@ -165,7 +165,7 @@ def test_management_events(
             {},
             ALL,
             "",
-            [("log-file-validation", "log file validation off", "CloudTrail.4")],
+            [("log-file-validation", "its log files are not validated", "CloudTrail.4")],
             id="validation off",
         ),
         pytest.param(
@@ -173,7 +173,7 @@ def test_management_events(
             {},
             ALL,
             "",
-            [("global-events", "no global service events", "")],
+            [("global-events", "it leaves out global services", "")],
             id="no global service events",
         ),
         pytest.param(
@@ -181,7 +181,7 @@ def test_management_events(
             {"LatestDeliveryError": "NoSuchBucket"},
             ALL,
             "",
-            [("delivery", "log delivery fails: NoSuchBucket", "")],
+            [("delivery", "it cannot deliver its logs (NoSuchBucket)", "")],
             id="delivery fails",
         ),
         pytest.param({}, {"LatestDeliveryError": ""}, ALL, "", [], id="delivery does not fail"),
@@ -200,7 +200,7 @@ def test_weighing_a_trail(
 def test_no_trail(aws: Canned) -> None:
     answer_trails(aws, "eu-west-1")
     blank: dict[str, Any] = {**dict.fromkeys(CLOUDTRAIL.columns, ""), "Region": "eu-west-1"}
-    result = ("Not Enabled: no trail", "High", "CloudTrail.1")
+    result = ("No trail records the API calls of eu-west-1", "High", "CloudTrail.1")
     expected = Row("eu-west-1", "not-enabled", blank, *result)
     assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
 
@@ -232,7 +232,8 @@ def test_a_trail_that_has_been_stopped(aws: Canned) -> None:
     answer_trails(aws, "eu-west-1", trail())
     answer_status(aws, logging=False)
     shown = cells("eu-west-1", "no", "read and write", "yes")
-    words = ("Not Enabled: logging stopped", "High", "CloudTrail.1")
+    said = "Trail main does not record the API calls of eu-west-1: logging stopped"
+    words = (said, "High", "CloudTrail.1")
     expected = Row("eu-west-1", "not-enabled", shown, *words)
     assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
 
@@ -243,14 +244,18 @@ def test_selectors_are_read_where_they_are_custom(aws: Canned) -> None:
     selectors = {"AdvancedEventSelectors": [advanced(WRITES)]}
     aws.answer("cloudtrail", "GetEventSelectors", selectors, HOME, {"TrailName": ARN})
     (row,) = check_cloudtrail(aws, "eu-west-1")
-    assert row.result == "Not Enabled: management events: write only"
+    said = "Trail main does not record the API calls of eu-west-1: management events: write only"
+    assert row.result == said
 
 
 def test_flaws_are_named_and_low(aws: Canned) -> None:
     answer_trails(aws, "eu-west-1", trail(LogFileValidationEnabled=False))
     answer_status(aws, LatestDeliveryError="AccessDenied")
     shown = cells("eu-west-1", "yes", "read and write", "no")
-    words = "Enabled, but log file validation off, log delivery fails: AccessDenied"
+    words = (
+        "Trail main records eu-west-1, but its log files are not validated"
+        " and it cannot deliver its logs (AccessDenied)"
+    )
     flaws = "log-file-validation+delivery"
     expected = Row("eu-west-1", flaws, shown, words, "Low", "CloudTrail.4")
     assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
