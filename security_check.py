@@ -38,6 +38,7 @@ import importlib.util
 import io
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -2497,7 +2498,7 @@ WIDTHS = {  # characters
     "What it asks": 52, "Finding": 52,
 }  # fmt: skip
 WIDTH = 24  # of other columns; longer text wraps
-LETTERS = 1.15  # a letter is narrower than a digit, by which the format measures
+LETTERS = 1.2  # a letter is narrower than a digit, by which the format measures
 UNWRAPPED = ("ID", " ID", "VPC", "Owner", "Grantee", MEND)  # ends of headers: no words to wrap at
 CHARACTER = 270  # the width of a digit, in the units of the format, of which a point has 48.8
 PAPER = 785  # points between the margins of a landscape A4 page, but for a little
@@ -2650,8 +2651,8 @@ class Page:
                 wide = own == "header" or str(value).isupper()
                 width = 10 if date else min(int(len(str(value)) * (1.25 if wide else 1)) + 1, most)
                 self.widths[column] = max(self.widths[column], width)
-                if wrap and own != "command" and len(str(value)) > most:
-                    lines = max(lines, len(textwrap.wrap(str(value), int(most * LETTERS))))
+                if wrap and own != "command":
+                    lines = max(lines, math.ceil(len(str(value)) / most / LETTERS))
         self.end_row(440 if look == "title" else 270 * min(lines, 20))
 
     def look_of(self, value: Cell) -> str:
@@ -2704,9 +2705,9 @@ class Page:
             or sum(points[: self.last + 1]) * SMALLEST > 100 * PAPER
         ):
             self.last -= 1
-        too_wide = sum(points[: self.last + 1]) * SMALLEST > 100 * PAPER
-        self.sheet.fit_num_pages, self.sheet.fit_height_to_pages = int(not too_wide), 0
-        self.sheet.print_scaling = SMALLEST
+        fits = sum(points[: self.last + 1]) * SMALLEST <= 100 * PAPER
+        self.sheet.fit_num_pages = self.sheet.fit_width_to_pages = int(fits)
+        self.sheet.fit_height_to_pages, self.sheet.print_scaling = 0, SMALLEST
 
 
 class Book:

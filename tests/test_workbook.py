@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -282,8 +283,6 @@ def test_console_pages(check: str, values: Any, name: str, home: str, url: str) 
 
 
 def test_the_summary_prints_upright_and_sheets_landscape_one_page_wide(aws: Canned) -> None:
-    import struct
-
     data = workbook(a_report(aws, bad(1)))
     setups = [
         struct.unpack_from("<HHhHHH", data, place + 4)
@@ -293,6 +292,71 @@ def test_the_summary_prints_upright_and_sheets_landscape_one_page_wide(aws: Cann
     assert [(width, height) for _, _, _, width, height, _ in setups] == [(1, 1), (1, 0)]
     assert [bool(options & 0b10) for *_, options in setups] == [True, False]  # bit 1: portrait
     assert f"&LAWS account {NUMBER}, 2026-11-23&R&P / &N".encode() in data
+
+
+LINE = 270  # the height of a line, in twentieths of a point
+
+
+@pytest.mark.parametrize(
+    ("shown", "result", "height"),
+    [
+        pytest.param({}, "Bad", LINE, id="a line"),
+        pytest.param({"Instance ID": "i-" + "0" * 60}, "Bad", LINE, id="a long ID"),
+        pytest.param({}, "seven words " * 6, 2 * LINE, id="a sentence of two lines"),
+        pytest.param({"Name": "a very long name of a small machine"}, "", 2 * LINE, id="a name"),
+        pytest.param({"Name": "x " * 10_000}, "", 20 * LINE, id="a novel"),
+    ],
+)
+def test_words_make_rows_high_and_ids_do_not(
+    aws: Canned, shown: dict[str, Any], result: str, height: int
+) -> None:
+    row = Row("eu-west-1", "i-" + "x" * 200, {**INSTANCE, **shown}, result, "High")
+    row = replace(row, mend=("ec2", "words", "--of", "a" * 200))
+    sheet = opened(a_report(aws, row)).sheet_by_name("EC2-Classic")
+    assert sheet.rowinfo_map[3].height == height
+    assert len(sheet.cell_value(3, sheet.ncols - 1)) > 200
+
+
+def a_row_as_wide_as_can_be(check: security_check.Check) -> Row:
+    words = "with some more words and " + "x" * 64
+    shown: dict[str, Any] = {column: f"{column} {words}" for column in check.columns}
+    row = Row("x", "y" * 200, shown, "A sentence. " * 9, "Critical", "CloudTrail.1, CloudTrail.4")
+    return replace(row, mend=("words",) * 99, first_seen="2026-11-01", new=True)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_no_letter_on_paper_is_smaller_than_seven_points(aws: Canned, name: str) -> None:
+    """A sheet is printed on one page's width, of letters of ten points."""
+    for row in (a_row_as_wide_as_can_be(BY_NAME[name]), bad(1)):
+        report = replace(a_report(aws, row, check=name, gone={}), name="x" * 50)
+        for several in (False, True):
+            results = replace(security_check.alone(report), several=several, of="all")
+            data = security_check.book_of(results)
+            book = xlrd.open_workbook(file_contents=data, formatting_info=True)
+            sheet = book.sheet_by_name(BY_NAME[name].title)
+            (area,) = (
+                one
+                for one in book.name_obj_list
+                if one.name == "Print_Area" and book.sheet_names()[one.scope] == sheet.name
+            )
+            columns = area.result.value[0].coords[5]
+            header = sheet.row_values(2)
+            assert {"Result", "Severity"} <= {*header[:columns]}
+            assert not {"To mend", "ID"} & {*header[:columns]}
+            points = sum(sheet.colinfo_map[n].width for n in range(columns)) / 48.8
+            assert sheet_fits(data, sheet.number) == (points * 0.7 <= security_check.PAPER)
+
+
+def sheet_fits(data: bytes, number: int) -> bool:
+    """Whether a sheet is shrunk to the width of a page, else it is printed at 70 per cent."""
+    setups = [
+        struct.unpack_from("<HHhHHH", data, place + 4)
+        for place in range(len(data))
+        if data[place : place + 4] == b"\xa1\x00\x22\x00"
+    ]
+    _, scale, _, pages_wide, _, _ = setups[number]
+    assert pages_wide == 1 or scale == 70
+    return bool(pages_wide)
 
 
 def test_a_second_reader_sees_the_same(aws: Canned) -> None:
