@@ -2653,7 +2653,7 @@ class Page:
                 self.widths[column] = max(self.widths[column], width)
                 if wrap and own != "command":
                     lines = max(lines, math.ceil(len(str(value)) / most / LETTERS))
-        self.end_row(440 if look == "title" else 270 * min(lines, 20))
+        self.end_row({"title": 440, "section": 340}.get(look, 270 * min(lines, 20)))
 
     def look_of(self, value: Cell) -> str:
         if value in (*GRADES, FINDING, PASSED, FAILED):
@@ -2675,7 +2675,7 @@ class Page:
         if target:
             self.links.append((self.next, 0, target))
         self.sheet.write(self.next, 0, first, style(self.look_of(first)))
-        place, lines = (self.next, self.next, 1, ACROSS), textwrap.wrap(text, 105)
+        place, lines = (self.next, self.next, 1, ACROSS), textwrap.wrap(text, 115)
         self.sheet.write_merge(*place, clean(text), style("cell"))
         self.end_row(270 * max(len(lines), 1))
 

@@ -13,7 +13,7 @@ PAGES = {"summary": 1, "security_groups": 3}
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        demo = [sys.executable, str(TESTS / "demo.py"), "--output", "demo.xls"]
+        demo = [sys.executable, str(TESTS / "demo.py"), "--months", "2", "--output", "demo.xls"]
         subprocess.run(demo, cwd=folder, check=False)
         convert = ["soffice", "--headless", "--convert-to", "pdf", "demo.xls"]
         subprocess.run(convert, cwd=folder, check=True)

@@ -52,7 +52,7 @@ def test_the_policies_of_an_organization_allow_what_its_run_asks_and_nothing_els
     main(["--organization", "--output", "x.xls"])
     said, told = (
         [(line[:12], *line.split()[-4:]) for line in text.splitlines()]  # without names
-        for text in (capsys.readouterr().out, block("console", 1))
+        for text in (capsys.readouterr().out, block("console", 2))
     )
     assert told == said[: len(told)]
     policy, ours, _ = (json.loads(block("json", number))["Statement"] for number in range(3))
@@ -97,7 +97,8 @@ def test_the_policy_only_reads() -> None:
 
 def test_the_table_of_sheets_is_the_checks() -> None:
     told = [(title, name) for title, name, *_ in table("sheet")]
-    assert told == [("Summary", "-"), *((check.title, check.name) for check in CHECKS)]
+    checks = [(check.title, check.name) for check in CHECKS]
+    assert told == [("Summary", "-"), *checks, ("Controls", "-"), ("Resolved", "-")]
 
 
 def test_the_table_of_options_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,3 +164,13 @@ def test_the_top_level_holds_what_it_may() -> None:
     allowed = {"security_check.py", "requirements.txt", "README.md", "tests", "LICENSE"}
     names = {path.name for path in TOP.iterdir() if not path.name.startswith(".")}
     assert {name for name in names if not name.endswith((".xls", "__pycache__"))} == allowed
+
+
+def test_the_worst_findings_are_those_of_the_demo(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(cloud)
+    main(["--output", "x.xls"])
+    title, told = block("console").split("\n", 1)
+    worst = capsys.readouterr().out.partition(f"{title}\n")[2].partition("\n  and ")[0]
+    assert re.sub(r"sg-\w+", "", told) in re.sub(r"sg-\w+", "", worst)
