@@ -853,13 +853,16 @@ def public_sources(cidrs: list[str]) -> list[str]:
 SOURCES = {"IpRanges": "CidrIp", "Ipv6Ranges": "CidrIpv6", "PrefixListIds": "PrefixListId"}
 
 
-def rule_key(rule: dict[str, Any]) -> tuple[str, int | None, int | None]:
+RuleKey = tuple[str, int | None, int | None]  # protocol by name, first and last port
+
+
+def rule_key(rule: dict[str, Any]) -> RuleKey:
     return protocol_name(rule["IpProtocol"]), rule.get("FromPort"), rule.get("ToPort")
 
 
-def rules(group: dict[str, Any]) -> dict[tuple[str, int | None, int | None], list[str]]:
+def rules(group: dict[str, Any]) -> dict[RuleKey, list[str]]:
     """The sources of a group's rules, CIDRs and prefix lists, by protocol and ports."""
-    merged: dict[tuple[str, int | None, int | None], list[str]] = defaultdict(list)
+    merged: dict[RuleKey, list[str]] = defaultdict(list)
     for rule in group["IpPermissions"]:
         for kind, name in SOURCES.items():
             merged[rule_key(rule)] += [source[name] for source in rule.get(kind) or ()]
@@ -924,21 +927,36 @@ def doors(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Row]:
                 continue
         cells["Open to"] = f"{open_to} ({', '.join(via)})" if via else open_to
         part = f"{rule}/{lists if via else open_to}".replace(", ", ",")
-        whole = bool(whole_internet(found))
-        verdict = port_severity(protocol, opened_ports(*key)) if whole else (MEDIUM, "")
-        whom, what = internet_words(found, via), port_service(*key)
-        result = f"{what} {'are' if what.endswith('ports') else 'is'} open to {whom}"
-        brief = (f"lets {whom} reach ", what, "")
-        mend = closing(group, key, [*public_sources(cidrs), *via])
         if found:
-            listed = [cidr for id in via for cidr in prefix_list(aws, region, id)]
-            failed = failed_controls(protocol, opened_ports(*key), [*cidrs, *listed])
-            verdicts = [Verdict(control, group["GroupId"]) for control in failed]
-            if ids and not via:  # open by its own CIDRs, so the lists were not read
-                unread = {"EC2.53", "EC2.54"} - set(failed)
-                verdicts += [Verdict(control, "", NOT_CHECKED) for control in sorted(unread)]
-            row = Row(region, part, cells, result, *verdict, brief=brief, mend=mend)
-            yield replace(row, verdicts=tuple(verdicts))
+            known = [*cidrs, *(cidr for id in via for cidr in prefix_list(aws, region, id))]
+            # one that is open by its own CIDRs has lists that were not read
+            verdicts = door_verdicts(group["GroupId"], key, known, bool(ids and not via))
+            mend = closing(group, key, [*public_sources(cidrs), *via])
+            row = Row(region, part, cells, verdicts=verdicts, mend=mend)
+            yield open_door(row, key, found, via)
+
+
+def open_door(row: Row, key: RuleKey, found: list[str], via: list[str]) -> Row:
+    """The row as a finding, before it is known who uses the group."""
+    whole = bool(whole_internet(found))
+    severity, control = port_severity(key[0], opened_ports(*key)) if whole else (MEDIUM, "")
+    whom, what = internet_words(found, via), port_service(*key)
+    result = f"{what} {'are' if what.endswith('ports') else 'is'} open to {whom}"
+    brief = (f"lets {whom} reach ", what, "")
+    return replace(row, result=result, severity=severity, control=control, brief=brief)
+
+
+def door_verdicts(
+    group: str, key: RuleKey, cidrs: Iterable[str], unread: bool
+) -> tuple[Verdict, ...]:
+    """The controls that a rule with these sources fails; lists that are `unread` may make it
+    fail those that ask about one family of addresses."""
+    failed = failed_controls(key[0], opened_ports(*key), cidrs)
+    open_ones = sorted({"EC2.53", "EC2.54"} - {*failed}) if unread else ()
+    return (
+        *(Verdict(control, group) for control in failed),
+        *(Verdict(control, "", NOT_CHECKED) for control in open_ones),
+    )
 
 
 def interfaces_of(aws: Account, region: str, groups: set[Cell]) -> dict[Cell, list[dict[str, Any]]]:
@@ -1372,24 +1390,28 @@ class Trail:
         }
 
     def row(self, region: str) -> Row:
-        cells, name = self.cells(region), self.about.get("Name", "")
+        cells = self.cells(region)
         if self.error:
             return gap(region, "", cells, self.error)
         if self.problem:
-            calls, why = "the API calls of ", f": {self.problem}" if name else ""
-            start, result = f"does not record {calls}", f"No trail records {calls}{region}"
-            if name:
-                result = f"Trail {name} {start}{region}{why}"
-            brief = (start if name else f"No trail records {calls}", region, why)
-            row = Row(region, "not-enabled", cells, result, HIGH, "CloudTrail.1")
-            return replace(row, brief=brief, mend=self.mend)
+            return self.silent_row(region)
         if not self.flaws:
             return Row(region, "", cells, "Enabled")
         names, words, controls = zip(*self.flaws, strict=True)
         control = ", ".join(sorted(filter(None, controls)))
         brief = ("records ", region, f", but {in_words(words)}")
-        result = f"Trail {name} {''.join(brief)}"
+        result = f"Trail {self.about['Name']} {''.join(brief)}"
         row = Row(region, "+".join(names), cells, result, LOW, control)
+        return replace(row, brief=brief, mend=self.mend)
+
+    def silent_row(self, region: str) -> Row:
+        """The row for a trail that does not record a region, or for none."""
+        calls, name = "the API calls of ", self.about.get("Name", "")
+        brief = (f"No trail records {calls}", region, "")
+        if name:
+            brief = (f"does not record {calls}", region, f": {self.problem}")
+        result = f"{f'Trail {name} ' if name else ''}{''.join(brief)}"
+        row = Row(region, "not-enabled", self.cells(region), result, HIGH, "CloudTrail.1")
         return replace(row, brief=brief, mend=self.mend)
 
 
