@@ -952,10 +952,11 @@ def door_verdicts(
     """The controls that a rule with these sources fails; lists that are `unread` may make it
     fail those that ask about one family of addresses."""
     failed = failed_controls(key[0], opened_ports(*key), cidrs)
-    open_ones = sorted({"EC2.53", "EC2.54"} - {*failed}) if unread else ()
+    whole = ("0.0.0.0/0", "::/0") if unread else ()
+    possible = failed_controls(key[0], opened_ports(*key), whole)
     return (
         *(Verdict(control, group) for control in failed),
-        *(Verdict(control, "", NOT_CHECKED) for control in open_ones),
+        *(Verdict(control, "", NOT_CHECKED) for control in possible if control not in failed),
     )
 
 

@@ -31,6 +31,7 @@ from security_check import (
     Trail,
     Unanswered,
     Verdict,
+    door_verdicts,
     failed_controls,
     gap,
     grant_verdicts,
@@ -101,6 +102,23 @@ def test_a_rule_fails_controls(
 )
 def test_a_rule_fails_nothing(protocol: str, port: int | None, cidrs: list[str]) -> None:
     assert failed_controls(protocol, opened_ports(protocol, port, port), cidrs) == []
+
+
+@pytest.mark.parametrize(
+    ("port", "unread", "words"),
+    [
+        (22, False, "EC2.13 FAILED, EC2.18 FAILED, EC2.19 FAILED, EC2.53 FAILED"),
+        (
+            *(22, True),
+            "EC2.13 FAILED, EC2.18 FAILED, EC2.19 FAILED, EC2.53 FAILED, EC2.54 NOT CHECKED",
+        ),
+        (8443, True, "EC2.18 FAILED"),
+        (443, True, ""),
+    ],
+)
+def test_a_list_that_is_not_read_may_fail_more(port: int, unread: bool, words: str) -> None:
+    found = door_verdicts("sg-1", ("TCP", port, port), ["0.0.0.0/0"], unread)
+    assert ", ".join(f"{one.control} {one.word}" for one in found) == words
 
 
 @pytest.mark.parametrize(
