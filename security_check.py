@@ -137,10 +137,9 @@ class Control(NamedTuple):
     of: str = ""
 
 
-# https://docs.aws.amazon.com/securityhub/latest/userguide/ + ec2-controls.html,
-# iam-controls.html, cloudtrail-controls.html, s3-controls.html: severities and numbers;
-# cis-aws-foundations-benchmark.html: the CIS numbers again; pci-standard.html: which belong.
 HUB = "https://docs.aws.amazon.com/securityhub/latest/userguide/cis-aws-foundations-benchmark.html"
+# Severities and numbers are from the pages ec2-, iam-, cloudtrail- and s3-controls.html beside
+# HUB. HUB has the CIS numbers again; pci-standard.html says which controls belong to PCI DSS.
 CONTROLS = {
     "EC2.13": Control(HIGH, "SSH (22) is closed to the Internet", pci="1.3.1"),
     "EC2.14": Control(HIGH, "RDP (3389) is closed to the Internet", pci="1.3.1"),
@@ -2695,9 +2694,11 @@ class Page:
     def write_beside(self, first: Cell, text: str, target: str = "") -> None:
         """A word with its look, which may be a link, and text over the columns beside it, as
         high as it needs: LibreOffice does not wrap a link."""
+        look = self.look_of(first)
         if target:
             self.links.append((self.next, 0, target))
-        self.sheet.write(self.next, 0, first, style(self.look_of(first)))
+            look = "link" if look == "cell" else look
+        self.sheet.write(self.next, 0, first, style(look))
         place, lines = (self.next, self.next, 1, ACROSS), textwrap.wrap(text, 115)
         self.sheet.write_merge(*place, clean(text), style("cell"))
         self.end_row(270 * max(len(lines), 1))

@@ -411,3 +411,16 @@ def test_a_public_policy_decides_neither_reading_nor_writing(cloud: Cloud) -> No
     )
     audit("--check", "s3-acls")
     assert {word for word, _, _ in controls().values()} == {PASSED}
+
+
+def test_a_region_that_is_denied_may_have_trails_of_its_own(cloud: Cloud) -> None:
+    cloud.client("s3").create_bucket(Bucket="logs")
+    trails = cloud.client("cloudtrail")
+    about: Any = {"S3BucketName": "logs", "EnableLogFileValidation": True}
+    trails.create_trail(Name="main", IsMultiRegionTrail=True, **about)
+    trails.start_logging(Name="main")
+    cloud.layer.faults = [
+        Fault("AccessDeniedException", "cloudtrail", "DescribeTrails", "us-west-2")
+    ]
+    assert audit("--check", "cloudtrail") == 0
+    assert controls() == {"CloudTrail.1": (PASSED, 1, 0), "CloudTrail.4": (NOT_CHECKED, 1, 0)}
