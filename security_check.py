@@ -2663,18 +2663,19 @@ class Page:
             if target := (links or {}).get(column):
                 self.links.append((self.next, column, target))
                 own = "jump" if look in FREE else "link"
-            wrap = " " in str(value) or not self.name(column).endswith(UNWRAPPED)
-            date = isinstance(value, datetime)
-            right = isinstance(value, int) or (own == "header" and heads_numbers(str(value)))
+            text, date = str(value), isinstance(value, datetime)
+            bare = " " not in text or self.name(column) == MEND
+            wrap = not date and not (bare and self.name(column).endswith(UNWRAPPED))
+            right = isinstance(value, int) or (own == "header" and heads_numbers(text))
             if value or own not in FREE:
                 self.sheet.write(self.next, column, clean(value), style(own, right, date, wrap))
             if own not in FREE:
                 most = WIDTHS.get(self.name(column), WIDTH)
-                wide = own == "header" or str(value).isupper()
-                width = 10 if date else min(int(len(str(value)) * (1.25 if wide else 1)) + 1, most)
+                wide = own == "header" or text.isupper()
+                width = 10 if date else min(int(len(text) * (1.25 if wide else 1)) + 1, most)
                 self.widths[column] = max(self.widths[column], width)
-                if wrap and own != "command":
-                    lines = max(lines, math.ceil(len(str(value)) / most / LETTERS))
+                if wrap:
+                    lines = max(lines, math.ceil(len(text) / most / LETTERS))
         self.end_row({"title": 440, "section": 340}.get(look, 270 * min(lines, 20)))
 
     def look_of(self, value: Cell) -> str:

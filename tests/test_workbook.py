@@ -301,6 +301,7 @@ LINE = 270  # the height of a line, in twentieths of a point
     ("shown", "result", "height"),
     [
         pytest.param({}, "Bad", LINE, id="a line"),
+        pytest.param({"Launched": NOW.replace(microsecond=123456)}, "Bad", LINE, id="a date"),
         pytest.param({"Instance ID": "i-" + "0" * 60}, "Bad", LINE, id="a long ID"),
         pytest.param({}, "seven words " * 6, 2 * LINE, id="a sentence of two lines"),
         pytest.param({"Name": "a very long name of a small machine"}, "", 2 * LINE, id="a name"),
@@ -315,6 +316,12 @@ def test_words_make_rows_high_and_ids_do_not(
     sheet = opened(a_report(aws, row)).sheet_by_name("EC2-Classic")
     assert sheet.rowinfo_map[3].height == height
     assert len(sheet.cell_value(3, sheet.ncols - 1)) > 200
+
+
+def test_why_there_is_no_command_makes_no_row_high(aws: Canned) -> None:
+    row = replace(bad(1), mend="its owner must enrol a device, and nobody else can do that")
+    sheet = opened(a_report(aws, row)).sheet_by_name("EC2-Classic")
+    assert sheet.rowinfo_map[3].height == LINE
 
 
 def a_row_as_wide_as_can_be(check: security_check.Check) -> Row:
