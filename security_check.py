@@ -940,7 +940,8 @@ def open_door(row: Row, key: RuleKey, found: list[str], via: list[str]) -> Row:
     whole = bool(whole_internet(found))
     severity, control = port_severity(key[0], opened_ports(*key)) if whole else (MEDIUM, "")
     whom, what = internet_words(found, via), port_service(*key)
-    result = f"{what} {'are' if what.endswith('ports') else 'is'} open to {whom}"
+    start = f"A{what[1:]} are" if what.startswith("all ") else f"{what} is"
+    result = f"{start} open to {whom}"
     brief = (f"lets {whom} reach ", what, "")
     return replace(row, result=result, severity=severity, control=control, brief=brief)
 
@@ -1251,7 +1252,7 @@ def mfa_cells(user: str, password: bool, last: Cell, mfa: bool) -> dict[str, Cel
     return {"User": user, **words}
 
 
-def alone_words(password: bool, last: Cell) -> str:
+def sign_in_words(password: bool, last: Cell) -> str:
     """How somebody without MFA signs in."""
     if not password:
         return "has no MFA device, and no console password"
@@ -1283,7 +1284,7 @@ def check_mfa(aws: Account, user: str) -> Rows:
     if mfa:
         yield Row(user, "", cells, "Enabled")
     else:
-        control, words = ("IAM.5" if password else "IAM.19"), alone_words(password, last)
+        control, words = ("IAM.5" if password else "IAM.19"), sign_in_words(password, last)
         row = Row(user, "", cells, f"{user} {words}", MEDIUM, control, brief=(words, "", ""))
         failed = ("IAM.5", "IAM.19") if password else ("IAM.19",)
         row = replace(row, verdicts=tuple(Verdict(control, user) for control in failed))
@@ -1305,7 +1306,7 @@ def root_mfa(aws: Account) -> Row:
         return Row(ROOT, "", cells, "Enabled")
     if not password and not summary["AccountAccessKeysPresent"]:
         return Row(ROOT, "", cells, "Root has no credentials")
-    words = alone_words(password, last)
+    words = sign_in_words(password, last)
     row = Row(ROOT, "", cells, f"Root {words}", CRITICAL, "IAM.9", brief=(words, "", ""))
     return replace(row, verdicts=(Verdict("IAM.9", ROOT),), mend="sign in as root")
 
@@ -2082,9 +2083,9 @@ def write_state(path: Path, number: str, known: Known, history: list[Day]) -> No
     runs do not lose each other's accounts."""
     with locked(path.parent):
         before = read_state(path)
-        days = {number: [asdict(one) for one in history] for number, history in
-            {**before.history, number: history}.items()}  # fmt: skip
         accounts = {**before.accounts, number: known}
+        each = {**before.history, number: history}
+        days = {account: [asdict(day) for day in lines] for account, lines in each.items()}
         state = {"schema": STATE_SCHEMA, "accounts": accounts, "history": days}
         deliver(json.dumps(state, indent=1, sort_keys=True).encode(), path)
 
@@ -2366,12 +2367,12 @@ def stood_words(days: Iterable[Day]) -> str:
     return f"Half of the {len(stood):,} findings that were resolved had stood for {median} or less"
 
 
-def trend(days: Sequence[Day]) -> list[str]:
-    """The last audit and this one."""
+def trend(days: Sequence[Day], today: str) -> list[str]:
+    """The last audit and this one, if this one is a line of the history."""
     last = [*zip(days, bars(days, 40), strict=True)][-2:]
     return [
         f"{one.day}  {counted(sum(one.found.values()), 'finding'):>15}  {blocks}"
-        for one, blocks in (last if len(last) > 1 else ())
+        for one, blocks in (last if len(last) > 1 and days[-1].day == today else ())
     ]
 
 
@@ -2434,7 +2435,7 @@ def terminal_text(results: Results, colour: bool = False) -> str:
         *some_lines("Resolved", gone, 10),
         str(results.path),
     ]
-    history = trend(days_of(results.reports))
+    history = trend(days_of(results.reports), f"{results.started:%Y-%m-%d}")
     return "\n".join([*table, "", headline(results), *history, *ending])
 
 

@@ -534,7 +534,7 @@ def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
             [permission("-1", None, v4=["0.0.0.0/0"])],
             door(
                 *("ALL", "0.0.0.0/0", "ALL/ALL/0.0.0.0/0", "ALL"),
-                said="all ports are open to the whole Internet",
+                said="All ports are open to the whole Internet",
             ),
             id="protocol -1 without ports",
         ),

@@ -15,7 +15,6 @@ from security_check import (
     ROOT,
     Row,
     Unanswered,
-    alone_words,
     check_access_keys,
     check_mfa,
     credential_report,
@@ -25,6 +24,7 @@ from security_check import (
     report_date,
     result_words,
     run,
+    sign_in_words,
     users,
 )
 
@@ -326,7 +326,7 @@ def user_row(mfa: bool, password: str, last: Any, control: str = "") -> Row:
     ],
 )
 def test_how_somebody_signs_in_without_mfa(password: bool, last: Any, words: str) -> None:
-    assert alone_words(password, last) == words
+    assert sign_in_words(password, last) == words
 
 
 @pytest.mark.parametrize(

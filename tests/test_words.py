@@ -199,8 +199,9 @@ def test_how_long_findings_stood(stood: list[list[int]], words: str) -> None:
 
 def test_the_terminal_shows_the_last_audit_and_this_one() -> None:
     days = [a_day("2026-01-01", 99), a_day("2026-02-01", 4), a_day("2026-03-01", 1)]
-    assert trend(days[:1]) == []
-    assert trend(days) == [
+    assert trend([], "2026-01-01") == trend(days[:1], "2026-01-01") == []
+    assert trend(days, "2026-04-01") == []  # this one saw only a part, and is no line
+    assert trend(days, "2026-03-01") == [
         f"2026-02-01       4 findings  {bar(4, 99, 40)}",
         f"2026-03-01        1 finding  {bar(1, 99, 40)}",
     ]
