@@ -318,6 +318,16 @@ def test_words_make_rows_high_and_ids_do_not(
     assert len(sheet.cell_value(3, sheet.ncols - 1)) > 200
 
 
+def test_a_new_row_is_seen_at_once(aws: Canned) -> None:
+    rows = [replace(bad(1), first_seen="2026-11-01", new=True), bad(2)]
+    book = opened(a_report(aws, *rows, gone={}))
+    sheet = book.sheet_by_name("EC2-Classic")
+    result = sheet.row_values(2).index("Result")
+    looks = [book.xf_list[sheet.cell_xf_index(n, result)] for n in (3, 4)]
+    assert [bool(book.font_list[look.font_index].bold) for look in looks] == [True, False]
+    assert [look.background.fill_pattern for look in looks] == [1, 0]
+
+
 def test_why_there_is_no_command_makes_no_row_high(aws: Canned) -> None:
     row = replace(bad(1), mend="its owner must enrol a device, and nobody else can do that")
     sheet = opened(a_report(aws, row)).sheet_by_name("EC2-Classic")
