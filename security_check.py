@@ -32,6 +32,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import errno
 import functools
 import gc
 import importlib.util
@@ -39,8 +40,10 @@ import io
 import json
 import logging
 import math
+import mimetypes
 import os
 import re
+import secrets
 import shlex
 import signal
 import struct
@@ -94,9 +97,12 @@ FIRST_GAP = 0.05  # between calls, once AWS has throttled
 THREADS = 32
 THREADS_IAM = THREADS_AHEAD = 8  # IAM throttles the account as a whole
 ACCOUNTS_AT_ONCE = 8  # AWS throttles each by itself; memory and sockets set the limit
+RUN_LASTS = timedelta(days=1)  # at most, from the first account to the last
 ROLE = "security-check"  # to assume in the accounts of an organization
 
 REPORT_POLLS, REPORT_PAUSE = 30, 2  # a minute for the credential report
+
+MAX_ROWS, MAX_TEXT = 65_536, 32_767  # what the .xls format can hold
 
 PASSED, FAILED = "PASSED", "FAILED"  # verdicts on a control, beside NOT CHECKED and ACCEPTED
 
@@ -450,7 +456,7 @@ class Account:
         call = Call(service, operation, region or self.region)
         pages = self._pages(call, params)
         try:
-            return Answer(self._answered(call, lambda: next(pages)), call)
+            return Answer(self._answered(call, lambda: whole(next(pages))), call)
         except Unanswered as error:
             if error.code not in absent:
                 raise
@@ -464,7 +470,8 @@ class Account:
         call = Call(service, operation, region or self.region)
         pages = self._pages(call, params, page_size)
         while page := self._answered(call, lambda: next(pages, None)):
-            yield from Answer(page, call)[items]
+            # S3 counts what it lists, and leaves out an empty list
+            yield from page.get(items, ()) if "KeyCount" in page else Answer(page, call)[items]
 
     def _pages(self, call: Call, params: dict[str, Any], size: int = 0) -> Iterator[dict[str, Any]]:
         """The answers to a call, one page after another if a size is asked for."""
@@ -532,8 +539,9 @@ class Account:
             return self.clients[service, region]
 
     def close(self) -> None:
-        """Let go of the connections; nothing is asked after this."""
+        """Let go of the connections; nothing is asked after this, by whatever thread."""
         with self.lock:
+            self.expired = Unanswered("Closed")
             for client in self.clients.values():
                 client.close()
             self.clients.clear()
@@ -549,6 +557,11 @@ class Account:
         silent = is_silence(caught_exception)
         if caught_exception and silent and (attempts > 1 or self.silent[region]):
             raise caught_exception
+
+
+def whole(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer with what else there was to read of it, as S3 sends objects."""
+    return answer | {"Body": answer["Body"].read()} if "Body" in answer else answer
 
 
 def is_silence(error: Exception | None) -> bool:
@@ -1798,7 +1811,7 @@ def unread_row(what: Check, target: str, error: Exception) -> Row:
     return gap(target, "", {what.columns[0]: target}, as_gap(error))
 
 
-def run(what: Check, aws: Account, progress: Progress) -> Sheet:
+def run_check(what: Check, aws: Account, progress: Progress) -> Sheet:
     """Run a check over all its targets side by side; the rows come in target order."""
     pool = ThreadPoolExecutor(what.threads)
     jobs: dict[str, Future[tuple[list[Row], Counter[str]]]] = {}
@@ -1851,43 +1864,63 @@ def look_ahead(aws: Account, checks: Iterable[Check]) -> None:
 # === files ============================================================================
 
 
-def save(data: bytes, path: Path) -> None:
-    """Write a file for its owner only, in one move: a crash leaves the old one or the new."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".security_check-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
+@dataclass(frozen=True)
+class LocalFile:
+    """A file on this machine, for its owner only, as are folders that are made for it."""
 
+    path: Path
+    own_folder: bool = False
 
-def deliver(data: bytes, path: Path) -> None:
-    """Save the results, elsewhere if need be: an audit is not run twice for a full disk."""
-    try:
-        save(data, path)
-    except OSError as error:
-        why = f"cannot write {path}: {error.strerror or error}"
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def place(self) -> str:
+        """The whole name, for who stands elsewhere."""
+        return str(self.path.resolve())
+
+    def check(self) -> None:
+        """Find out before the audit, not after it, whether it can be written."""
+        folder = self.path.parent
+        while self.own_folder and not folder.exists():
+            folder = folder.parent
+        if self.path.is_dir():
+            raise CannotRun(f"{self} is a folder, not a file")
+        if self.path.exists() and not os.access(self.path, os.W_OK):
+            raise CannotRun(f"{self} is write-protected")
         try:
-            rescue = Path(tempfile.mkdtemp(prefix="security_check-")) / path.name
-            save(data, rescue)
-        except OSError:
-            raise CannotRun(f"{why}, and no copy elsewhere: the results are lost") from error
-        raise CannotRun(f"{why}; the results are in {rescue}") from error
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise CannotRun(f"cannot write into {folder}: {reason(error)}") from error
 
+    def read(self) -> bytes:
+        return self.path.read_bytes()
 
-def check_writable(path: Path) -> None:
-    """Find out before the audit, not after it, whether a file can be written."""
-    try:
-        if path.is_dir():
-            raise CannotRun(f"{path} is a folder, not a file")
-        if path.exists() and not os.access(path, os.W_OK):
-            raise CannotRun(f"{path} is write-protected")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise CannotRun(f"cannot write into {path.parent}: {error.strerror or error}") from error
+    def write(self, data: bytes) -> None:
+        """Write it in one move: a crash leaves the old one or the new."""
+        if self.own_folder:
+            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".security_check-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            Path(temporary).replace(self.path)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+
+    def update(self, change: Callable[[bytes | None], bytes]) -> None:
+        """Replace what is there, if anything, by what becomes of it. The folder is locked
+        meanwhile, so that two runs do not lose each other's changes."""
+        if self.own_folder:
+            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        with locked(self.path.parent):
+            self.write(change(self.read() if self.path.exists() else None))
+
+    def documents(self) -> list[LocalFile]:
+        """The JSON files of a folder; what is no folder is one itself."""
+        found = sorted(self.path.glob("*.json")) if self.path.is_dir() else [self.path]
+        return [LocalFile(path) for path in found]
 
 
 WRITING = threading.Lock()  # of the state, by accounts that are audited side by side
@@ -1907,6 +1940,108 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             os.close(handle)
+
+
+S3_NAME = re.compile(r"s3://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
+OVERTAKEN = {"PreconditionFailed", "ConditionalRequestConflict"}  # somebody else wrote it
+UPDATES = 50  # tries; who is overtaken has seen another one succeed
+
+
+@dataclass(frozen=True)
+class S3Object:
+    """An object in S3. `aws` is the account that started the run, whatever account is audited.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+    """
+
+    aws: Account
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+    place = __str__
+
+    def _ask(self, operation: str, **params: Any) -> Answer:
+        return self.aws.ask("s3", operation, Bucket=self.bucket, **params)
+
+    def check(self) -> None:
+        """Put nothing, on a condition that no object meets: S3 refuses for another reason if
+        the bucket is not there, or if we may not."""
+        try:
+            self._ask("PutObject", Key=self.key, Body=b"", IfMatch='"no such tag"')
+        except Unanswered as error:
+            if error.code not in {"NoSuchKey", *OVERTAKEN}:
+                raise CannotRun(f"cannot write {self}: {error}") from error
+
+    def read(self) -> bytes:
+        return self._read()[0]
+
+    def _read(self) -> tuple[bytes, str]:
+        answer = self._ask("GetObject", Key=self.key, absent={"NoSuchKey"})
+        if not answer:
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
+        return answer["Body"], answer["ETag"]
+
+    def write(self, data: bytes, **condition: str) -> None:
+        """Put it, which S3 does whole or not at all."""
+        kind = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
+        self._ask("PutObject", Key=self.key, Body=data, ContentType=kind, **condition)
+
+    def update(self, change: Callable[[bytes | None], bytes]) -> None:
+        """Replace what is there, if anything, by what becomes of it: again where somebody else
+        wrote it meanwhile."""
+        for tries_left in reversed(range(UPDATES)):
+            before, condition = None, {"IfNoneMatch": "*"}
+            with contextlib.suppress(FileNotFoundError):
+                before, tag = self._read()
+                condition = {"IfMatch": tag}
+            try:
+                self.write(change(before), **condition)
+            except Unanswered as error:
+                if error.code not in {"NoSuchKey", *OVERTAKEN} or not tries_left:
+                    raise
+                time.sleep(secrets.randbelow(100) / 1000)
+            else:
+                return
+
+    def documents(self) -> list[S3Object]:
+        """The JSON objects right under a prefix; what is named like one is one itself."""
+        if self.key.endswith(".json"):
+            return [self]
+        prefix = f"{self.key.rstrip('/')}/".lstrip("/")
+        where: dict[str, Any] = {"Bucket": self.bucket, "Prefix": prefix, "Delimiter": "/"}
+        keys = [one["Key"] for one in self.aws.fetch("s3", "ListObjectsV2", "Contents", **where)]
+        return [replace(self, key=key) for key in keys if key.endswith(".json")]
+
+
+File = LocalFile | S3Object
+FAILED_FILES = (OSError, Unanswered)  # how reading and writing fail
+
+
+def reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def deliver(data: bytes, file: File) -> None:
+    """Write the results, elsewhere if need be."""
+    try:
+        file.write(data)
+    except FAILED_FILES as error:
+        rescue(data, file, error)
+
+
+def rescue(data: bytes, file: File, error: Exception) -> None:
+    """Keep what could not be written on this machine: an audit is not run twice for a full
+    disk."""
+    why, name = f"cannot write {file}: {reason(error)}", Path(file.place()).name
+    try:
+        copy = LocalFile(Path(tempfile.mkdtemp(prefix="security_check-")) / name)
+        copy.write(data)
+    except OSError:
+        raise CannotRun(f"{why}, and no copy elsewhere: the results are lost") from error
+    raise CannotRun(f"{why}; the results are in {copy}") from error
 
 
 # === months: what was accepted, what is new, what is gone ==============================
@@ -2059,35 +2194,49 @@ def days_from(entries: Iterable[dict[str, Any]]) -> list[Day]:
     return days
 
 
-def read_state(path: Path) -> State:
+def read_state(file: File) -> State:
     """What was found before, by account; empty if the file is not there yet."""
     try:
-        state = json.loads(path.read_text("utf-8"))
+        return state_from(file.read(), file)
+    except FileNotFoundError:
+        return State({}, {})
+    except FAILED_FILES as error:
+        raise CannotRun(f"cannot read {file}: {reason(error)}") from error
+
+
+def state_from(data: bytes, file: File) -> State:
+    """What a file holds of it."""
+    try:
+        state = json.loads(data)
         if (version := state["schema"]) != STATE_SCHEMA:
-            raise CannotRun(f"{path} is of version {version}, this script knows {STATE_SCHEMA}")
+            raise CannotRun(f"{file} is of version {version}, this script knows {STATE_SCHEMA}")
         for entry in (one for known in state["accounts"].values() for one in known.values()):
             start_of_day(entry["first_seen"] if entry["result"] else "")
         history = state.get("history", {})  # a state of version 1.0 has none
         days = {number: days_from(entries) for number, entries in history.items()}
         return State(dict(state["accounts"]), days)
-    except FileNotFoundError:
-        return State({}, {})
-    except OSError as error:
-        raise CannotRun(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CannotRun(f"{path} is damaged or no state file: mend or remove it") from error
+        raise CannotRun(f"{file} is damaged or no state file: mend or remove it") from error
 
 
-def write_state(path: Path, number: str, known: Known, history: list[Day]) -> None:
-    """Replace what is remembered of one account. The folder is locked meanwhile, so that two
-    runs do not lose each other's accounts."""
-    with locked(path.parent):
-        before = read_state(path)
-        accounts = {**before.accounts, number: known}
-        each = {**before.history, number: history}
+def write_state(file: File, number: str, known: Known, history: list[Day]) -> None:
+    """Replace what is remembered of one account, and keep what is of others."""
+    data = b""
+
+    def with_account(before: bytes | None) -> bytes:
+        nonlocal data
+        state = State({}, {}) if before is None else state_from(before, file)
+        each = state.history | {number: history}
         days = {account: [asdict(day) for day in lines] for account, lines in each.items()}
-        state = {"schema": STATE_SCHEMA, "accounts": accounts, "history": days}
-        deliver(json.dumps(state, indent=1, sort_keys=True).encode(), path)
+        accounts = state.accounts | {number: known}
+        after = {"schema": STATE_SCHEMA, "accounts": accounts, "history": days}
+        data = json.dumps(after, indent=1, sort_keys=True).encode()
+        return data
+
+    try:
+        file.update(with_account)
+    except FAILED_FILES as error:
+        rescue(data or with_account(None), file, error)
 
 
 # === report ===========================================================================
@@ -2158,7 +2307,7 @@ class Report:
     history: list[Day] = field(default_factory=list)
     judged: dict[str, Judged] = field(default_factory=dict)
     seconds: float = 0
-    path: Path = Path()
+    path: str = ""
     profile: str = ""
     name: str = ""
     state: str = ACTIVE
@@ -2206,10 +2355,170 @@ class Results:
     of: str = ""
     arn: str = ""
     seconds: float = 0
-    path: Path = Path()
+    path: str = ""
 
     def headings(self) -> dict[str, Any]:
         return {"with_new": self.with_state, "with_ok": not self.several}
+
+
+def completed(sheet: Sheet, home: str, profile: str) -> Sheet:
+    """The sheet as it is reported: commands are complete, and what was needed only to compare
+    and to judge is gone."""
+    rows = [replace(row, mend=whole_command(row, home, profile), verdicts=()) for row in sheet.rows]
+    return Sheet(sheet.check, rows, whole=sheet.whole)
+
+
+def whole_command(row: Row, home: str, profile: str) -> Mend:
+    """The command that mends a finding, with region and profile, or why there is none.
+
+    Whoever can name a user or a bucket must not get a command into the shell of who pastes it.
+    """
+    if row.status != FINDING or isinstance(row.mend, str):
+        return row.mend if row.status == FINDING else ""
+    region = row.cells.get("Home region") or row.cells.get("Region") or home
+    words = ("aws", *row.mend, "--region", str(region))
+    words += cli_option("profile", profile) if profile else ()
+    text = shlex.join(words)
+    fits = text.isprintable() and len(text) <= MAX_TEXT
+    return words if fits else "too long, or odd characters: by hand"
+
+
+def command(row: Row) -> str:
+    """What mends a finding, to be pasted into a shell; blank where no command does."""
+    return shlex.join(row.mend) if isinstance(row.mend, tuple) else ""
+
+
+REPORT_SCHEMA = 4
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The whole report for machines; tests/report.schema.json describes it."""
+    gone = report.gone
+    return {
+        "account": report.number,
+        "name": report.name,
+        "state": report.state,
+        "error": plain(report.error),
+        "aliases": plain(report.aliases),
+        "audited_by": report.arn,
+        "profile": report.profile,
+        "home": report.home,
+        "started": report.started.isoformat(),
+        "duration": report.seconds,
+        "regions": plain(report.regions),
+        "workbook": report.path,
+        "checks": [
+            {
+                "name": sheet.check.name,
+                "title": sheet.check.title,
+                "whole": sheet.whole,
+                "rows": [row_as_json(sheet, row) for row in sheet.rows],
+            }
+            for sheet in report.sheets
+        ],
+        "controls": [
+            {"control": name, **CONTROLS[name]._asdict(), **asdict(judged)}
+            for name, judged in report.judged.items()
+        ],
+        "history": [asdict(one) for one in report.history],
+        "resolved": gone if gone is None else [{"id": id, **gone[id]} for id in gone],
+    }
+
+
+def row_as_json(sheet: Sheet, row: Row) -> dict[str, Any]:
+    dates = {name: one.isoformat() for name, one in row.cells.items() if isinstance(one, datetime)}
+    names = ("target", "part", "severity", "control", "status", "first_seen", "new", "lapsed")
+    return {
+        "id": sheet.id(row),
+        **{name: getattr(row, name) for name in names},
+        "cells": row.cells | dates,
+        "dates": [*dates],
+        "result": str(row.gap or row.result),
+        "brief": [*row.brief],
+        "gap": plain(row.gap),
+        "acceptance": plain(row.acceptance),
+        "mend": command(row),
+        "by_hand": row.mend if isinstance(row.mend, str) else "",
+    }
+
+
+def plain(facts: Any) -> Any:
+    """What AWS did not answer, or a decision, as JSON; anything else as it is."""
+    return asdict(facts) if isinstance(facts, (Unanswered, Acceptance)) else facts
+
+
+def report_from(one: dict[str, Any]) -> Report:
+    """The report that was written as JSON, and the same again. ValueError, KeyError, TypeError
+    or AttributeError if it is no such thing."""
+    checks, gone = {what.name: what for what in CHECKS}, one["resolved"]
+    report = Report(
+        str(one["account"]),
+        datetime.fromisoformat(one["started"]).astimezone(timezone.utc),
+        str(one["audited_by"]),
+        str(one["home"]),
+        names_from(one["aliases"]),
+        names_from(one["regions"]),
+        [
+            Sheet(checks[each["name"]], [*map(row_from, each["rows"])], whole=bool(each["whole"]))
+            for each in one["checks"]
+        ],
+        None
+        if gone is None
+        else {each["id"]: strings(each, "first_seen", "result") for each in gone},
+        days_from(one["history"]),
+        {
+            each["control"]: Judged(each["verdict"], int(each["looked_at"]), int(each["failed"]))
+            for each in one["controls"]
+        },
+        float(one["duration"]),
+        **strings(one, "profile", "name", "state"),
+        path=str(one["workbook"]),
+        error=gap_from(one["error"]),
+    )
+    days = [row.first_seen for row in report.all_rows() if row.first_seen]
+    for day in (*days, *(entry["first_seen"] for entry in (report.gone or {}).values())):
+        start_of_day(day)
+    known = all(one.verdict in VERDICTS for one in report.judged.values())
+    if not known or not 0 <= report.seconds < 1e9 or as_json(report) != one:
+        raise ValueError
+    return report
+
+
+def row_from(one: dict[str, Any]) -> Row:
+    (start, what, end), decision = map(str, one["brief"]), one["acceptance"]
+    if one["severity"] not in ("", *SEVERITIES):
+        raise ValueError
+    cells = {
+        name: datetime.fromisoformat(cell)
+        if name in one["dates"]
+        else cell
+        if isinstance(cell, int) or cell is None
+        else str(cell)
+        for name, cell in one["cells"].items()
+    }
+    return Row(
+        **strings(one, "target", "part", "severity", "control", "first_seen"),
+        cells=cells,
+        result="" if one["gap"] else str(one["result"]),
+        gap=gap_from(one["gap"]),
+        brief=(start, what, end),
+        mend=tuple(shlex.split(one["mend"])) or str(one["by_hand"]),
+        new=bool(one["new"]),
+        acceptance=Acceptance(**strings(decision, *decision)) if decision else None,
+        lapsed=bool(one["lapsed"]),
+    )
+
+
+def strings(one: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: str(one[name]) for name in names}
+
+
+def gap_from(one: dict[str, str] | None) -> Unanswered | None:
+    return Unanswered(**strings(one, *one)) if one else None
+
+
+def names_from(one: list[str] | dict[str, str]) -> list[str] | Unanswered:
+    return gap_from(one) or [] if isinstance(one, dict) else [*map(str, one)]
 
 
 class Found(NamedTuple):
@@ -2298,25 +2607,9 @@ def thing_words(found: Sequence[Found], several: bool) -> str:
     return f"{name}: {words}{behind}"[0 if name else 2 :] + decision_words(row)
 
 
-def command(row: Row, report: Report) -> str:
-    """What mends a finding, to be pasted into a shell; blank where no command does.
-
-    Whoever can name a user or a bucket must not get a command into that shell.
-    """
-    if row.status != FINDING or not isinstance(row.mend, tuple):
-        return ""
-    home = row.cells.get("Home region") or row.cells.get("Region") or report.home
-    words = ["aws", *row.mend, "--region", str(home)]
-    text = shlex.join([*words, *(cli_option("profile", report.profile) if report.profile else ())])
-    return text if text.isprintable() and len(text) <= MAX_TEXT else ""
-
-
-def mend_words(row: Row, report: Report) -> str:
+def mend_words(row: Row) -> str:
     """The command that mends a finding, or why there is none."""
-    if row.status != FINDING:
-        return ""
-    why = row.mend if isinstance(row.mend, str) else "too long, or odd characters: by hand"
-    return command(row, report) or (why and f"({why})")
+    return command(row) or (f"({row.mend})" if row.mend else "")
 
 
 def needed(why: Unanswered | None) -> str:
@@ -2433,7 +2726,7 @@ def terminal_text(results: Results, colour: bool = False) -> str:
         *told("New", [pair for pair in found if pair[1].row.new]),
         *told("Acceptance expired", [pair for pair in found if pair[1].row.lapsed]),
         *some_lines("Resolved", gone, 10),
-        str(results.path),
+        results.path,
     ]
     history = trend(days_of(results.reports), f"{results.started:%Y-%m-%d}")
     return "\n".join([*table, "", headline(results), *history, *ending])
@@ -2514,7 +2807,6 @@ def number_cells(count: dict[str, int], colour: bool = False, names: bool = Fals
 
 # === workbook =========================================================================
 
-MAX_ROWS, MAX_TEXT = 65_536, 32_767  # what the .xls format can hold
 WIDTHS = {  # characters
     "Account name": 12, "Group name": 14, "Ports": 14, "Open to": 14, "Used by": 12,
     "Blocked by": 12, "User": 28, "Bucket": 30, "Grantee": 18, "Result": 36, "ID": 40,
@@ -2807,7 +3099,7 @@ def sheet_lines(found: Iterable[Found], header: list[str]) -> Iterator[Line]:
             "Status": row.status,
             "Control": row.control,
             "First seen": start_of_day(row.first_seen) if row.first_seen else "",
-            MEND: mend_words(row, report),
+            MEND: mend_words(row),
             "ID": sheet.id(row),
         }
         pages = {
@@ -2830,8 +3122,9 @@ def resolved_lines(results: Results, header: list[str]) -> Iterator[Line]:
 
 
 def account_lines(results: Results, header: list[str]) -> Iterator[Line]:
-    """A line an account, with a link to its workbook."""
+    """A line an account, with a link to its workbook if that is in the same folder."""
     for report in results.reports:
+        beside = report.path and Path(report.path).parent == Path(results.path).parent
         unknown = NOT_CHECKED if report.gaps() else OK
         status = FINDING if report.rows(FINDING) else unknown
         cells: dict[str, Cell] = {
@@ -2840,12 +3133,13 @@ def account_lines(results: Results, header: list[str]) -> Iterator[Line]:
             "Alias": ", ".join(texts(report.aliases)),
             "Result": what_happened(report),
             "Status": status if report.state == ACTIVE else report.state,
-            "Workbook": "open" if report.path.name else "",
+            "Workbook": "open" if beside else report.path,
             "Resolved": len(report.gone or ()) or "",
             **{name: n or "" for name, n in tally(report.all_rows(), with_new=True).items()},
             NOT_CHECKED: len(report.gaps()) or "",
         }
-        yield [cells.get(name, "") for name in header], "", {len(header) - 1: report.path.name}
+        file = Path(report.path).name if beside else ""
+        yield [cells.get(name, "") for name in header], "", {len(header) - 1: file}
 
 
 def control_lines(reports: Collection[Report], header: list[str]) -> Iterator[Line]:
@@ -2927,7 +3221,7 @@ def write_worst(page: Page, title: str, found: list[tuple[int, Found]], results:
             words = f"{sheet.check.title}: {result_words(row)}{needed(row.gap)}, {row.id}{account}"
         number, line = divmod(place, MAX_ROWS - TOP)
         target = f"#'{page_title(sheet.check.title, number)}'!A{TOP + 1 + line}"
-        lines.append((row.severity or row.status, words, target, command(row, report)))
+        lines.append((row.severity or row.status, words, target, command(row)))
     page.next += 1
     page.write([title if lines else f"{title}: none"], "section")
     for grade, words, target, mend in lines[:10]:
@@ -2995,46 +3289,6 @@ def workbook(report: Report) -> bytes:
     return book_of(alone(report))
 
 
-# === exports ==========================================================================
-
-REPORT_SCHEMA = 3
-
-
-def as_json(report: Report) -> dict[str, Any]:
-    """The report for machines; tests/report.schema.json describes it."""
-    return {
-        "account": report.number,
-        "name": report.name,
-        "state": report.state,
-        "error": str(report.error or ""),
-        "alias": ", ".join(texts(report.aliases)),
-        "audited_by": report.arn,
-        "started": report.started.replace(microsecond=0),
-        "duration": round(report.seconds, 1),
-        "regions": texts(report.regions),
-        "checks": [
-            {
-                "name": sheet.check.name,
-                "title": sheet.check.title,
-                "rows": [row_as_json(report, sheet, row) for row in sheet.rows],
-            }
-            for sheet in report.sheets
-        ],
-        "controls": [
-            {"control": name, **CONTROLS[name]._asdict(), **asdict(judged)}
-            for name, judged in report.judged.items()
-        ],
-        "history": [asdict(one) for one in report.history],
-        "resolved": [{"id": id, **entry} for id, entry in (report.gone or {}).items()],
-    }
-
-
-def row_as_json(report: Report, sheet: Sheet, row: Row) -> dict[str, Any]:
-    start = {"id": sheet.id(row), "cells": row.cells, "result": result_words(row)}
-    names = ("severity", "control", "status", "first_seen", "new")
-    return {**start, **{name: getattr(row, name) for name in names}, "mend": command(row, report)}
-
-
 def as_csv(sheet: Sheet, report: Report) -> bytes:
     """A sheet as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
     file = io.StringIO()
@@ -3057,8 +3311,8 @@ EPILOG = """\
 exit codes:
   0  everything was checked, nothing found
   1  everything was checked, there are findings
-  2  could not start or could not write; no workbook
-  3  the workbook is written, but something was NOT CHECKED
+  2  could not start or could not write; no report
+  3  the report is written, but something was NOT CHECKED
 
 Credentials, regions and proxies are configured as for the AWS CLI."""
 FINISHED: list[str] = []  # accounts whose files are written, for who interrupts the run
@@ -3081,6 +3335,29 @@ DAYS = like(r"\d{1,5}", "a number of days")
 ROLE_NAME = like(r"/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
 
 
+MARK = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
+
+
+def name_of(what: str) -> Callable[[str], str]:
+    """A type of argument: the name of a file or a folder, here or in S3."""
+
+    def checked(text: str) -> str:
+        if mark := MARK.search(text):
+            why = f"{mark[0]}: only {{account}}, {{date}} and {{time}} are filled in"
+            raise argparse.ArgumentTypeError(why)
+        match = S3_NAME.fullmatch(text)
+        key = "" if match is None else match[2] or ""
+        if text.startswith("s3:") and (not match or (what == "file" and key[-1:] in ("", "/"))):
+            raise argparse.ArgumentTypeError(f"{text!r} is not the name of a {what} in S3")
+        return text
+
+    return checked
+
+
+FILE = name_of("file")
+FOLDER = name_of("folder")
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     names = [what.name for what in CHECKS]
     parser = argparse.ArgumentParser(
@@ -3090,7 +3367,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     several: dict[str, Any] = {"action": "append", "default": []}
-    file: dict[str, Any] = {"metavar": "FILE", "type": Path}
+    file: dict[str, Any] = {"metavar": "FILE", "type": FILE}
     add = parser.add_argument
     add("--profile", **several, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--organization", action="store_true", help="audit every account of the organization")
@@ -3101,10 +3378,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--region", **several, metavar="REGION", help="limit regional checks to a region (*)")
     add("--check", **several, metavar="CHECK", choices=names, help="run only this check (*)")
     add("--output", **file, help="the workbook, or the overview of several accounts")
-    add("--json", metavar="FILE", help="write the report as JSON too; - is standard output")
-    add("--csv", metavar="FOLDER", type=Path, help="write every sheet as a CSV file too")
+    add("--json", **file, help="write the report as JSON too; - is standard output")
+    add("--csv", metavar="FOLDER", type=FOLDER, help="write every sheet as a CSV file too")
     add("--state", **file, help="remember findings here, to tell which are new or gone")
     add("--accept", **file, help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")
+    add("--merge", nargs="+", metavar="NAME", type=FOLDER, default=[],
+        help="audit nothing: make the overview of these reports and folders")  # fmt: skip
+    add("--list", **file, help="audit nothing: write the numbers of the accounts, a line each")
     add("--max-key-age", metavar="DAYS", type=DAYS, default=str(MAX_KEY_AGE),
         help="an access key older than this is a finding (%(default)s)")  # fmt: skip
     add("--quiet", action="store_true", help="be silent but for what a person should read")
@@ -3113,34 +3393,92 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if len(set(options.profile)) > 1 and (options.organization or options.account):
         parser.error("--organization and --account take one --profile at most")
+    others = ("role", "region", "check", "csv", "accept", "max_key_age", "list")
+    for name in others if options.merge else ():
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(f"--merge audits nothing: --{name.replace('_', '-')} has no place there")
     return options
 
 
-def is_several(options: argparse.Namespace) -> bool:
-    """Whether the run is over several accounts, and so ends in an overview."""
-    named = max(len(set(options.account)), len(set(options.profile)))
-    return bool(options.organization) or named > 1
+OVERVIEW = "overview"  # in the place of an account's number
 
 
-def prepare(options: argparse.Namespace) -> list[Acceptance]:
-    """Everything that can be wrong before the first call; the decisions of --accept."""
-    check_writable(options.output or Path("security_check.xls"))
-    if options.json and options.json != "-":
-        check_writable(Path(options.json))
-    if options.csv:
-        check_writable(options.csv / "a.csv")
-    if options.state:
-        check_writable(options.state)
-        read_state(options.state)
+@dataclass
+class Run:
+    """A run of the program: what was asked for, when it began, and what it has used and written.
+
+    `decisions` are those of --accept by the file that they are in, `used` are those that are
+    about something that was found, and `flawed` is whether a report could not be merged.
+    """
+
+    options: argparse.Namespace
+    started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    decisions: dict[str, list[Acceptance]] = field(default_factory=dict)
+    used: set[Acceptance] = field(default_factory=set)
+    written: list[str] = field(default_factory=list)
+    flawed: bool = False
+
+    @property
+    def several(self) -> bool:
+        """Whether the run is over several accounts, and so ends in an overview."""
+        options = self.options
+        named = max(len(set(options.account)), len(set(options.profile)))
+        return bool(options.organization or options.merge) or named > 1
+
+    @functools.cached_property
+    def writer(self) -> Account:
+        """Who reads and writes files in S3: whoever started the run."""
+        profiles = {*self.options.profile}
+        profile = profiles.pop() if len(profiles) == 1 else None
+        return connect(self.options, profile, writes=("PutObject",))
+
+    def file(self, name: str, account: str = OVERVIEW) -> File:
+        """The file of a name in which account, date and time are filled in."""
+        day, hour = f"{self.started:%Y-%m-%d}", f"{self.started:%H%M}"
+        whole = name.replace("{date}", day).replace("{time}", hour).replace("{account}", account)
+        if match := S3_NAME.fullmatch(whole):
+            return S3Object(self.writer, match[1], match[2] or "")
+        return LocalFile(Path(whole), own_folder=whole != name)
+
+    def deliver(self, data: bytes, name: str, account: str = OVERVIEW) -> None:
+        """Write results under a name that is to be filled in."""
+        file = self.file(name, account)
+        deliver(data, file)
+        self.written.append(file.place())
+
+    def accepted(self, account: str) -> list[Acceptance]:
+        """The decisions about an account."""
+        if not self.options.accept:
+            return []
+        file = self.file(self.options.accept, account)
+        if str(file) not in self.decisions:
+            try:
+                text = file.read().decode()
+            except (*FAILED_FILES, UnicodeError) as error:
+                raise CannotRun(f"cannot read {file}: {reason(error)}") from error
+            self.decisions[str(file)] = acceptances(text, str(file))
+        return self.decisions[str(file)]
+
+
+def prepare(run: Run) -> None:
+    """Everything that can be wrong before the first account is entered."""
+    options = run.options
     for package in ("boto3", "xlwt"):
         if not importlib.util.find_spec(package):
             raise CannotRun(f"{package} is not installed: run `pip install boto3 xlwt`")
-    if not options.accept:
-        return []
-    try:
-        return acceptances(options.accept.read_text("utf-8"), str(options.accept))
-    except (OSError, UnicodeError) as error:
-        raise CannotRun(f"cannot read {options.accept}: {error}") from error
+    names = [options.output or "security_check.xls", options.json, options.state]
+    names += [inside(options.csv, "a.csv")] if options.csv else []
+    for name in [options.list] if options.list else names:
+        if name and name != "-":
+            run.file(name).check()
+    if options.state and "{account}" not in options.state:
+        read_state(run.file(options.state))
+    if "{account}" not in (options.accept or ""):
+        run.accepted("")
+
+
+def inside(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}"
 
 
 def advice(error: Exception, profile: str | None) -> str:
@@ -3163,10 +3501,11 @@ def advice(error: Exception, profile: str | None) -> str:
 
 class ReadingModels:
     """What botocore knows of AWS's services, read once for all accounts, because that is slow,
-    and without what writes: our clients have no method that could change anything."""
+    and without what writes: our clients have no method that could change anything, but for
+    those that are named, which the client that writes reports to S3 has."""
 
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
+    def __init__(self, loader: Any, writes: Collection[str]) -> None:
+        self.loader, self.writes = loader, writes
         self.load_service_model = functools.cache(self._load_service_model)
 
     def __getattr__(self, name: str) -> Any:
@@ -3178,33 +3517,43 @@ class ReadingModels:
         model = self.loader.load_service_model(service_name, type_name, api_version)
         if type_name != "service-2":
             return model
-        named = model["operations"].items()
-        return model | {"operations": {name: one for name, one in named if name.startswith(READS)}}
+        reads = {
+            name: operation
+            for name, operation in model["operations"].items()
+            if name.startswith(READS) or name in self.writes
+        }
+        return model | {"operations": reads}
 
 
 @functools.cache
-def service_models() -> Any:
+def service_models(writes: tuple[str, ...]) -> Any:
     import botocore.session
 
-    return ReadingModels(botocore.session.Session().get_component("data_loader"))
+    return ReadingModels(botocore.session.Session().get_component("data_loader"), writes)
 
 
-def new_session(profile: str | None = None, **keys: str) -> boto3.Session:
+def new_session(
+    profile: str | None = None, writes: Collection[str] = (), **keys: str
+) -> boto3.Session:
     import boto3
     import botocore.session
 
     core = botocore.session.Session(profile=profile)
-    core.register_component("data_loader", service_models())
+    core.register_component("data_loader", service_models(tuple(writes)))
     return boto3.Session(botocore_session=core, **keys)
 
 
-def connect(options: argparse.Namespace, profile: str | None) -> Account:
-    """The account that we run in: it has answered who we are."""
+def connect(
+    options: argparse.Namespace, profile: str | None, writes: Collection[str] = ()
+) -> Account:
+    """The account that we run in: it has answered who we are. It has the methods that read, and
+    those that are named."""
     from botocore.exceptions import BotoCoreError, ProfileNotFound
 
     now = datetime.now(timezone.utc)
     try:
-        aws = Account(new_session(profile), now, options.region, int(options.max_key_age))
+        session = new_session(profile, writes)
+        aws = Account(session, now, options.region, int(options.max_key_age))
         identity = aws.ask("sts", "GetCallerIdentity")
         aws.number, aws.arn = identity["Account"], identity["Arn"]
     except ProfileNotFound as error:
@@ -3250,22 +3599,23 @@ def check_regions(aws: Account) -> None:
         raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
 
 
-# An account that is to be audited, as a report that is still blank, and how to enter it.
-Member = tuple[Report, Callable[[], Account]]
+# An account, as a report that is still blank, and how to enter it if it is to be audited.
+Member = tuple[Report, Callable[[], Account] | None]
 
 
 def members_by_profile(options: argparse.Namespace, blank: Report) -> Iterator[Member]:
     """The accounts of several profiles, each once."""
     seen: dict[str, str] = {}
     for profile in dict.fromkeys(options.profile):
-        way = functools.partial(connect, options, profile)
+        way = None
         report = replace(blank, name=profile, profile=profile)
         try:
-            report.number = (aws := way()).number
+            aws = connect(options, profile)
         except CannotRun as why:
             complain(f"{profile}: {why}")
             report.error = as_gap(why)
         else:
+            report.number = aws.number
             way = functools.partial(enter, aws, profile, "", aws.number)
         if report.number in seen:
             complain(f"{profile}: the same account as {seen[report.number]}: audited once")
@@ -3289,7 +3639,8 @@ def members_of(
             report.error = Unanswered("NotListed", "organizations", "ListAccounts")
         if number == caller.number:
             report.profile = profile or ""
-        yield report, functools.partial(enter, caller, profile, options.role, number)
+        way = functools.partial(enter, caller, profile, options.role, number)
+        yield report, way if state == ACTIVE and not report.error else None
 
 
 def listed_accounts(caller: Account) -> dict[str, dict[str, Any]]:
@@ -3301,73 +3652,91 @@ def listed_accounts(caller: Account) -> dict[str, dict[str, Any]]:
         raise CannotRun(f"cannot list the accounts: {error}{needed(error)}; {where}") from error
 
 
-def audit(
-    options: argparse.Namespace, decisions: list[Acceptance], aws: Account, report: Report,
-    progress: Progress,
-) -> None:  # fmt: skip
+def audit(run: Run, aws: Account, report: Report, progress: Progress) -> None:
     """Audit one account, fill in its report, and write what is to be written of it."""
-    began = time.monotonic()
+    options, began = run.options, time.monotonic()
     check_regions(aws)
-    state = read_state(options.state) if options.state else None
+    decisions = run.accepted(aws.number)
+    state = read_state(run.file(options.state, aws.number)) if options.state else None
     known = state.accounts.get(aws.number, {}) if state else None
     wanted = [what for what in CHECKS if what.name in (options.check or what.name)]
     look_ahead(aws, wanted)
-    sheets = [run(what, aws, progress) for what in wanted]
+    sheets = [run_check(what, aws, progress) for what in wanted]
     today = f"{report.started:%Y-%m-%d}"
-    report.sheets = [settled(sheet, aws.number, decisions, known, today) for sheet in sheets]
-    now, gone = compared(report.sheets, known or {}, aws.only)
+    sheets = [settled(sheet, aws.number, decisions, known, today) for sheet in sheets]
+    run.used |= matched(decisions, aws.number, sheets)
+    now, gone = compared(sheets, known or {}, aws.only)
     report.gone = gone if options.state else None
-    report.judged = {
-        name: judge(sheet, name) for sheet in report.sheets for name in sheet.check.controls
-    }
+    report.judged = {name: judge(sheet, name) for sheet in sheets for name in sheet.check.controls}
+    report.sheets = [completed(sheet, aws.region, report.profile) for sheet in sheets]
     report.number, report.arn = aws.number, aws.arn
-    report.home, report.started = aws.region, aws.now
+    report.home, report.started = aws.region, aws.now.replace(microsecond=0)
     report.aliases = answer_or_gap(account_aliases, aws)
     report.regions = answer_or_gap(regions, aws)
-    report.seconds = time.monotonic() - began
+    report.seconds = round(time.monotonic() - began, 1)
     if state:
         report.history = state.history.get(aws.number, [])
         if len(wanted) == len(CHECKS) and not aws.only:  # else it is no line like the others
             report.history = with_today(report.history, report, today)
-    name = Path(f"security_check_{aws.number}_{aws.now:%Y-%m-%d_%H%M}.xls")
-    if options.output:
-        name = options.output.parent / name if is_several(options) else options.output
-    report.path = name.resolve()
-    write(report, now, options)
+    write(run, report, now)
 
 
-def write(report: Report, now: Known, options: argparse.Namespace) -> None:
+def write(run: Run, report: Report, now: Known) -> None:
     """Write the workbook, the CSV files and the state of one account."""
-    deliver(workbook(report), report.path)
-    FINISHED.append(report.number)
+    options, number = run.options, report.number
+    name, output = f"security_check_{number}_{report.started:%Y-%m-%d_%H%M}.xls", options.output
+    if output and run.several and "{account}" not in output:
+        name = output.removesuffix(Path(output).name) + name  # beside the overview
+    elif output:
+        name = output
+    report.path = run.file(name, number).place()
+    run.deliver(workbook(report), name, number)
+    FINISHED.append(number)
     for sheet in report.sheets if options.csv else ():
-        deliver(as_csv(sheet, report), options.csv / f"{report.number}-{sheet.check.name}.csv")
+        csv_name = inside(options.csv, f"{number}-{sheet.check.name}.csv")
+        run.deliver(as_csv(sheet, report), csv_name, number)
     if options.state:
-        write_state(options.state, report.number, now, report.history)
+        write_state(run.file(options.state, number), number, now, report.history)
 
 
-def audit_member(
-    options: argparse.Namespace, decisions: list[Acceptance], member: Member, progress: Progress
-) -> tuple[Report, set[Acceptance], dict[str, Any]]:
-    """Audit one account: the report; the decisions that are about something in it; its JSON.
-    A failure costs this account only, and says so, if there are others. Then of each only
-    that is kept which the overview needs."""
-    (report, way), several = member, is_several(options)
-    if not report.error and report.state == ACTIVE:
-        try:
+def audit_member(run: Run, member: Member, progress: Progress) -> tuple[Report, dict[str, Any]]:
+    """Audit one account: the report, and the same as JSON. A failure costs this account only,
+    and says so, if there are others or the JSON can tell of it. Then of each only that is kept
+    which the overview needs."""
+    (report, way), options = member, run.options
+    try:
+        if way:
             with contextlib.closing(way()) as aws:
-                audit(options, decisions, aws, report, progress)
-        except Exception as error:
-            if not several:
-                raise
-            report = replace(report, sheets=[], gone=None, path=Path(), error=as_gap(error))
-            report.judged = {}
+                audit(run, aws, report, progress)
+    except Exception as error:
+        if not run.several and not (options.json and isinstance(error, Unanswered)):
+            raise
+        blank = Report(report.number, report.started, profile=report.profile)
+        report = replace(blank, name=report.name, error=as_gap(error))
     if report.error and options.state:
-        report.history = read_state(options.state).history.get(report.number, [])
-    used, document = matched(decisions, report), as_json(report) if options.json else {}
-    for sheet in report.sheets if several else ():
-        sheet.rows = [row for row in sheet.rows if row.status != OK]
-    return report, used, document
+        report.history = history_of(run, report)
+    document = as_json(report) if options.json else {}
+    if "{account}" in (options.json or ""):
+        run.deliver(whole_json([document]), options.json, report.number or report.name)
+    return (without_ok(report) if run.several else report), document
+
+
+def history_of(run: Run, report: Report) -> list[Day]:
+    """What is remembered of an account that was not audited."""
+    return read_state(run.file(run.options.state, report.number)).history.get(report.number, [])
+
+
+def without_ok(report: Report) -> Report:
+    """What the overview needs of a report."""
+    return replace(report, sheets=[
+        replace(sheet, rows=[row for row in sheet.rows if row.status != OK])
+        for sheet in report.sheets
+    ])  # fmt: skip
+
+
+def whole_json(documents: list[dict[str, Any]]) -> bytes:
+    document = {"schema": REPORT_SCHEMA, "version": __version__, "accounts": documents}
+    return json.dumps(document, indent=1).encode()
 
 
 def say(text: str, stream: TextIO | Any = None) -> None:
@@ -3401,54 +3770,146 @@ def redacted(record: logging.LogRecord) -> bool:
     return True
 
 
-def log_calls() -> None:
+def log_calls(wanted: bool) -> None:
     """botocore's log on standard error, but for what was answered: it holds reports."""
+    logging.getLogger("botocore").setLevel(logging.DEBUG if wanted else logging.NOTSET)
+    if not wanted:
+        return
     handler = logging.StreamHandler()
     handler.addFilter(redacted)
     logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(name)s %(message)s")
-    logging.getLogger("botocore").setLevel(logging.DEBUG)
     for secretive in ("botocore.auth", "botocore.parsers", "botocore.hooks"):
         logging.getLogger(secretive).setLevel(logging.INFO)
 
 
-def matched(decisions: list[Acceptance], report: Report) -> set[Acceptance]:
-    """The decisions that are about something in the report."""
-    ids = [sheet.id(row) for sheet in report.sheets for row in sheet.rows]
-    return {one for one in decisions if any(one.is_about(report.number, id) for id in ids)}
+def matched(decisions: list[Acceptance], number: str, sheets: Iterable[Sheet]) -> set[Acceptance]:
+    """The decisions that are about something on the sheets."""
+    ids = [sheet.id(row) for sheet in sheets for row in sheet.rows]
+    return {one for one in decisions if any(one.is_about(number, id) for id in ids)}
 
 
-def conclude(
-    options: argparse.Namespace,
-    results: Results,
-    unused: list[Acceptance],
-    documents: list[dict[str, Any]],
-) -> int:
+def merged(run: Run, expected: list[Report]) -> tuple[list[Report], list[dict[str, Any]]]:
+    """The reports of a run, read back, and the same as JSON. What cannot be merged is told, and
+    an account that is expected and of which there is no report is a gap."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        names = [name for one in run.options.merge for name in documents(run, one)]
+        jobs = [(file, pool.submit(reports_in, file)) for file in names]
+    found: dict[str, tuple[File, Report]] = {}
+    for file, job in jobs:
+        try:
+            reports = job.result()
+        except CannotRun as why:
+            tell_flaw(run, str(why))
+            continue
+        for report in reports:
+            key = report.number or report.name
+            if key in found:
+                tell_flaw(run, f"{key} is in {found[key][0]} and in {file}: the later one counts")
+            if key not in found or found[key][1].started < report.started:
+                found[key] = file, report
+    of_this_run = fitting(run, found)
+    for blank in expected:
+        one = of_this_run.setdefault(blank.number, blank)
+        one.name = blank.name or one.name
+        if one is blank and one.state == ACTIVE and not one.error:
+            one.error = Unanswered("NoReport", detail="of this run")
+        if one is blank and run.options.state:
+            one.history = history_of(run, one)
+    kept = of_this_run.values()
+    return [*map(without_ok, kept)], [as_json(one) for one in kept if run.options.json]
+
+
+def documents(run: Run, name: str) -> list[File]:
+    file = run.file(name)
+    try:
+        return [*file.documents()]
+    except FAILED_FILES as error:
+        raise CannotRun(f"cannot read {file}: {reason(error)}") from error
+
+
+def reports_in(file: File) -> list[Report]:
+    """The reports that are in a file, or why there are none."""
+    try:
+        document = json.loads(file.read())
+        if (version := document["schema"]) != REPORT_SCHEMA:
+            raise CannotRun(f"{file} is of version {version}, this script knows {REPORT_SCHEMA}")
+        return [report_from(one) for one in document["accounts"]]
+    except FAILED_FILES as error:
+        raise CannotRun(f"cannot read {file}: {reason(error)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CannotRun(f"{file} is damaged, or no report of this script") from error
+
+
+def fitting(run: Run, found: dict[str, tuple[File, Report]]) -> dict[str, Report]:
+    """The reports that belong together: all of one run, and of the same checks. An old report
+    must not stand for an audit that failed, nor one with less for a whole one."""
+    latest = max((report.started for _, report in found.values()), default=run.started)
+    asked = {scope for _, report in found.values() for scope in scopes(report)}
+    fit = {}
+    for key, (file, report) in found.items():
+        if latest - report.started > RUN_LASTS:
+            tell_flaw(
+                run, f"{file}: {key} was audited on {report.started:%Y-%m-%d}, not in this run"
+            )
+        elif report.sheets and scopes(report) != asked:
+            tell_flaw(run, f"{file}: {key} was not audited as others were: it has fewer checks")
+        else:
+            fit[key] = report
+    return fit
+
+
+def scopes(report: Report) -> set[tuple[str, bool]]:
+    return {(sheet.check.name, sheet.whole) for sheet in report.sheets}
+
+
+def tell_flaw(run: Run, text: str) -> None:
+    run.flawed = True
+    complain(text)
+
+
+class Outcome(NamedTuple):
+    """What came out of a run. It is `calm` if there is nothing that a person should read."""
+
+    exit_code: int
+    headline: str
+    calm: bool
+    files: list[str]
+
+
+def conclude(run: Run, results: Results, documents: list[dict[str, Any]]) -> Outcome:
     """Tell what came out, and how."""
-    for report in results.reports:
+    options, reports = run.options, results.reports
+    for report in reports:
+        where = f"{report.number}: " if results.several else ""
         if report.has_expired():
-            where = f"{report.number}: " if results.several else ""
             complain(f"{where}the credentials expired during the audit: the rest was {NOT_CHECKED}")
-    calm = all(report.is_calm() for report in results.reports)
-    if options.json != "-" and not (options.quiet and calm):
+        if report.error and not results.several:
+            complain(f"cannot enter the account: {report.error}{needed(report.error)}")
+    calm = not run.flawed and all(report.is_calm() for report in reports)
+    shown = results.several or not reports[0].error
+    if options.json != "-" and shown and not (options.quiet and calm):
         terminal = bool(sys.stdout and sys.stdout.isatty())
         say(terminal_text(results, colour=terminal and "NO_COLOR" not in os.environ))
     unlooked = options.check or options.region or options.account or options.quiet
-    if not unlooked and not any(one.error for one in results.reports):
-        for decision in unused:
-            complain(f"accepted, but nothing is like it: {decision.pattern}")
-    if options.json:
-        document = {"schema": REPORT_SCHEMA, "version": __version__, "accounts": documents}
-        text = json.dumps(document, indent=1, default=datetime.isoformat)
-        say(text) if options.json == "-" else deliver(text.encode(), Path(options.json))
-    return max((report.exit_code() for report in results.reports), default=0)
+    if not unlooked and not any(one.error for one in reports):
+        for decision in (one for found in run.decisions.values() for one in found):
+            if decision not in run.used:
+                complain(f"accepted, but nothing is like it: {decision.pattern}")
+    if options.json == "-":
+        say(whole_json(documents).decode())
+    elif options.json and (options.merge or "{account}" not in options.json):
+        run.deliver(whole_json(documents), options.json)
+    code = max((report.exit_code() for report in reports), default=0)
+    return Outcome(3 if run.flawed else code, headline(results), calm, run.written)
 
 
-def whom(options: argparse.Namespace) -> tuple[Results, list[Member]]:
-    """Which accounts are to be audited, and what they belong to."""
-    blank = Report("", datetime.now(timezone.utc))
-    results = Results([], blank.started, is_several(options), bool(options.state))
-    name = Path(f"security_check_overview_{results.started:%Y-%m-%d_%H%M}.xls")
-    results.path = (options.output or name).resolve()
+def whom(run: Run) -> tuple[Results, list[Member]]:
+    """Which accounts are to be audited, or are expected, and what they belong to."""
+    options, blank = run.options, Report("", run.started.replace(microsecond=0))
+    results = Results([], run.started, run.several, bool(options.state))
+    if options.merge and not options.organization:
+        results.of = "AWS accounts"
+        return results, [(replace(blank, number=one), None) for one in options.account]
     if len(set(options.profile)) > 1:
         results.of, results.arn = "AWS profiles", ", ".join(options.profile)
         return results, [*members_by_profile(options, blank)]
@@ -3459,46 +3920,102 @@ def whom(options: argparse.Namespace) -> tuple[Results, list[Member]]:
     return results, [*members_of(caller, options, profile, blank)]
 
 
-def audit_all(options: argparse.Namespace, decisions: list[Acceptance]) -> int:
-    """Audit the accounts side by side. The files of each are written when it is done, and the
-    overview of several at the end."""
-    began = time.monotonic()
-    results, members = whom(options)
-    progress = functools.partial(show_progress, began, not options.quiet)
-    inner = (lambda _: None) if results.several else progress
+def audited(
+    run: Run, members: list[Member], progress: Progress
+) -> tuple[list[Report], list[dict[str, Any]]]:
+    """The reports of the accounts, which are audited side by side, and the same as JSON."""
+    inner = (lambda _: None) if run.several else progress
     with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
-        jobs = [pool.submit(audit_member, options, decisions, one, inner) for one in members]
+        jobs = [pool.submit(audit_member, run, one, inner) for one in members]
         findings = 0
-        for done, job in enumerate(as_completed(jobs) if results.several else (), 1):
+        for done, job in enumerate(as_completed(jobs) if run.several else (), 1):
             findings += len(job.result()[0].rows(FINDING))
             progress(f"{done:,} of {len(jobs):,} accounts, {counted(findings, 'finding')}")
     progress("")
-    reports, used, documents = zip(*(job.result() for job in jobs), strict=True)
-    results.reports = sorted(reports, key=Report.badness)
-    results.seconds = time.monotonic() - began
-    if results.several:
-        deliver(book_of(results), results.path)
+    reports, documents = zip(*(job.result() for job in jobs), strict=True)
+    return [*reports], [*documents]
+
+
+def perform(argv: Sequence[str] | None) -> Outcome:
+    """A run from its arguments to its end. The files of each account are written when it is
+    done, and the overview of several at the end. CannotRun says why there is no report."""
+    began, options = time.monotonic(), arguments(argv)
+    FINISHED.clear()
+    gc.set_threshold(100_000)  # botocore's models are large, and looked through in vain
+    log_calls(options.debug)
+    run = Run(options)
+    prepare(run)
+    results, members = whom(run)
+    if options.list:
+        return write_list(run, [report.number for report, way in members if way])
+    if options.merge:
+        reports, documents = merged(run, [report for report, _ in members])
+        results = as_one(results, reports)
     else:
-        results.path = reports[0].path
-    unused = [one for one in decisions if one not in set().union(*used)]
-    return conclude(options, results, unused, [*documents])
+        progress = functools.partial(show_progress, began, not options.quiet)
+        reports, documents = audited(run, members, progress)
+        results.seconds = time.monotonic() - began
+    results.reports = sorted(reports, key=Report.badness)
+    results.path = reports[0].path
+    if results.several:
+        name = options.output or f"security_check_overview_{run.started:%Y-%m-%d_%H%M}.xls"
+        results.path = run.file(name).place()  # which the overview's links begin at
+        run.deliver(book_of(results), name)
+    return conclude(run, results, documents)
+
+
+def as_one(results: Results, reports: list[Report]) -> Results:
+    """The results of a run that reports were written in, wherever that was."""
+    seen = [one for one in reports if one.arn or one.sheets]
+    if not reports:
+        raise CannotRun("there is no report to merge")
+    began = min((one.started for one in seen), default=results.started)
+    ended = max((one.started + timedelta(seconds=one.seconds) for one in seen), default=began)
+    return replace(
+        results,
+        started=began,
+        seconds=(ended - began).total_seconds(),
+        with_state=any(one.gone is not None for one in reports),
+        arn=results.arn or in_words(sorted(one.arn for one in seen)),
+    )
+
+
+def write_list(run: Run, numbers: list[str]) -> Outcome:
+    """Write which accounts there are to audit, for who spreads the work."""
+    text = "\n".join(numbers)
+    if run.options.list == "-":
+        say(text)
+    else:
+        run.deliver(f"{text}\n".encode(), run.options.list)
+    return Outcome(0, counted(len(numbers), "account"), True, run.written)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit accounts; the arguments are the command line's, the result is the exit code."""
-    options = arguments(argv)
-    FINISHED.clear()
-    gc.set_threshold(100_000)  # botocore's models are large, and looked through in vain
-    if options.debug:
-        log_calls()
     try:
-        decisions = prepare(options)
-        return audit_all(options, decisions)
+        return perform(argv).exit_code
     except Unanswered as error:
         complain(f"cannot enter the account: {error}{needed(error)}")
     except CannotRun as why:
         complain(str(why))
     return 2
+
+
+def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001
+    """What AWS Lambda calls: `event["arguments"]` is the command line. What comes back is exit
+    code, headline, whether all is calm, and where files went. What no report can be written for
+    is raised, so that who called may try again or go on without."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # the only place where a function may write
+        try:
+            return perform([*event["arguments"]])._asdict()
+        except SystemExit as end:
+            raise CannotRun("bad arguments: the log tells which") from end
+        except Unanswered as error:
+            raise CannotRun(f"cannot enter the account: {error}{needed(error)}") from error
+        finally:
+            os.chdir(before)
 
 
 def leave(code: int) -> None:

@@ -399,7 +399,7 @@ def overview(accounts: int = 200, findings: int = 300) -> None:
     import security_check as script
 
     acls, now = script.CHECKS[5], datetime.now(timezone.utc)
-    results = script.Results([], now, several=True, of="AWS accounts", path=Path("o.xls"))
+    results = script.Results([], now, several=True, of="AWS accounts", path="o.xls")
     for number in range(accounts):
         rows = []
         for bucket in (f"bucket-{number}-{n}" for n in range(findings)):

@@ -86,10 +86,10 @@ class Canned(Account):
 
 def audited(*arguments: str) -> Report:
     """What the program finds in the account that boto3 is configured for, as data."""
-    options = security_check.arguments([*arguments, "--output", "x.xls"])
-    aws = security_check.connect(options, None)
+    run = security_check.Run(security_check.arguments([*arguments, "--output", "x.xls"]))
+    aws = security_check.connect(run.options, None)
     report = Report(aws.number, aws.now)
-    security_check.audit(options, [], aws, report, lambda text: None)
+    security_check.audit(run, aws, report, lambda text: None)
     return report
 
 

@@ -21,7 +21,7 @@ from security_check import (
     grant_severity,
     grant_words,
     grantee_words,
-    run,
+    run_check,
 )
 
 S3 = CHECKS[5]
@@ -277,7 +277,7 @@ def test_a_bucket_that_may_not_be_read(s3: Canned, call: str) -> None:
     if call == "GetBucketPolicyStatus":
         answer_acl(s3, OWNERS)
     s3.refuse("s3", call, "AccessDenied", REGION)
-    rows = run(replace(S3, threads=1), s3, quiet).rows
+    rows = run_check(replace(S3, threads=1), s3, quiet).rows
     denied = gap(BUCKET, "", {"Bucket": BUCKET}, Unanswered("AccessDenied", "s3", call))
     assert rows == ([OWNERS_ROW, denied] if call == "GetBucketPolicyStatus" else [denied])
 
@@ -285,13 +285,15 @@ def test_a_bucket_that_may_not_be_read(s3: Canned, call: str) -> None:
 def test_a_bucket_deleted_meanwhile_gives_no_row(s3: Canned) -> None:
     answer_acl(s3, OWNERS)
     s3.refuse("s3", "GetBucketPolicyStatus", "NoSuchBucket", REGION)
-    sheet = run(replace(S3, threads=1), s3, quiet)
+    sheet = run_check(replace(S3, threads=1), s3, quiet)
     assert [row.id for row in sheet.rows] == ["nothing"]
 
 
 def test_no_buckets(aws: Canned) -> None:
     aws.answer("s3", "ListBuckets", {"Buckets": []})
-    assert [row.result for row in run(S3, aws, quiet).rows] == ["No grant on any of 0 buckets"]
+    assert [row.result for row in run_check(S3, aws, quiet).rows] == [
+        "No grant on any of 0 buckets"
+    ]
 
 
 # --- over HTTP ----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from security_check import (
     port_severity,
     port_words,
     protocol_name,
-    run,
+    run_check,
     use_words,
     used_by,
     whole_internet,
@@ -50,7 +50,7 @@ def cells(number: int, *values: Any) -> dict[str, Any]:
 def run_everywhere(aws: Canned, number: int) -> list[Row]:
     """The rows of check 1 or 2 in both regions."""
     aws.only = [REGION, ELSEWHERE]
-    return run(CHECKS[number - 1], aws, lambda text: None).rows
+    return run_check(CHECKS[number - 1], aws, lambda text: None).rows
 
 
 # --- EC2-Classic ------------------------------------------------------------------------
@@ -824,7 +824,7 @@ def test_doors_of_the_first_page_stay_when_the_second_is_refused(aws: Canned) ->
     aws.answer("ec2", "DescribeSecurityGroups", found, REGION)
     aws.refuse("ec2", "DescribeSecurityGroups", DENIED, REGION)
     aws.only = [REGION]
-    rows = run(CHECKS[1], aws, lambda text: None).rows
+    rows = run_check(CHECKS[1], aws, lambda text: None).rows
     assert [row.status for row in rows] == ["FINDING", "NOT CHECKED"]
 
 
@@ -910,7 +910,7 @@ def test_a_door_is_open_also_where_its_use_may_not_be_read(aws: Canned, call: st
         aws.answer("ec2", "DescribeNetworkInterfaces", {"NetworkInterfaces": []}, REGION)
     aws.refuse("ec2", call, DENIED, REGION)
     aws.only = [REGION]
-    rows = run(CHECKS[1], aws, lambda text: None).rows
+    rows = run_check(CHECKS[1], aws, lambda text: None).rows
     assert rows == [
         door(use="NOT CHECKED", blocked="NOT CHECKED"),
         gap(REGION, "", {"Region": REGION}, Unanswered(DENIED, "ec2", call)),

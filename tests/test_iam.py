@@ -23,7 +23,7 @@ from security_check import (
     key_age,
     report_date,
     result_words,
-    run,
+    run_check,
     sign_in_words,
     users,
 )
@@ -221,14 +221,14 @@ def test_an_account_without_users_says_so(aws: Canned) -> None:
     answer_users(aws)
     assert list(users(aws)) == [ROOT]  # beforehand: a run asks for root meanwhile
     answer_summary(aws)
-    sheet = run(KEYS, aws, quiet)
+    sheet = run_check(KEYS, aws, quiet)
     assert [row.result for row in sheet.rows] == ["No access key among 1 users, root included"]
 
 
 def test_a_user_deleted_meanwhile_gives_no_row(aws: Canned) -> None:
     aws.refuse("iam", "ListAccessKeys", "NoSuchEntity")
     aws.answer("iam", "GetAccountSummary", {"SummaryMap": {"AccountAccessKeysPresent": 1}})
-    sheet = run(replace(KEYS, threads=1, over=lambda _: ["alice", ROOT]), aws, quiet)
+    sheet = run_check(replace(KEYS, threads=1, over=lambda _: ["alice", ROOT]), aws, quiet)
     assert [row.id for row in sheet.rows] == [f"{ROOT}/keys"]
     assert sheet.unread == set()
 
@@ -425,7 +425,7 @@ def test_a_user_deleted_after_the_report_is_no_row(aws: Canned) -> None:
     answer_report(aws, "alice,arn,true,N/A,false", "bob,arn,true,N/A,false")
     answer_users(aws, "alice")
     over_users = replace(MFA, threads=1, over=lambda _: ["alice"])
-    assert [row.id for row in run(over_users, aws, quiet).rows] == ["alice"]
+    assert [row.id for row in run_check(over_users, aws, quiet).rows] == ["alice"]
 
 
 # --- MFA of root ------------------------------------------------------------------------------
@@ -492,7 +492,7 @@ def test_root_whose_summary_is_denied_is_not_checked_and_the_users_are(aws: Cann
     answer_report(aws, "alice,arn,true,N/A,true")
     answer_users(aws, "alice")
     one_thread = replace(MFA, threads=1, over=lambda _: [ROOT, "alice"])
-    rows = run(one_thread, aws, quiet).rows
+    rows = run_check(one_thread, aws, quiet).rows
     denied = Unanswered("AccessDenied", "iam", "GetAccountSummary")
     unread = gap(ROOT, "", {"User": ROOT}, denied)
     assert rows == [unread, user_row(True, "yes", "never")]

@@ -19,22 +19,24 @@ from botocore import xform_name
 from botocore.session import Session
 from botocore.validate import validate_parameters
 from cloud import Cloud
-from conftest import NOW, NUMBER, Canned
+from conftest import NUMBER, Canned
 from example import fill
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import security_check
 from security_check import (
+    CHECKS,
     EVERYONE,
     ROOT,
-    Report,
     Row,
+    Sheet,
     Trail,
     Unanswered,
     cli_option,
     closing,
     command,
+    completed,
     gap,
     main,
     mend_words,
@@ -302,7 +304,6 @@ def test_a_trail_of_another_account_is_left_to_it(aws: Canned) -> None:
 
 # --- the words of a command --------------------------------------------------------------------
 
-REPORT = Report(NUMBER, NOW, home="us-east-1")
 NASTY = [
     "$(reboot)",
     "`reboot`",
@@ -322,6 +323,12 @@ def row(*mend: str) -> Row:
     return Row(REGION, "x", {"Region": REGION}, "Bad", "High", mend=mend)
 
 
+def finished(row: Row, home: str = "us-east-1", profile: str = "") -> Row:
+    """The row as it is reported."""
+    (done,) = completed(Sheet(CHECKS[0], [row]), home, profile).rows
+    return done
+
+
 def meaning(words: list[str]) -> list[str]:
     """What a shell makes of the command: the words between `aws` and `--region`."""
     assert words[0] == "aws"
@@ -333,12 +340,12 @@ def meaning(words: list[str]) -> list[str]:
 @example("a\nb", "x")
 @example("\x1b[31m", "x")
 def test_a_name_stays_a_name_in_the_shell(name: str, profile: str) -> None:
-    report = replace(REPORT, profile=profile)
     words = ("iam", "update-access-key", *cli_option("user-name", name))
-    text = command(row(*words), report)
+    whole = finished(row(*words), profile=profile)
+    text = command(whole)
     if not (name + profile).isprintable():
         assert text == ""
-        assert mend_words(row(*words), report) == "(too long, or odd characters: by hand)"
+        assert mend_words(whole) == "(too long, or odd characters: by hand)"
         return
     assert text.isprintable()
     split = shlex.split(text)
@@ -352,7 +359,7 @@ def test_a_name_stays_a_name_in_the_shell(name: str, profile: str) -> None:
 def test_a_real_shell_reads_nasty_names_as_they_are(tmp_path: Path) -> None:
     for name in NASTY:
         words = ("iam", "update-access-key", *cli_option("user-name", name))
-        text = command(row(*words), REPORT).removeprefix("aws ")
+        text = command(finished(row(*words))).removeprefix("aws ")
         ran = subprocess.run(
             ["bash", "-c", f"printf '%s\\0' {text}"], cwd=tmp_path, capture_output=True, check=True
         )
@@ -360,9 +367,9 @@ def test_a_real_shell_reads_nasty_names_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_command_that_no_cell_can_hold_is_left_out() -> None:
-    long = row("ec2", "x", "y" * 40_000)
-    assert command(long, REPORT) == ""
-    assert mend_words(long, REPORT) == "(too long, or odd characters: by hand)"
+    long = finished(row("ec2", "x", "y" * 40_000))
+    assert command(long) == ""
+    assert mend_words(long) == "(too long, or odd characters: by hand)"
 
 
 @pytest.mark.parametrize(
@@ -375,14 +382,14 @@ def test_a_command_that_no_cell_can_hold_is_left_out() -> None:
     ids=["gap", "accepted", "fine"],
 )
 def test_what_is_no_finding_has_no_command(other: Row) -> None:
-    assert (command(other, REPORT), mend_words(other, REPORT)) == ("", "")
+    assert (command(finished(other)), mend_words(finished(other))) == ("", "")
 
 
 def test_the_region_is_the_rows_or_that_of_the_global_services() -> None:
     at_home = replace(row("cloudtrail", "x"), cells={"Region": REGION, "Home region": "eu-north-1"})
-    assert command(at_home, REPORT).endswith("--region eu-north-1")
-    china = replace(REPORT, home="cn-north-1")
-    assert command(replace(at_home, cells={"User": "x"}), china).endswith("--region cn-north-1")
+    assert command(finished(at_home)).endswith("--region eu-north-1")
+    china = finished(replace(at_home, cells={"User": "x"}), home="cn-north-1")
+    assert command(china).endswith("--region cn-north-1")
 
 
 # --- what moto does not do, held to botocore's model of the call ---------------------------------

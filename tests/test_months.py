@@ -23,6 +23,7 @@ import security_check
 from security_check import (
     Acceptance,
     CannotRun,
+    LocalFile,
     Row,
     Unanswered,
     acceptances,
@@ -317,11 +318,11 @@ def test_decisions_change_a_row(row: Row, decision: Acceptance, status: str, res
 
 
 def test_accounts_written_at_once_are_not_lost(tmp_path: Path) -> None:
-    path = tmp_path / "state.json"
+    file = LocalFile(tmp_path / "state.json")
     entry = {"a/b": {"first_seen": "2030-01-01", "result": "Bad"}}
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: write_state(path, f"account-{n}", entry, []), range(40)))
-    assert read_state(path).accounts == {f"account-{n}": entry for n in range(40)}
+        list(pool.map(lambda n: write_state(file, f"account-{n}", entry, []), range(40)))
+    assert read_state(file).accounts == {f"account-{n}": entry for n in range(40)}
     assert [one.name for one in tmp_path.iterdir()] == ["state.json"]
 
 

@@ -21,7 +21,7 @@ from example import MEMBERS, Organization, fill_organization
 from python_calamine import CalamineWorkbook
 
 import security_check
-from security_check import OK, ROOT, SEVERITIES, main
+from security_check import OK, ROOT, SEVERITIES, Unanswered, main
 
 jsonschema = pytest.importorskip("jsonschema")
 SCHEMA = json.loads((Path(__file__).parent / "report.schema.json").read_text())
@@ -47,6 +47,8 @@ def accounts(name: str = "o.json") -> dict[str, dict[str, Any]]:
     jsonschema.validate(report, SCHEMA)
     found = {account["account"] or account["name"]: account for account in report["accounts"]}
     assert len(found) == len(report["accounts"])
+    for account in found.values():  # in words, which are shorter to compare
+        account["error"] = str(Unanswered(**account["error"])) if account["error"] else ""
     return found
 
 

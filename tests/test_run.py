@@ -29,7 +29,7 @@ from security_check import (
     gap,
     main,
     result_words,
-    run,
+    run_check,
 )
 
 SCRIPT = Path(security_check.__file__)
@@ -173,7 +173,7 @@ def test_rows_come_in_target_order_whatever_answers_first(aws: Canned) -> None:
         last_has_answered.wait(10)
         yield row(target)
 
-    assert run(some_check(rows), aws, quiet).rows == [row("a"), row("b"), row("c")]
+    assert run_check(some_check(rows), aws, quiet).rows == [row("a"), row("b"), row("c")]
 
 
 def test_a_failure_costs_the_rest_of_its_target_and_says_so(aws: Canned) -> None:
@@ -185,7 +185,7 @@ def test_a_failure_costs_the_rest_of_its_target_and_says_so(aws: Canned) -> None
             raise denied
         yield row(target)
 
-    sheet = run(some_check(rows), aws, quiet)
+    sheet = run_check(some_check(rows), aws, quiet)
     unread = Row("b", "", {"Target": "b"}, gap=denied)
     assert sheet.rows == [row("a"), row("a"), row("b"), unread, row("c"), row("c")]
     assert (unread.id, unread.status) == ("b/not-checked", "NOT CHECKED")
@@ -200,7 +200,7 @@ def test_what_vanished_since_it_was_listed_gives_no_row(aws: Canned, code: str) 
         if target == "b":
             raise Unanswered(code, "s3", "GetBucketAcl")
 
-    sheet = run(some_check(rows), aws, quiet)
+    sheet = run_check(some_check(rows), aws, quiet)
     assert sheet.rows == [row("a"), row("c")]
     assert sheet.unread == set()
 
@@ -214,7 +214,7 @@ def test_a_bug_costs_its_target_only_and_leaves_a_traceback(
             raise KeyError("Surprise")
         yield row(target)
 
-    sheet = run(some_check(rows), aws, quiet)
+    sheet = run_check(some_check(rows), aws, quiet)
     assert results(sheet) == ["fine", "InternalError: KeyError: 'Surprise'", "fine"]
     assert "Traceback" in capsys.readouterr().err
 
@@ -224,7 +224,7 @@ def test_targets_that_cannot_be_listed_are_a_gap_after_those_that_could(aws: Can
         yield "a"
         raise Unanswered("AccessDenied", "iam", "ListUsers")
 
-    sheet = run(some_check(lambda aws, target: iter([row(target)]), targets), aws, quiet)
+    sheet = run_check(some_check(lambda aws, target: iter([row(target)]), targets), aws, quiet)
     assert results(sheet) == ["fine", "AccessDenied: iam ListUsers"]
     assert sheet.rows[1].id == "over/not-checked"
     assert (sheet.unread, sheet.listed) == ({"over"}, False)
@@ -251,7 +251,7 @@ def test_an_empty_sheet_says_how_much_was_looked_at(
         return 10
 
     check = some_check(rows, targets, nothing="nothing among {looked_at} in {targets}")
-    assert results(run(check, aws, quiet)) == words
+    assert results(run_check(check, aws, quiet)) == words
 
 
 def test_expired_credentials_are_said_once_a_check_and_nobody_asks_again(aws: Canned) -> None:
@@ -262,7 +262,7 @@ def test_expired_credentials_are_said_once_a_check_and_nobody_asks_again(aws: Ca
         yield from aws.fetch("iam", "ListAccessKeys", "AccessKeyMetadata", UserName=target)
 
     check = replace(some_check(rows, [f"user-{n}" for n in range(100)]), threads=1)
-    sheet = run(check, aws, quiet)
+    sheet = run_check(check, aws, quiet)
     (expired,) = (found for found in sheet.rows if found.status == "NOT CHECKED")
     assert result_words(expired) == "ExpiredToken: iam ListAccessKeys"
     assert (expired.id, expired.cells) == ("expired/not-checked", {"Target": "100 over"})

@@ -154,13 +154,21 @@ def test_its_rows_are_in_the_json(staffed: Cloud) -> None:
     assert re.fullmatch(TODAY, one.pop("first_seen"))
     assert one == {
         "id": "users/test-robot",
+        "target": "test-robot",
+        "part": "",
         "cells": {"User": "test-robot", "Path": "/team/"},
+        "dates": ["Made"],
         "result": "Made for a test",
+        "brief": ["", "", ""],
+        "gap": None,
+        "acceptance": None,
+        "lapsed": False,
         "severity": "Medium",
         "control": "",
         "status": "FINDING",
         "new": True,
         "mend": "",
+        "by_hand": "",
     }
     assert (rows["users/alice"]["status"], rows["users/alice"]["first_seen"]) == ("OK", "")
 
@@ -231,7 +239,8 @@ def test_its_findings_may_be_accepted(staffed: Cloud, capsys: pytest.CaptureFixt
         "users/test-bot": "ACCEPTED",
         "users/test-robot": "ACCEPTED",
     }
-    assert rows["users/test-robot"]["result"] == "Made for a test (accepted they are ours)"
+    decision = {"pattern": "users/test-*", "until": "", "reason": "they are ours"}
+    assert rows["users/test-robot"]["acceptance"] == decision
     Path("accept.txt").write_text("users/test-* until 2020-01-31 # they are ours\n")
     capsys.readouterr()
     assert audit("--check", "users") == 1

@@ -16,7 +16,7 @@ from security_check import (
     gap,
     management_events,
     result_words,
-    run,
+    run_check,
     weigh,
 )
 
@@ -309,7 +309,7 @@ def test_a_trail_is_asked_about_once_for_all_regions(aws: Canned) -> None:
     for region in aws.only:
         answer_trails(aws, region, trail())
     answer_status(aws)  # once: a second question would find no answer
-    rows = run(replace(CLOUDTRAIL, threads=1), aws, quiet).rows
+    rows = run_check(replace(CLOUDTRAIL, threads=1), aws, quiet).rows
     assert [(row.id, row.result) for row in rows] == [(region, "Enabled") for region in aws.only]
 
 
@@ -331,7 +331,7 @@ def test_what_another_region_shows(aws: Canned, about: Any, logging: bool, statu
     aws.refuse("cloudtrail", "DescribeTrails", "AccessDeniedException", "eu-west-1")
     answer_trails(aws, HOME, trail(**about))
     answer_status(aws, logging)
-    found = run(replace(CLOUDTRAIL, threads=1), aws, quiet).rows
+    found = run_check(replace(CLOUDTRAIL, threads=1), aws, quiet).rows
     rows = {row.cells["Region"]: row for row in found}
     assert rows["eu-west-1"].status == status
     if status == "NOT CHECKED":

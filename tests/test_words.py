@@ -21,6 +21,7 @@ from security_check import (
     CannotRun,
     Day,
     Found,
+    LocalFile,
     Report,
     Row,
     Sheet,
@@ -263,9 +264,9 @@ def test_the_thirteenth_run_drops_the_first_line() -> None:
 
 def test_an_old_state_has_no_history_and_gets_one(cloud: Cloud) -> None:
     Path("state.json").write_text('{"schema": 1, "accounts": {}}')
-    assert read_state(Path("state.json")) == State({}, {})
+    assert read_state(LocalFile(Path("state.json"))) == State({}, {})
     main(["--state", "state.json"])
-    ((line,),) = read_state(Path("state.json")).history.values()
+    ((line,),) = read_state(LocalFile(Path("state.json"))).history.values()
     assert line.new == sum(line.found.values()) > 0
 
 
@@ -285,13 +286,13 @@ def test_a_damaged_history_is_no_state(tmp_path: Path, history: Any) -> None:
     path = tmp_path / "state.json"
     path.write_text(json.dumps({"schema": 1, "accounts": {}, "history": history}))
     with pytest.raises(CannotRun, match="damaged or no state file"):
-        read_state(path)
+        read_state(LocalFile(path))
 
 
 def test_a_run_over_a_part_of_the_account_is_no_line(cloud: Cloud) -> None:
     main(["--state", "state.json", "--check", "mfa"])
     main(["--state", "state.json", "--region", "eu-west-1"])
-    assert [*read_state(Path("state.json")).history.values()] == [[]]
+    assert [*read_state(LocalFile(Path("state.json"))).history.values()] == [[]]
 
 
 def test_the_summary_and_the_json_show_the_history(

@@ -22,13 +22,13 @@ from security_check import (
     ROOT,
     Acceptance,
     CannotRun,
+    LocalFile,
     Report,
     Row,
     Sheet,
     Unanswered,
     deliver,
     gap,
-    save,
     workbook,
 )
 
@@ -473,7 +473,7 @@ def test_a_file_is_for_its_owner_only_whatever_the_umask(tmp_path: Path) -> None
 
     before = os.umask(0)
     try:
-        save(b"x", tmp_path / "x.xls")
+        LocalFile(tmp_path / "x.xls").write(b"x")
     finally:
         os.umask(before)
     assert (tmp_path / "x.xls").stat().st_mode & 0o777 == 0o600
@@ -484,7 +484,7 @@ def test_a_file_that_cannot_be_written_is_saved_elsewhere(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(CannotRun, match=r"No such file or directory; the results are in ") as why:
-        deliver(b"results", tmp_path / "gone" / "x.xls")
+        deliver(b"results", LocalFile(tmp_path / "gone" / "x.xls"))
     assert Path(str(why.value).rpartition(" in ")[2]).read_bytes() == b"results"
 
 
@@ -499,5 +499,5 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(
 
     monkeypatch.setattr("os.fdopen", full)
     with pytest.raises(OSError, match="No space"):
-        save(b"new", old)
+        LocalFile(old).write(b"new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x.xls": b"old"}
