@@ -2502,7 +2502,7 @@ def row_from(one: dict[str, Any]) -> Row:
         result="" if one["gap"] else str(one["result"]),
         gap=gap_from(one["gap"]),
         brief=(start, what, end),
-        mend=tuple(shlex.split(one["mend"])) or str(one["by_hand"]),
+        mend=tuple(shlex.split(str(one["mend"]))) or str(one["by_hand"]),
         new=bool(one["new"]),
         acceptance=Acceptance(**strings(decision, *decision)) if decision else None,
         lapsed=bool(one["lapsed"]),
@@ -3844,22 +3844,22 @@ def fitting(run: Run, found: dict[str, tuple[File, Report]]) -> dict[str, Report
     """The reports that belong together: all of one run, and of the same checks. An old report
     must not stand for an audit that failed, nor one with less for a whole one."""
     latest = max((report.started for _, report in found.values()), default=run.started)
-    asked = {scope for _, report in found.values() for scope in scopes(report)}
+    asked = set().union(*(scope(report) for _, report in found.values()))
     fit = {}
     for key, (file, report) in found.items():
         if latest - report.started > RUN_LASTS:
-            tell_flaw(
-                run, f"{file}: {key} was audited on {report.started:%Y-%m-%d}, not in this run"
-            )
-        elif report.sheets and scopes(report) != asked:
-            tell_flaw(run, f"{file}: {key} was not audited as others were: it has fewer checks")
+            tell_flaw(run, f"{file}: {key} was audited on {report.started:%Y-%m-%d}, not with others")
+        elif report.sheets and scope(report) != asked:
+            tell_flaw(run, f"{file}: {key} was asked about fewer checks or regions than others")
         else:
             fit[key] = report
     return fit
 
 
-def scopes(report: Report) -> set[tuple[str, bool]]:
-    return {(sheet.check.name, sheet.whole) for sheet in report.sheets}
+def scope(report: Report) -> set[tuple[str, bool]]:
+    """Which checks were run, and which of them were run on everything."""
+    names = {(sheet.check.name, False) for sheet in report.sheets}
+    return names | {(sheet.check.name, True) for sheet in report.sheets if sheet.whole}
 
 
 def tell_flaw(run: Run, text: str) -> None:
@@ -4003,19 +4003,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001
     """What AWS Lambda calls: `event["arguments"]` is the command line. What comes back is exit
-    code, headline, whether all is calm, and where files went. What no report can be written for
-    is raised, so that who called may try again or go on without."""
+    code, headline, whether all is calm, and where files are in S3. What no report can be written
+    for is raised, so that who called may try again or go on without."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # the only place where a function may write
         try:
-            return perform([*event["arguments"]])._asdict()
+            outcome = perform([*event["arguments"]])
         except SystemExit as end:
             raise CannotRun("bad arguments: the log tells which") from end
         except Unanswered as error:
             raise CannotRun(f"cannot enter the account: {error}{needed(error)}") from error
         finally:
             os.chdir(before)
+    kept = [name for name in outcome.files if S3_NAME.fullmatch(name)]
+    return outcome._replace(files=kept)._asdict()
 
 
 def leave(code: int) -> None:

@@ -153,6 +153,10 @@ def s3_operation(method: str, path: str, query: str) -> str:
     if path == "/":
         return "ListBuckets"
     flag = query.partition("&")[0].partition("=")[0]
+    if flag == "list-type":
+        return "ListObjectsV2"
+    if "/" in path.strip("/") and not flag:
+        return {"GET": "GetObject", "PUT": "PutObject"}.get(method, method)
     other = f"{method} {flag}".strip()
     return S3_OPERATIONS.get(flag, other) if method == "GET" else other
 
