@@ -3848,7 +3848,7 @@ def fitting(run: Run, found: dict[str, tuple[File, Report]]) -> dict[str, Report
     fit = {}
     for key, (file, report) in found.items():
         if latest - report.started > RUN_LASTS:
-            tell_flaw(run, f"{file}: {key} was audited on {report.started:%Y-%m-%d}, not with others")
+            tell_flaw(run, f"{file}: {key} was audited on {report.started:%Y-%m-%d}: too early")
         elif report.sheets and scope(report) != asked:
             tell_flaw(run, f"{file}: {key} was asked about fewer checks or regions than others")
         else:
