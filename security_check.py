@@ -1919,6 +1919,7 @@ class LocalFile:
 
     def documents(self) -> list[LocalFile]:
         """The JSON files of a folder; what is no folder is one itself."""
+        self.path.stat()  # which raises an error if there is nothing
         found = sorted(self.path.glob("*.json")) if self.path.is_dir() else [self.path]
         return [LocalFile(path) for path in found]
 
@@ -3408,7 +3409,7 @@ class Run:
     """A run of the program: what was asked for, when it began, and what it has used and written.
 
     `decisions` are those of --accept by the file that they are in, `used` are those that are
-    about something that was found, and `flawed` is whether a report could not be merged.
+    about something that was found.
     """
 
     options: argparse.Namespace
@@ -3416,7 +3417,6 @@ class Run:
     decisions: dict[str, list[Acceptance]] = field(default_factory=dict)
     used: set[Acceptance] = field(default_factory=set)
     written: list[str] = field(default_factory=list)
-    flawed: bool = False
 
     @property
     def several(self) -> bool:
@@ -3788,37 +3788,6 @@ def matched(decisions: list[Acceptance], number: str, sheets: Iterable[Sheet]) -
     return {one for one in decisions if any(one.is_about(number, id) for id in ids)}
 
 
-def merged(run: Run, expected: list[Report]) -> tuple[list[Report], list[dict[str, Any]]]:
-    """The reports of a run, read back, and the same as JSON. What cannot be merged is told, and
-    an account that is expected and of which there is no report is a gap."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        names = [name for one in run.options.merge for name in documents(run, one)]
-        jobs = [(file, pool.submit(reports_in, file)) for file in names]
-    found: dict[str, tuple[File, Report]] = {}
-    for file, job in jobs:
-        try:
-            reports = job.result()
-        except CannotRun as why:
-            tell_flaw(run, str(why))
-            continue
-        for report in reports:
-            key = report.number or report.name
-            if key in found:
-                tell_flaw(run, f"{key} is in {found[key][0]} and in {file}: the later one counts")
-            if key not in found or found[key][1].started < report.started:
-                found[key] = file, report
-    of_this_run = fitting(run, found)
-    for blank in expected:
-        one = of_this_run.setdefault(blank.number, blank)
-        one.name = blank.name or one.name
-        if one is blank and one.state == ACTIVE and not one.error:
-            one.error = Unanswered("NoReport", detail="of this run")
-        if one is blank and run.options.state:
-            one.history = history_of(run, one)
-    kept = of_this_run.values()
-    return [*map(without_ok, kept)], [as_json(one) for one in kept if run.options.json]
-
-
 def documents(run: Run, name: str) -> list[File]:
     file = run.file(name)
     try:
@@ -3840,31 +3809,64 @@ def reports_in(file: File) -> list[Report]:
         raise CannotRun(f"{file} is damaged, or no report of this script") from error
 
 
-def fitting(run: Run, found: dict[str, tuple[File, Report]]) -> dict[str, Report]:
-    """The reports that belong together: all of one run, and of the same checks. An old report
-    must not stand for an audit that failed, nor one with less for a whole one."""
-    latest = max((report.started for _, report in found.values()), default=run.started)
-    asked = set().union(*(scope(report) for _, report in found.values()))
-    fit = {}
-    for key, (file, report) in found.items():
-        if latest - report.started > RUN_LASTS:
-            tell_flaw(run, f"{file}: {key} was audited on {report.started:%Y-%m-%d}: too early")
-        elif report.sheets and scope(report) != asked:
-            tell_flaw(run, f"{file}: {key} was asked about fewer checks or regions than others")
-        else:
-            fit[key] = report
-    return fit
+def merged(run: Run, expected: list[Report]) -> list[Report]:
+    """The reports of a run, read back. What cannot be merged is a gap, as is an account that is
+    expected and of which there is no report."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        files = [file for name in run.options.merge for file in documents(run, name)]
+        jobs = [(file, pool.submit(reports_in, file)) for file in files]
+    found, gaps = dict[str, tuple[File, Report]](), list[Report]()
+    for file, job in jobs:
+        try:
+            reports = job.result()
+        except CannotRun as why:
+            gaps.append(left_out(Report("", run.started, name=Path(file.place()).name), str(why)))
+            continue
+        for report in reports:
+            other, known = found.setdefault(report.number or report.name, (file, report))
+            if known is not report:
+                later = max(known, report, key=lambda one: one.started)
+                gaps.append(
+                    left_out(report, f"it is in {other} and in {file}: the later one counts")
+                )
+                found[report.number or report.name] = file, later
+    read = [report for _, report in found.values()]
+    latest = max((one.started for one in read), default=run.started)
+    asked = set().union(*map(scope, read))
+    of_this_run = {key: fitting(one, latest, asked) for key, (_, one) in found.items()}
+    for blank in expected:
+        one = of_this_run.setdefault(blank.number, blank)
+        one.name = blank.name or one.name
+        if one is blank and one.state == ACTIVE and not one.error:
+            one.error = Unanswered("NoReport", detail="of this run")
+        if one is blank and run.options.state:
+            one.history = history_of(run, one)
+    return [*of_this_run.values(), *gaps]
+
+
+def left_out(report: Report, why: str) -> Report:
+    """An account of which something is not in the overview, and why."""
+    complain(f"{report.number} {why}".strip())
+    return replace(
+        Report(report.number, report.started, name=report.name),
+        error=Unanswered("NotMerged", detail=why),
+    )
+
+
+def fitting(report: Report, latest: datetime, asked: Collection[tuple[str, bool]]) -> Report:
+    """The report, if it is of the same run as the latest and was asked about as much as others.
+    An old one must not stand for an audit that failed, nor one with less for a whole one."""
+    if latest - report.started > RUN_LASTS:
+        return left_out(report, f"was audited on {report.started:%Y-%m-%d}, before this run")
+    if report.sheets and scope(report) != asked:
+        return left_out(report, "was asked about fewer checks or regions than others")
+    return report
 
 
 def scope(report: Report) -> set[tuple[str, bool]]:
     """Which checks were run, and which of them were run on everything."""
     names = {(sheet.check.name, False) for sheet in report.sheets}
     return names | {(sheet.check.name, True) for sheet in report.sheets if sheet.whole}
-
-
-def tell_flaw(run: Run, text: str) -> None:
-    run.flawed = True
-    complain(text)
 
 
 class Outcome(NamedTuple):
@@ -3885,7 +3887,7 @@ def conclude(run: Run, results: Results, documents: list[dict[str, Any]]) -> Out
             complain(f"{where}the credentials expired during the audit: the rest was {NOT_CHECKED}")
         if report.error and not results.several:
             complain(f"cannot enter the account: {report.error}{needed(report.error)}")
-    calm = not run.flawed and all(report.is_calm() for report in reports)
+    calm = all(report.is_calm() for report in reports)
     shown = results.several or not reports[0].error
     if options.json != "-" and shown and not (options.quiet and calm):
         terminal = bool(sys.stdout and sys.stdout.isatty())
@@ -3900,7 +3902,7 @@ def conclude(run: Run, results: Results, documents: list[dict[str, Any]]) -> Out
     elif options.json and (options.merge or "{account}" not in options.json):
         run.deliver(whole_json(documents), options.json)
     code = max((report.exit_code() for report in reports), default=0)
-    return Outcome(3 if run.flawed else code, headline(results), calm, run.written)
+    return Outcome(code, headline(results), calm, run.written)
 
 
 def whom(run: Run) -> tuple[Results, list[Member]]:
@@ -3949,7 +3951,9 @@ def perform(argv: Sequence[str] | None) -> Outcome:
     if options.list:
         return write_list(run, [report.number for report, way in members if way])
     if options.merge:
-        reports, documents = merged(run, [report for report, _ in members])
+        whole = merged(run, [report for report, _ in members])
+        documents = [as_json(report) for report in whole if options.json]
+        reports = [*map(without_ok, whole)]
         results = as_one(results, reports)
     else:
         progress = functools.partial(show_progress, began, not options.quiet)

@@ -414,14 +414,12 @@ def test_to_find_out_nothing_is_changed(cloud: Cloud, bucket: Any) -> None:
     assert body(bucket, "old.xls") == b"last month's"
 
 
-@pytest.mark.parametrize("option", ["--accept", "--merge"])
-def test_what_is_not_there_is_one_line(
-    cloud: Cloud, bucket: Any, capsys: pytest.CaptureFixture[str], option: str
+def test_decisions_that_are_not_there_are_one_line(
+    cloud: Cloud, bucket: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = main([option, f"s3://{BUCKET}/x.json", "--output", "x.xls"])
-    err = capsys.readouterr().err.splitlines()
-    assert code == 2
-    assert err[0] == f"security_check.py: cannot read s3://{BUCKET}/x.json: no such object"
+    assert main(["--accept", f"s3://{BUCKET}/x.txt", "--output", "x.xls"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"security_check.py: cannot read s3://{BUCKET}/x.txt: no such object"
 
 
 def test_a_report_that_cannot_be_put_is_kept_here(
@@ -592,9 +590,12 @@ def test_what_cannot_be_merged_is_one_line_and_the_rest_is_merged(
     assert main(["--merge", "runs", *named, "--output", "o.xls"]) == 3
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
-    assert f"{TOKYO}.json" in line
     assert words in line
-    assert "2 audited, 1 NOT CHECKED" in said.out
+    assert TOKYO in line
+    shown = cells(Path("o.xls").read_bytes())["Accounts"]
+    told = [cell for row in shown if f"{TOKYO}" in row[0] + row[1] for cell in row]
+    assert [cell for cell in told if cell.startswith("NotMerged: ") and words in cell]
+    assert re.search(r"2 audited, [12] NOT CHECKED", said.out)
 
 
 def test_an_account_that_is_there_twice(
@@ -609,36 +610,45 @@ def test_an_account_that_is_there_twice(
     assert main(["--merge", "runs", "--output", "o.xls"]) == 3
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
-    assert f"{TOKYO} is in runs/{TOKYO}.json and in runs/again.json: the later one counts" in line
-    assert "2 audited" in said.out
+    assert f"{TOKYO} it is in runs/{TOKYO}.json and in runs/again.json: the later one" in line
+    assert "2 audited, 1 NOT CHECKED" in said.out
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "code", "words"),
-    [
-        ("none", None, 2, "cannot read none: No such file or directory"),
-        ("empty", "", 2, "is damaged"),
-        ("html", "<html>", 2, "is damaged"),
-        ("deep", "[" * 100_000, 2, "is damaged"),
-        ("list", "[1]", 2, "is damaged"),
-        ("binary", "\x00\udcff", 2, "is damaged"),
-    ],
+    "content", ["", "<html>", "[" * 100_000, "[1]", "\x00\udcff"], ids=lambda text: text[:6]
 )
-def test_no_report_at_all(
-    cloud: Cloud,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    content: str | None,
-    code: int,
-    words: str,
+def test_a_file_that_is_no_report_is_a_gap(
+    cloud: Cloud, few: Organization, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
-    if content is not None:
-        Path(name).write_bytes(content.encode("utf-8", "surrogateescape"))
-    assert main(["--merge", name, "--output", "o.xls"]) == code
-    first, last = capsys.readouterr().err.splitlines()
-    assert words in first
-    assert last == "security_check.py: there is no report to merge"
+    audit_each(TOKYO)
+    Path("runs/odd.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    capsys.readouterr()
+    assert main(["--merge", "runs", "--output", "o.xls"]) == 3
+    said = capsys.readouterr()
+    words = "runs/odd.json is damaged, or no report of this script"
+    assert said.err.splitlines() == [f"security_check.py: {words}"]
+    assert "1 audited, 1 NOT CHECKED" in said.out
+    (row,) = (row for row in cells(Path("o.xls").read_bytes())["Accounts"] if row[1] == "odd.json")
+    assert f"NotMerged: {words}" in row
+
+
+@pytest.mark.parametrize("given", [[], ["--account", TOKYO]], ids=["", "with an account"])
+def test_a_folder_that_is_not_there_is_no_overview(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str], given: list[str]
+) -> None:
+    assert main(["--merge", "none", *given, "--output", "o.xls"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "security_check.py: cannot read none: No such file or directory"
     assert not Path("o.xls").exists()
+
+
+def test_a_folder_without_a_report_is_no_overview(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs").mkdir()
+    assert main(["--merge", "runs", "--output", "o.xls"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "security_check.py: there is no report to merge"
 
 
 def test_an_empty_prefix_and_folders_in_it(cloud: Cloud, bucket: Any) -> None:
