@@ -1968,13 +1968,17 @@ class S3Object:
         return self.aws.ask("s3", operation, Bucket=self.bucket, **params)
 
     def check(self) -> None:
-        """Put nothing, on a condition that no object meets: S3 refuses for another reason if
-        the bucket is not there, or if we may not."""
+        """Put nothing beside it, on a condition that no object meets: S3 refuses for another
+        reason if the bucket is not there, or if we may not."""
+        folder, slash, name = self.key.rpartition("/")
+        probe = f"{folder}{slash}.security_check-{name}"
         try:
-            self._ask("PutObject", Key=self.key, Body=b"", IfMatch='"no such tag"')
+            self._ask("PutObject", Key=probe, Body=b"", IfMatch='"no such tag"')
         except Unanswered as error:
-            if error.code not in {"NoSuchKey", *OVERTAKEN}:
-                raise CannotRun(f"cannot write {self}: {error}") from error
+            if error.code in {"NoSuchKey", *OVERTAKEN}:
+                return
+            raise CannotRun(f"cannot write {self}: {error}") from error
+        raise CannotRun(f"cannot write {self}: what answered knows no conditions, so it is not S3")
 
     def read(self) -> bytes:
         return self._read()[0]
@@ -1988,7 +1992,8 @@ class S3Object:
     def write(self, data: bytes, **condition: str) -> None:
         """Put it, which S3 does whole or not at all."""
         kind = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
-        self._ask("PutObject", Key=self.key, Body=data, ContentType=kind, **condition)
+        kept = self._ask("PutObject", Key=self.key, Body=data, ContentType=kind, **condition)
+        kept["ETag"]  # which is an error if it was not S3 that answered
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replace what is there, if anything, by what becomes of it: again where somebody else

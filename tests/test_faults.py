@@ -165,10 +165,11 @@ def quick(
     made = Account.client
 
     def client(self: Account, service: str, region: str) -> Any:
-        kept = clients.get((service, region))
-        if kept is None:
-            kept = clients[service, region] = made(self, service, region)
-        return kept
+        core: Any = self.session._session
+        key = (service, region, core.get_component("data_loader").writes)  # files have their own
+        if key not in clients:
+            clients[key] = made(self, service, region)
+        return clients[key]
 
     monkeypatch.setattr(Account, "client", client)
 
@@ -375,3 +376,93 @@ def test_credentials_that_expire_in_the_middle(
     )
     assert statuses["NOT CHECKED"] == 1
     assert capsys.readouterr().err.count("expired") == 1
+
+
+# --- files in S3 ------------------------------------------------------------------------------
+
+BUCKET = "files"
+AUDIT = [
+    "--check",
+    "mfa",
+    *("--output", f"s3://{BUCKET}/x.xls", "--json", f"s3://{BUCKET}/r/x.json"),
+]
+AUDIT += ["--state", f"s3://{BUCKET}/state.json", "--accept", f"s3://{BUCKET}/accept.txt"]
+MERGE = ["--merge", f"s3://{BUCKET}/r/", "--output", "o.xls"]
+# What is done, which of its calls fails, how many of them come through before, and what is said.
+FILE_CALLS = {
+    "to find out whether it may be written": (AUDIT, "PutObject", 0),
+    "to read the state": (AUDIT, "GetObject", 0),
+    "to read the decisions": (AUDIT, "GetObject", 1),
+    "to read the state again": (AUDIT, "GetObject", 2),
+    "to put the workbook": (AUDIT, "PutObject", 3),
+    "to put the state": (AUDIT, "PutObject", 4),
+    "to put the report": (AUDIT, "PutObject", 5),
+    "to list the reports": (MERGE, "ListObjectsV2", 0),
+    "to read a report": (MERGE, "GetObject", 0),
+}
+REACHED = [
+    (what, kind)
+    for what, (_, operation, _) in FILE_CALLS.items()
+    for kind in FOR_GOOD
+    if (operation, kind) != ("PutObject", "truncated")  # its answer is empty: it has no half
+]
+
+
+@pytest.fixture
+def files(small: Cloud, clean: dict[str, Report]) -> Any:
+    """A client for S3, where an audit has left its files."""
+    clean.clear()
+    small.reset()
+    client = small.client("s3")
+    client.create_bucket(Bucket=BUCKET)
+    client.put_object(Bucket=BUCKET, Key="accept.txt", Body=b"mfa/bob # a robot\n")
+    for name in ("alice", "bob"):
+        small.client("iam").create_user(UserName=name)
+    assert security_check.main(AUDIT) == 1
+    small.layer.calls.clear()
+    return client
+
+
+@pytest.mark.parametrize(("what", "kind"), REACHED)
+def test_a_file_that_cannot_be_reached(
+    small: Cloud,
+    files: Any,
+    outcome: Outcome,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    what: str,
+    kind: str,
+) -> None:
+    arguments, operation, after = FILE_CALLS[what]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    capsys.readouterr()
+    fault = replace(fault_for(f"s3:{operation}", FOR_GOOD[kind]), after=after)
+    small.layer.faults = [fault]
+    code = security_check.main(arguments)
+    assert fault.hits
+    (line,) = capsys.readouterr().err.splitlines()
+    codes = {*CODES[kind], "NoAnswer", "so it is not S3", "ResponseStreamingError"}
+    assert any(one in line for one in codes), line
+    if what == "to read a report":
+        assert code == 3
+        outcome("NOT CHECKED")
+    else:
+        assert code == 2
+        outcome("could not start" if after < 3 else "kept elsewhere")
+        kept = line.partition("; the results are in ")[2]
+        assert bool(kept) is ("put" in what)
+        assert not kept or Path(kept).stat().st_size
+
+
+@pytest.mark.parametrize("kind", FOR_A_WHILE)
+@pytest.mark.parametrize("what", FILE_CALLS)
+def test_a_file_that_cannot_be_reached_for_a_while(
+    small: Cloud, files: Any, outcome: Outcome, what: str, kind: str
+) -> None:
+    arguments, operation, after = FILE_CALLS[what]
+    fault = replace(fault_for(f"s3:{operation}", FOR_A_WHILE[kind]), after=after)
+    small.layer.faults = [fault]
+    assert security_check.main(arguments) == 1
+    assert fault.hits == fault.times
+    outcome("made good")
