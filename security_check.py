@@ -177,6 +177,12 @@ Mend = tuple[str, ...] | str  # the words of an AWS CLI command, or why there is
 Brief = tuple[str, str, str]  # a sentence that follows a name: start, what, end
 
 
+class Command(str):
+    """A command for a POSIX shell, whole and quoted."""
+
+    __slots__ = ()
+
+
 class Verdict(NamedTuple):
     """What a row means for a Security Hub control: that a resource FAILED it, or that what was
     read does not decide it, NOT CHECKED."""
@@ -2384,14 +2390,14 @@ def whole_command(row: Row, home: str, profile: str) -> Mend:
     region = row.cells.get("Home region") or row.cells.get("Region") or home
     words = ("aws", *row.mend, "--region", str(region))
     words += cli_option("profile", profile) if profile else ()
-    text = shlex.join(words)
+    text = Command(shlex.join(words))
     fits = text.isprintable() and len(text) <= MAX_TEXT
-    return words if fits else "too long, or odd characters: by hand"
+    return text if fits else "too long, or odd characters: by hand"
 
 
 def command(row: Row) -> str:
     """What mends a finding, to be pasted into a shell; blank where no command does."""
-    return shlex.join(row.mend) if isinstance(row.mend, tuple) else ""
+    return row.mend if isinstance(row.mend, Command) else ""
 
 
 REPORT_SCHEMA = 4
@@ -2444,7 +2450,7 @@ def row_as_json(sheet: Sheet, row: Row) -> dict[str, Any]:
         "gap": plain(row.gap),
         "acceptance": plain(row.acceptance),
         "mend": command(row),
-        "by_hand": row.mend if isinstance(row.mend, str) else "",
+        "by_hand": "" if command(row) else row.mend,
     }
 
 
@@ -2508,7 +2514,7 @@ def row_from(one: dict[str, Any]) -> Row:
         result="" if one["gap"] else str(one["result"]),
         gap=gap_from(one["gap"]),
         brief=(start, what, end),
-        mend=tuple(shlex.split(str(one["mend"]))) or str(one["by_hand"]),
+        mend=Command(one["mend"]) or str(one["by_hand"]),
         new=bool(one["new"]),
         acceptance=Acceptance(**strings(decision, *decision)) if decision else None,
         lapsed=bool(one["lapsed"]),
@@ -3801,13 +3807,15 @@ def documents(run: Run, name: str) -> list[File]:
         raise CannotRun(f"cannot read {file}: {reason(error)}") from error
 
 
-def reports_in(file: File) -> list[Report]:
-    """The reports that are in a file, or why there are none."""
+def reports_in(file: File, whole: bool) -> list[Report]:
+    """The reports that are in a file, or why there are none; if not whole, only what the overview
+    shows of them."""
     try:
         document = json.loads(file.read())
         if (version := document["schema"]) != REPORT_SCHEMA:
             raise CannotRun(f"{file} is of version {version}, this script knows {REPORT_SCHEMA}")
-        return [report_from(one) for one in document["accounts"]]
+        reports = (report_from(one) for one in document["accounts"])
+        return [report if whole else without_ok(report) for report in reports]
     except FAILED_FILES as error:
         raise CannotRun(f"cannot read {file}: {reason(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -3819,7 +3827,7 @@ def merged(run: Run, expected: list[Report]) -> list[Report]:
     expected and of which there is no report."""
     with ThreadPoolExecutor(THREADS) as pool:
         files = [file for name in run.options.merge for file in documents(run, name)]
-        jobs = [(file, pool.submit(reports_in, file)) for file in files]
+        jobs = [(file, pool.submit(reports_in, file, bool(run.options.json))) for file in files]
     found, gaps = dict[str, tuple[File, Report]](), list[Report]()
     for file, job in jobs:
         try:
@@ -3956,9 +3964,9 @@ def perform(argv: Sequence[str] | None) -> Outcome:
     if options.list:
         return write_list(run, [report.number for report, way in members if way])
     if options.merge:
-        whole = merged(run, [report for report, _ in members])
-        documents = [as_json(report) for report in whole if options.json]
-        reports = [*map(without_ok, whole)]
+        reports = merged(run, [report for report, _ in members])
+        documents = [as_json(report) for report in reports if options.json]
+        reports = [*map(without_ok, reports)]
         results = as_one(results, reports)
     else:
         progress = functools.partial(show_progress, began, not options.quiet)
