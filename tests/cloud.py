@@ -2,7 +2,8 @@
 
 The layer counts calls, delays and throttles them, injects faults, and answers what moto
 cannot: VPC block public access, bucket regions, a credential report with a root row, the list
-of an organization's accounts and who may enter them. A request acts in the account that its
+of an organization's accounts and who may enter them, and what a function of Lambda answers,
+which is called in this process. A request acts in the account that its
 access key belongs to; a key that nobody made belongs to DEFAULT_ACCOUNT_ID.
 """
 
@@ -22,12 +23,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest.mock import patch
 from urllib.parse import parse_qs, unquote
 
 import boto3
 from moto import backends
+from moto.core.config import default_user_config
 from moto.ec2.models.availability_zones_and_regions import Region, RegionsAndZonesBackend
 from moto.iam.models import get_account_id_from
 from moto.moto_api._internal.models import moto_api_backend
@@ -75,7 +78,8 @@ class Call:
 @dataclass
 class Fault:
     """What to do to the calls that match: `kind` is an error code, or one of hang, drop,
-    truncate, rubbish; `times` limits how often (-1: for good), `after` so many that pass."""
+    truncate, rubbish, die (a function does); `times` limits how often (-1: for good), `after`
+    so many that pass."""
 
     kind: str
     service: str = "*"
@@ -142,6 +146,8 @@ def parse(environ: dict[str, Any], body: bytes, account_of: Callable[[str], str]
         service, operation = "s3control", "GetPublicAccessBlock"
     elif "HTTP_X_AMZ_TARGET" in environ:
         operation = environ["HTTP_X_AMZ_TARGET"].rpartition(".")[2]
+    elif service == "lambda" and path.endswith("/invocations"):
+        operation = "Invoke"
     elif service == "s3":
         operation = s3_operation(environ["REQUEST_METHOD"], path, environ.get("QUERY_STRING", ""))
     else:
@@ -164,7 +170,7 @@ def s3_operation(method: str, path: str, query: str) -> str:
 def error_answer(call: Call, code: str) -> tuple[str, str]:
     """An error in the protocol's own form: content type and body."""
     message = f"User is not authorized to perform: {call.name} ({code})"
-    if call.service in ("cloudtrail", "organizations"):
+    if call.service in ("cloudtrail", "lambda", "organizations"):
         return "application/x-amz-json-1.1", json.dumps({"__type": code, "message": message})
     error = f"<Code>{code}</Code><Message>{message}</Message>"
     if call.service == "ec2":
@@ -204,6 +210,7 @@ class Layer:
         self.app = app
         self.ended = threading.Event()
         self.lock = threading.Lock()
+        self.turn = threading.Lock()  # a function serves one event at a time
         self.reset()
 
     def reset(self) -> None:
@@ -216,6 +223,7 @@ class Layer:
         self.root: dict[str, str] = {}
         self.summary: dict[str, int] = {}
         self.report: Callable[[str], str] = lambda text: text
+        self.function: Callable[[dict[str, Any]], Any] = lambda event: None
         self.reset_accounts()
 
     def reset_accounts(self) -> None:
@@ -274,7 +282,8 @@ class Layer:
 
     def refuse(self, call: Call, code: str, status: int, start: Any) -> Iterable[bytes]:
         kind, text = error_answer(call, code)
-        start(f"{status} Error", [("Content-Type", kind), ("Content-Length", str(len(text)))])
+        length = ("Content-Length", str(len(text)))
+        start(f"{status} Error", [("Content-Type", kind), length, ("x-amzn-RequestId", "1")])
         return [text.encode()]
 
     def inject(
@@ -293,6 +302,8 @@ class Layer:
             status, headers, text = self.collect(call, environ)
             start(status, headers)  # with the length of the whole
             return [text[: len(text) // 2]]
+        if fault.kind == "die":  # for want of time, or of memory
+            return self.give("Runtime.ExitError", "Error: Runtime exited", start)
         return self.refuse(call, fault.kind, fault.status, start)
 
     def collect(self, call: Call, environ: dict[str, Any]) -> tuple[str, list[Any], bytes]:
@@ -305,6 +316,8 @@ class Layer:
             return self.refuse(call, "AccessDenied", 403, start)
         if call.operation == "AssumeRole" and (code := self.why_not(environ)):
             return self.refuse(call, code, 400 if code == "ValidationError" else 403, start)
+        if call.name == "lambda:Invoke":
+            return self.invoke(json.loads(environ["wsgi.input"].getvalue()), start)
         if call.operation.startswith("DescribeVpcBlockPublicAccess"):
             return self.reply(call, self.blocked(call), start)
         if call.operation == "ListAccounts":
@@ -319,6 +332,22 @@ class Layer:
             return self.edit(functools.partial(change, call.account), environ, start)
         answer: Iterable[bytes] = self.app(environ, start)
         return answer
+
+    def invoke(self, event: dict[str, Any], start: Any) -> Iterable[bytes]:
+        try:
+            with self.turn:
+                answer = json.dumps(self.function(event))
+        except Exception as error:
+            return self.give(type(error).__name__, str(error), start)
+        start("200 OK", [("Content-Length", str(len(answer)))])
+        return [answer.encode()]
+
+    def give(self, error: str, message: str, start: Any) -> Iterable[bytes]:
+        """What Lambda answers for a function that failed: for Lambda itself all is well."""
+        text = json.dumps({"errorType": error, "errorMessage": message}).encode()
+        failed = ("X-Amz-Function-Error", "Unhandled")
+        start("200 OK", [failed, ("Content-Length", str(len(text)))])
+        return [text]
 
     def blocked(self, call: Call) -> str:
         blocks = own(call.account, self.block_public_access, self.blocks)
@@ -520,3 +549,28 @@ def running(regions: Iterable[str] = REGIONS) -> Iterator[Cloud]:
         layer.ended.set()
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def executing(cloud: Cloud) -> Iterator[list[float]]:
+    """moto executes state machines, also those that CloudFormation made, and StartExecution
+    answers when all is done. Nothing waits before it is tried again: the seconds are given."""
+    # imported here: its grammar is large, and other tests need none
+    from moto.stepfunctions import models
+    from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
+    from moto.stepfunctions.parser.backend import execution, execution_worker
+    from moto.stepfunctions.parser.models import stepfunctions_parser_backends
+
+    def told(**data: Any) -> dict[str, Any]:  # moto gives a datetime, AWS a string
+        return {**data, "StartTime": f"{data['StartTime']:%Y-%m-%dT%H:%M:%S.000Z}"}
+
+    waited: list[float] = []
+    with (
+        patch.dict(default_user_config, stepfunctions={"execute_state_machine": True}),
+        patch.dict("os.environ", MOTO_PORT=cloud.url.rpartition(":")[2]),
+        patch.object(models, "stepfunctions_backends", stepfunctions_parser_backends),
+        patch.object(execution, "ExecutionWorker", execution_worker.SyncExecutionWorker),
+        patch.object(execution_worker, "ExecutionData", told),
+        patch.object(retrier_decl, "time", SimpleNamespace(sleep=waited.append)),
+    ):
+        yield waited

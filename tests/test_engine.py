@@ -1,0 +1,410 @@
+"""A thousand accounts: the template's state machine runs the script as a function, in moto.
+
+moto's CloudFormation makes what it knows of the template, and its Step Functions do what the
+definition says. The function is called in this process, under the test's credentials.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timezone
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xlrd
+from cloud import DEFAULT_ACCOUNT_ID, Cloud, Fault, executing
+from example import IRELAND, VIRGINIA, Member, fill_organization
+from test_readme import block
+
+import security_check
+from security_check import ACTIONS, CHECKS, main
+
+TESTS = Path(__file__).parent
+TEMPLATE = (TESTS / "organization.yaml").read_text()
+AUDITED = {"cloudtrail", "ec2", "iam", "organizations", "s3", "s3control"}
+
+# Nothing is found in those that are not read at first: what is found later would be new.
+CLOSED, DEAD, THROTTLED = "100000000007", "100000000011", "100000000013"
+MEMBERS = [
+    Member(
+        f"1000000000{n:02}",
+        f"Account {n}",
+        groups=((IRELAND, "bastion", 22),) if n % 3 == 0 else (),
+        users=(("deploy", n % 2 == 0),),
+        buckets=((f"covers-{n}", VIRGINIA, "public-read"),) if n % 5 == 0 else (),
+        closed=f"1000000000{n:02}" == CLOSED,
+    )
+    for n in range(1, 25)
+]
+DIES = Fault("die", "lambda", "Invoke", resource=DEAD)
+
+
+def deployable(template: str) -> str:
+    """The template as moto can take it: it knows no schedules and no policies of buckets, a
+    percentage has a point, and $$ is $ each time that Fn::Sub puts one of its own names in."""
+    for name in ("EveryMonth", "ReportsPolicy"):
+        template, found = re.subn(rf"^  {name}:\n(    .*\n)+", "", template, flags=re.MULTILINE)
+        assert found == 1
+    return template.replace('Percentage": 100', 'Percentage": 100.0').replace("$$", "$$" * 4)
+
+
+@dataclass
+class Engine:
+    """The stack, deployed."""
+
+    cloud: Cloud
+    outputs: dict[str, str]
+    resources: dict[str, str]  # the names of what was made, by the template's
+    waited: list[float]  # seconds, before something was tried again
+
+    def run(self, name: str = "run") -> dict[str, Any]:
+        """Execute the state machine to its end; the execution."""
+        states = self.cloud.client("stepfunctions")
+        started = states.start_execution(stateMachineArn=self.outputs["StateMachine"], name=name)
+        found: dict[str, Any] = states.describe_execution(executionArn=started["executionArn"])
+        return found
+
+    def folder(self, run: dict[str, Any]) -> str:
+        return f"runs/{run['startDate'].astimezone(timezone.utc):%Y-%m-%d}-{run['name']}"
+
+    @property
+    def told(self) -> list[str]:
+        """What went to the topic."""
+        topic = self.cloud.backend("sns", "us-east-1").topics[self.outputs["Topic"]]
+        return [f"{subject}\n{text}" for _, text, subject, *_ in topic.sent_notifications]
+
+    @property
+    def definition(self) -> Any:
+        states = self.cloud.client("stepfunctions")
+        made = states.describe_state_machine(stateMachineArn=self.outputs["StateMachine"])
+        return json.loads(made["definition"])
+
+    def overview(self, run: dict[str, Any]) -> xlrd.Book:
+        found = self.cloud.client("s3").get_object(
+            Bucket=self.outputs["Bucket"], Key=f"{self.folder(run)}/overview.xls"
+        )
+        return xlrd.open_workbook(file_contents=found["Body"].read())
+
+    def allowed(self, role: str) -> set[tuple[str, str]]:
+        """Actions and resources, each with each, of the role's policies."""
+        iam, found = self.cloud.client("iam"), set()
+        name = self.resources[role]
+        for policy in iam.list_role_policies(RoleName=name)["PolicyNames"]:
+            document = iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]
+            if isinstance(document, str):  # moto keeps a role's own policy as Python writes it
+                document = ast.literal_eval(document)
+            for statement in document["Statement"]:
+                assert statement["Effect"] == "Allow"
+                found |= {
+                    (action, resource)
+                    for action in listed(statement["Action"])
+                    for resource in listed(statement["Resource"])
+                }
+        return found
+
+
+def listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def may(allowed: set[tuple[str, str]], action: str, resource: str = "*") -> bool:
+    return any(action == one and fnmatchcase(resource, pattern) for one, pattern in allowed)
+
+
+@pytest.fixture
+def deploy(cloud: Cloud) -> Iterator[Callable[..., Engine]]:
+    """Makes the stack with these parameters."""
+    with executing(cloud) as waited:
+
+        def make(**parameters: str) -> Engine:
+            s3, stacks = cloud.client("s3"), cloud.client("cloudformation")
+            s3.create_bucket(Bucket="code")
+            s3.put_object(Bucket="code", Key="security_check.zip", Body=b"PK\5\6" + bytes(18))
+            given = {"CodeBucket": "code", "Concurrency": "4", **parameters}
+            stacks.create_stack(
+                StackName="audit",
+                TemplateBody=deployable(TEMPLATE),
+                Parameters=[{"ParameterKey": key, "ParameterValue": given[key]} for key in given],
+                Capabilities=["CAPABILITY_IAM"],
+            )
+            (stack,) = stacks.describe_stacks(StackName="audit")["Stacks"]
+            outputs = {one["OutputKey"]: one["OutputValue"] for one in stack["Outputs"]}
+            made = stacks.describe_stack_resources(StackName="audit")["StackResources"]
+            names = {  # a resource that is left out by its condition is there without a name
+                one["LogicalResourceId"]: one["PhysicalResourceId"]
+                for one in made
+                if "LogicalResourceId" in one
+            }
+            cloud.layer.function = lambda event: security_check.lambda_handler(event, None)
+            return Engine(cloud, outputs, names, waited)
+
+        yield make
+
+
+def sheet(book: xlrd.Book, title: str) -> list[dict[str, Any]]:
+    """The rows of a sheet by column."""
+    found = book.sheet_by_name(title)
+    header, *lines = (found.row_values(n) for n in range(2, found.nrows))
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def test_the_overview_is_that_of_one_process_but_for_a_function_that_died(
+    cloud: Cloud, deploy: Callable[..., Engine]
+) -> None:
+    company, engine = fill_organization(cloud, members=MEMBERS, management=False), deploy()
+    throttled = Fault("TooManyRequestsException", "lambda", resource=THROTTLED, status=429, times=2)
+    cloud.layer.faults = [DIES, throttled]
+    run = engine.run()
+    assert run["status"] == "SUCCEEDED"
+    assert (throttled.hits, len(engine.waited)) == (2, 2)
+    book = engine.overview(run)
+    lines = {line["Account"]: line for line in sheet(book, "Accounts")}
+    assert lines.keys() == company.names.keys()
+    gaps = {number for number, line in lines.items() if line["Status"] == "NOT CHECKED"}
+    assert gaps == {CLOSED, DEAD}
+
+    main(["--organization", "--output", "local.xls", "--state", "state.json"])
+    local = xlrd.open_workbook("local.xls")
+    assert book.sheet_names() == local.sheet_names()
+    for title in ("Accounts", "Resolved", *(check.title for check in CHECKS)):
+        assert without(gaps, sheet(book, title)) == without(gaps, sheet(local, title)), title
+
+    (told,) = engine.told
+    assert "24 audited, 1 NOT CHECKED" not in told  # of the local run
+    assert "23 audited, 2 NOT CHECKED" in told
+    assert f"s3://{engine.outputs['Bucket']}/{engine.folder(run)}/overview.xls" in told
+
+
+def without(accounts: set[str], lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the lines of these accounts, and without how long the audit of another took."""
+    return [
+        {**line, "Result": line["Result"].partition("audited in ")[0]}
+        for line in lines
+        if line["Account"] not in accounts
+    ]
+
+
+def test_nothing_is_told_where_nothing_is_new_and_all_was_read(
+    cloud: Cloud, deploy: Callable[..., Engine]
+) -> None:
+    fill_organization(cloud, members=MEMBERS[9:12], management=False)
+    engine = deploy()
+    cloud.layer.faults = [DIES]
+    assert engine.run("first")["status"] == "SUCCEEDED"
+    cloud.layer.faults = []
+    before = engine.told
+    assert engine.run("second")["status"] == "SUCCEEDED"
+    assert engine.told == before
+
+
+class Fake:
+    """A function that audits nothing and finds nothing; what it was told to do."""
+
+    def __init__(self, engine: Engine, numbers: tuple[str, ...] = (DEFAULT_ACCOUNT_ID,)) -> None:
+        self.engine, self.numbers = engine, numbers
+        self.events: list[list[str]] = []
+        engine.cloud.layer.function = self
+
+    def __call__(self, event: dict[str, Any]) -> dict[str, Any]:
+        arguments = event["arguments"]
+        self.events.append(arguments)
+        if "--list" in arguments:
+            self.write(arguments[-1], "".join(f"{number}\n" for number in self.numbers))
+        return {"exit_code": 0, "headline": "nothing found", "calm": True, "files": []}
+
+    def write(self, name: str, text: str) -> None:
+        bucket, _, key = name.removeprefix("s3://").partition("/")
+        self.engine.cloud.client("s3").put_object(Bucket=bucket, Key=key, Body=text.encode())
+
+
+def test_what_the_function_is_told_to_do(deploy: Callable[..., Engine]) -> None:
+    engine = deploy(Accept="decisions/accept.txt", RoleName="audit")
+    fake = Fake(engine, ("000000000012", "123456789012"))
+    top = f"s3://{engine.outputs['Bucket']}"
+    for name in ("one", "two"):
+        fake.events.clear()
+        run = engine.run(name)
+        folder = f"{top}/{engine.folder(run)}"
+        listed, *audited, merged = fake.events
+        assert listed == ["--organization", "--list", f"{folder}/accounts.csv"]
+        assert sorted(audited) == [
+            [
+                *("--account", number, "--role", "audit"),
+                *("--json", f"{folder}/{number}.json", "--output", f"{folder}/{number}.xls"),
+                *("--state", f"{top}/state/{number}.json"),
+                *("--accept", f"{top}/decisions/accept.txt"),
+            ]
+            for number in fake.numbers
+        ]
+        assert merged == [
+            *("--merge", f"{folder}/", "--organization", "--output", f"{folder}/overview.xls"),
+            *("--state", f"{top}/state/{{account}}.json"),
+        ]
+
+
+def test_errors_of_lambda_itself_are_tried_again_in_every_step(
+    cloud: Cloud, deploy: Callable[..., Engine]
+) -> None:
+    engine = deploy()
+    fake = Fake(engine)
+    cloud.layer.faults = [
+        Fault("TooManyRequestsException", "lambda", resource="--list", status=429, times=3),
+        Fault("ServiceException", "lambda", resource="--account", status=500, times=2),
+        Fault("TooManyRequestsException", "lambda", resource="--merge", status=429, times=1),
+    ]
+    assert engine.run()["status"] == "SUCCEEDED"
+    assert [one.hits for one in cloud.layer.faults] == [3, 2, 1]
+    assert len(fake.events) == 3
+    assert len(engine.waited) == 6
+    assert all(0 <= seconds <= 300 for seconds in engine.waited)
+
+
+@pytest.mark.parametrize("step", ["List", "Accounts", "Overview"])
+def test_a_step_that_fails_is_told_and_the_execution_failed(
+    cloud: Cloud, deploy: Callable[..., Engine], step: str
+) -> None:
+    engine = deploy()
+    fake = Fake(engine)
+
+    def function(event: dict[str, Any]) -> Any:
+        flag = {"List": "--list", "Overview": "--merge"}.get(step)
+        if flag in event["arguments"]:
+            raise security_check.CannotRun('no, it\'s "impossible" {}')
+        if step == "Accounts":
+            return {}  # and writes no list
+        return fake(event)
+
+    cloud.layer.function = function
+    run = engine.run()
+    assert run["status"] == "FAILED"
+    (told,) = engine.told
+    assert told.startswith("AWS security check: no overview was made\n")
+    assert run["executionArn"] in told
+    if step == "Accounts":
+        assert "NoSuchKey" in told
+    else:
+        assert run["error"] == "CannotRun"
+        assert "impossible" in told
+        assert "impossible" in run["cause"]
+
+
+# --- the template --------------------------------------------------------------------------------
+
+
+def test_the_function_may_what_the_readme_says_and_what_its_files_need(
+    deploy: Callable[..., Engine],
+) -> None:
+    engine = deploy()
+    reports, log = f"arn:aws:s3:::{engine.outputs['Bucket']}", engine.resources["Log"]
+    policy, ours = (json.loads(block("json", number))["Statement"] for number in range(2))
+    files = {
+        ("s3:ListBucket", reports),
+        ("s3:GetObject", f"{reports}/*"),
+        ("s3:PutObject", f"{reports}/runs/*"),
+        ("s3:PutObject", f"{reports}/state/*"),
+    }
+    logs = {
+        (f"logs:{action}", f"arn:aws:logs:us-east-1:{DEFAULT_ACCOUNT_ID}:log-group:{log}")
+        for action in ("CreateLogStream", "PutLogEvents")
+    }
+    assert engine.allowed("FunctionRole") == {
+        *((action, "*") for action in policy[0]["Action"]),
+        *((statement["Action"], statement["Resource"]) for statement in ours),
+        *files,
+        *logs,
+    }
+
+
+def test_the_function_asks_for_nothing_that_it_may_not(
+    cloud: Cloud, deploy: Callable[..., Engine]
+) -> None:
+    fill_organization(cloud, members=MEMBERS[:2], management=False)
+    engine = deploy()
+    cloud.layer.calls.clear()
+    assert engine.run()["status"] == "SUCCEEDED"
+    calls, reports = [*cloud.layer.calls], engine.outputs["Bucket"]
+    allowed = engine.allowed("FunctionRole")
+    files = {
+        "GET": "s3:GetObject",
+        "PUT": "s3:PutObject",
+        "HEAD": "s3:ListBucket",
+        "GET list-type": "s3:ListBucket",
+    }
+    asked = set()
+    for call in calls:
+        path = call.text.partition(" ")[0].removeprefix(f"/{reports}").rstrip("/")
+        if call.service == "s3" and call.operation in files and call.text.startswith(f"/{reports}"):
+            asked.add((files[call.operation], f"arn:aws:s3:::{reports}{path}"))
+        elif call.operation == "AssumeRole":
+            (role,) = re.findall(r"RoleArn=([^&]+)", call.text)
+            asked.add(("sts:AssumeRole", role))
+        elif call.account == DEFAULT_ACCOUNT_ID and call.service in AUDITED:
+            asked.add((ACTIONS.get(call.name, call.name), "*"))
+    assert {"s3:PutObject", "s3:GetObject", "ec2:DescribeRegions"} <= {name for name, _ in asked}
+    assert [one for one in asked if not may(allowed, *one)] == []
+
+
+def test_the_state_machine_may_what_it_does_and_nothing_else(deploy: Callable[..., Engine]) -> None:
+    engine = deploy()
+    Fake(engine)
+    run = engine.run()
+    states = engine.definition["States"]
+    machine, reports = engine.outputs["StateMachine"], engine.outputs["Bucket"]
+    execution = machine.replace(":stateMachine:", ":execution:")
+    reader = states["Accounts"]["ItemReader"]
+    assert reader["Resource"].endswith(":s3:getObject")
+    does = {
+        ("s3:GetObject", f"arn:aws:s3:::{reports}/{engine.folder(run)}/accounts.csv"),
+        ("states:StartExecution", machine),
+        ("states:DescribeExecution", f"{execution}/{states['Accounts']['Label']}:1"),
+        ("states:StopExecution", f"{execution}/{states['Accounts']['Label']}:1"),
+    }
+    for state in [*states.values(), *states["Accounts"]["ItemProcessor"]["States"].values()]:
+        if state["Type"] == "Task":
+            integration, parameters = state["Resource"].split(":::")[1], state["Parameters"]
+            action = {"lambda:invoke": "lambda:InvokeFunction", "sns:publish": "sns:Publish"}
+            target = parameters.get("FunctionName") or parameters["TopicArn"]
+            does.add((action[integration], target))
+    allowed = engine.allowed("StateMachineRole")
+    assert [one for one in does if not may(allowed, *one)] == []
+    assert {action for action, _ in allowed} == {action for action, _ in does}
+    assert not may(allowed, "s3:GetObject", f"arn:aws:s3:::{reports}/state/1.json")
+
+
+def test_the_definition_keeps_to_the_limits_of_step_functions(
+    deploy: Callable[..., Engine], tmp_path: Path
+) -> None:
+    definition = deploy(Concurrency="250").definition
+    accounts = definition["States"]["Accounts"]
+    assert accounts["MaxConcurrency"] == 250  # a number
+    assert len(accounts["Label"]) <= 40
+    children = accounts["ItemProcessor"]
+    assert children["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "STANDARD"}
+    # what the accounts answer together is never more than a pair of braces each
+    assert all(state["OutputPath"] is None for state in children["States"].values())
+    assert accounts["ResultPath"] is None
+    for state in definition["States"].values():
+        assert len(state.get("Parameters", {}).get("Subject", "")) < 100
+    # cfn-lint reads a definition only where it is no string
+    machine = {
+        "Type": "AWS::StepFunctions::StateMachine",
+        "Properties": {
+            "RoleArn": f"arn:aws:iam::{DEFAULT_ACCOUNT_ID}:role/x",
+            "Definition": definition,
+        },
+    }
+    (tmp_path / "one.json").write_text(json.dumps({"Resources": {"Machine": machine}}))
+    lint = [str(Path(sys.executable).parent / "cfn-lint"), "--", "one.json"]
+    ran = subprocess.run(lint, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
