@@ -180,7 +180,8 @@ def error_answer(call: Call, code: str) -> tuple[str, str]:
     elif call.service == "s3":
         error = f"<Error>{error}<RequestId>1</RequestId></Error>"
     else:
-        error = f"<ErrorResponse><Error><Type>Sender</Type>{error}</Error></ErrorResponse>"
+        error = f"<Error><Type>Sender</Type>{error}</Error><RequestId>1</RequestId>"
+        error = f"<ErrorResponse>{error}</ErrorResponse>"
     return "text/xml", f'<?xml version="1.0" encoding="UTF-8"?>{error}'
 
 

@@ -52,7 +52,7 @@ def deployable(template: str) -> str:
     for name in ("EveryMonth", "ReportsPolicy"):
         template, found = re.subn(rf"^  {name}:\n(    .*\n)+", "", template, flags=re.MULTILINE)
         assert found == 1
-    return template.replace('Percentage": 100', 'Percentage": 100.0').replace("$$", "$$" * 4)
+    return template.replace('Percentage": 100', 'Percentage": 100.0').replace("$$", "$$" * 8)
 
 
 @dataclass
@@ -200,8 +200,16 @@ def test_months_without_and_with_something_to_read(
     cloud: Cloud, deploy: Callable[..., Engine]
 ) -> None:
     fill_organization(cloud, members=MEMBERS[9:12], management=False)
-    engine = deploy()
-    assert engine.run("all-is-new")["status"] == "SUCCEEDED"
+    engine = deploy(Accept="accept.txt")
+    decisions = {"Bucket": engine.outputs["Bucket"], "Key": "accept.txt"}
+    cloud.client("s3").put_object(**decisions, Body=b"100000000010/mfa/deploy # a robot\n")
+    first = engine.run("all-is-new")
+    assert first["status"] == "SUCCEEDED"
+    lines = [line for line in sheet(engine.overview(first), "MFA") if line["User"] == "deploy"]
+    assert {line["Account"]: line["Status"] for line in lines} == {
+        "100000000010": "ACCEPTED",
+        "100000000012": "FINDING",
+    }
     assert len(engine.told) == 1
     assert engine.run("nothing-is-new")["status"] == "SUCCEEDED"
     assert len(engine.told) == 1
@@ -221,7 +229,7 @@ class Fake:
     """A function that audits nothing and finds nothing; what it was told to do."""
 
     def __init__(self, engine: Engine, numbers: tuple[str, ...] = (DEFAULT_ACCOUNT_ID,)) -> None:
-        self.engine, self.numbers = engine, numbers
+        self.engine, self.numbers, self.calm = engine, numbers, True
         self.events: list[list[str]] = []
         engine.cloud.layer.function = self
 
@@ -230,7 +238,7 @@ class Fake:
         self.events.append(arguments)
         if "--list" in arguments:
             self.write(arguments[-1], "".join(f"{number}\n" for number in self.numbers))
-        return {"exit_code": 0, "headline": "nothing found", "calm": True, "files": []}
+        return {"exit_code": 0, "headline": "nothing found", "calm": self.calm, "files": []}
 
     def write(self, name: str, text: str) -> None:
         bucket, _, key = name.removeprefix("s3://").partition("/")
@@ -262,20 +270,22 @@ def test_what_the_function_is_told_to_do(deploy: Callable[..., Engine]) -> None:
         ]
 
 
-def test_errors_of_lambda_itself_are_tried_again_in_every_step(
+def test_errors_of_lambda_and_of_the_topic_are_tried_again_in_every_step(
     cloud: Cloud, deploy: Callable[..., Engine]
 ) -> None:
     engine = deploy()
     fake = Fake(engine)
+    fake.calm = False
     cloud.layer.faults = [
         Fault("TooManyRequestsException", "lambda", resource="--list", status=429, times=3),
         Fault("ServiceException", "lambda", resource="--account", status=500, times=2),
         Fault("TooManyRequestsException", "lambda", resource="--merge", status=429, times=1),
+        Fault("InternalError", "sns", "Publish", status=500, times=2),
     ]
     assert engine.run()["status"] == "SUCCEEDED"
-    assert [one.hits for one in cloud.layer.faults] == [3, 2, 1]
-    assert len(fake.events) == 3
-    assert len(engine.waited) == 6
+    assert [one.hits for one in cloud.layer.faults] == [3, 2, 1, 2]
+    assert (len(fake.events), len(engine.told)) == (3, 1)
+    assert len(engine.waited) == 8
     assert all(0 <= seconds <= 300 for seconds in engine.waited)
 
 
@@ -389,6 +399,14 @@ def test_the_state_machine_may_what_it_does_and_nothing_else(deploy: Callable[..
     assert [one for one in does if not may(allowed, *one)] == []
     assert {action for action, _ in allowed} == {action for action, _ in does}
     assert not may(allowed, "s3:GetObject", f"arn:aws:s3:::{reports}/state/1.json")
+    assert engine.allowed("ScheduleRole") == {("states:StartExecution", machine)}
+
+
+def test_the_function_is_the_scripts(cloud: Cloud, deploy: Callable[..., Engine]) -> None:
+    name = deploy(Memory="2048").resources["Function"]
+    found = cloud.client("lambda").get_function_configuration(FunctionName=name)
+    assert found["Handler"] == f"{security_check.__name__}.{security_check.lambda_handler.__name__}"
+    assert (found["MemorySize"], found["Timeout"]) == (2048, 900)
 
 
 def test_the_definition_keeps_to_the_limits_of_step_functions(
