@@ -31,7 +31,7 @@ TESTS = Path(__file__).parent
 TEMPLATE = (TESTS / "organization.yaml").read_text()
 AUDITED = {"cloudtrail", "ec2", "iam", "organizations", "s3", "s3control"}
 
-CLOSED, DEAD, THROTTLED = "100000000007", "100000000011", "100000000013"
+CLOSED, DEAD, THROTTLED, SUSPENDED = (f"1000000000{n:02}" for n in (7, 11, 13, 14))
 MEMBERS = [
     Member(
         f"1000000000{n:02}",
@@ -39,6 +39,7 @@ MEMBERS = [
         groups=((IRELAND, "bastion", 22),) if n % 3 == 0 else (),
         users=(("deploy", n % 2 == 0),),
         buckets=((f"covers-{n}", VIRGINIA, "public-read"),) if n % 5 == 0 else (),
+        state="SUSPENDED" if f"1000000000{n:02}" == SUSPENDED else "ACTIVE",
         closed=f"1000000000{n:02}" == CLOSED,
     )
     for n in range(1, 25)
@@ -167,6 +168,9 @@ def test_the_overview_is_that_of_one_process_also_where_functions_fail(
     run = engine.run()
     assert run["status"] == "SUCCEEDED"
     assert (throttled.hits, len(engine.waited)) == (2, 2)
+    invoked = [call.text for call in cloud.layer.calls if call.name == "lambda:Invoke"]
+    assert len(invoked) == 1 + 24 + 2 + 1  # list, accounts, again, overview
+    assert not [text for text in invoked if SUSPENDED in text]
     lines = {line["Account"]: line for line in sheet(engine.overview(run), "Accounts")}
     assert len(lines) == 25
     assert lines.keys() == company.names.keys()
