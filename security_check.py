@@ -3477,7 +3477,8 @@ def prepare(run: Run) -> None:
     for package in ("boto3", "xlwt"):
         if not importlib.util.find_spec(package):
             raise CannotRun(f"{package} is not installed: run `pip install boto3 xlwt`")
-    names = [options.output or "security_check.xls", options.json, options.state]
+    names = [options.output or "security_check.xls", options.json]
+    names += [options.state] if not options.merge else []  # which reads it only
     names += [inside(options.csv, "a.csv")] if options.csv else []
     for name in [options.list] if options.list else names:
         if name and name != "-":
@@ -3915,7 +3916,9 @@ def conclude(run: Run, results: Results, documents: list[dict[str, Any]]) -> Out
     elif options.json and (options.merge or "{account}" not in options.json):
         run.deliver(whole_json(documents), options.json)
     code = max((report.exit_code() for report in reports), default=0)
-    return Outcome(code, headline(results), calm, run.written)
+    only = f"AWS account {reports[0].number}"
+    whose = f"{results.of}: {accounts_words(reports)}" if results.several else only
+    return Outcome(code, f"{whose}: {headline(results)}", calm, run.written)
 
 
 def whom(run: Run) -> tuple[Results, list[Member]]:
