@@ -14,13 +14,18 @@ The file reads from top to bottom; what is used stands above its use:
     targets     what a check is run over: regions, users, buckets
     checks      six generators, (account, target) -> rows, each below its rules
     runner      the only place that survives a failure: the failure becomes a row
-    files       how a file is written without harm
+    files       how a file, here or in S3, is read and written without harm
     months      what was accepted, what is new since last time, what is gone
-    report      an audit of one account, whole, as plain data; the results of a run
-    words       what people read of them, and the commands that mend; the terminal
-    workbook    results made into sheets; it knows nothing of AWS calls
-    exports     the same as JSON and as CSV
-    main        arguments, preflight, the accounts, exit code
+    report      an audit of one account, whole, as plain data; as JSON and back
+    words       what people read of reports, and the table for a terminal
+    workbook    reports made into sheets, and CSV; it knows nothing of AWS calls
+    streams     what is said on standard output and standard error
+    arguments   the command line
+    access      sessions, and how each account is entered
+    run         what was asked for, and what can be wrong before the first audit
+    audits      the accounts, side by side
+    merging     reports that others wrote, made into one overview
+    main        a run from its beginning to its end; the function for AWS Lambda
 
 A seventh check is one function under `@check`; nothing else changes.
 Severities are those that AWS Security Hub publishes for the control named beside
@@ -3314,7 +3319,53 @@ def as_csv(sheet: Sheet, report: Report) -> bytes:
     return file.getvalue().encode("utf-8-sig")
 
 
-# === main =============================================================================
+# === streams ==========================================================================
+
+
+def say(text: str, stream: TextIO | Any = None) -> None:
+    """Print, whatever has become of the stream: a reader that went away undoes no audit."""
+    stream = stream or sys.stdout
+    if stream is None:  # closed by who started us
+        return
+    try:
+        encoding = stream.encoding or "utf-8"
+        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+    except OSError:  # or the interpreter complains again when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def complain(text: str) -> None:
+    say(f"security_check.py: {text}", sys.stderr)
+
+
+def show_progress(started: float, wanted: bool, text: str) -> None:
+    """A line that stays where it is, for somebody who waits at a terminal."""
+    if wanted and sys.stderr and sys.stderr.isatty():
+        seconds = f"{time.monotonic() - started:.0f} s"
+        sys.stderr.write(f"\r\x1b[K{text[:68]}  {seconds}" if text else "\r\x1b[K")
+        sys.stderr.flush()
+
+
+def redacted(record: logging.LogRecord) -> bool:
+    """Take the session token and signatures out of botocore's log."""
+    text = re.sub(r"(?i)(token|signature)(\W{1,6})[^\s'\",&]+", r"\1\2***", record.getMessage())
+    record.msg, record.args = text, ()
+    return True
+
+
+def log_calls(wanted: bool) -> None:
+    """botocore's log on standard error, but for what was answered: it holds reports."""
+    logging.getLogger("botocore").setLevel(logging.DEBUG if wanted else logging.NOTSET)
+    if not wanted:
+        return
+    handler = logging.StreamHandler()
+    handler.addFilter(redacted)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(name)s %(message)s")
+    for secretive in ("botocore.auth", "botocore.parsers", "botocore.hooks"):
+        logging.getLogger(secretive).setLevel(logging.INFO)
+
+
+# === arguments ========================================================================
 
 EPILOG = """\
 (*) may be repeated. The checks are:
@@ -3327,7 +3378,6 @@ exit codes:
   3  the report is written, but something was NOT CHECKED
 
 Credentials, regions and proxies are configured as for the AWS CLI."""
-FINISHED: list[str] = []  # accounts whose files are written, for who interrupts the run
 
 
 def like(pattern: str, what: str) -> Callable[[str], str]:
@@ -3342,10 +3392,10 @@ def like(pattern: str, what: str) -> Callable[[str], str]:
 
 
 ACCOUNT = like(r"\d{12}", "an account number of twelve digits")
-DAYS = like(r"\d{1,5}", "a number of days")
-# https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
-ROLE_NAME = like(r"/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
 
+DAYS = like(r"\d{1,5}", "a number of days")
+
+ROLE_NAME = like(r"/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
 
 MARK = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
 
@@ -3367,6 +3417,7 @@ def name_of(what: str) -> Callable[[str], str]:
 
 
 FILE = name_of("file")
+
 FOLDER = name_of("folder")
 
 
@@ -3411,6 +3462,129 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--merge audits nothing: --{name.replace('_', '-')} has no place there")
     return options
 
+
+# === access ===========================================================================
+
+
+class ReadingModels:
+    """What botocore knows of AWS's services, read once for all accounts, because that is slow,
+    and without what writes: our clients have no method that could change anything, but for
+    those that are named, which the client that writes reports to S3 has."""
+
+    def __init__(self, loader: Any, writes: Collection[str]) -> None:
+        self.loader, self.writes = loader, writes
+        self.load_service_model = functools.cache(self._load_service_model)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def _load_service_model(
+        self, service_name: str, type_name: str, api_version: str | None = None
+    ) -> Any:
+        model = self.loader.load_service_model(service_name, type_name, api_version)
+        if type_name != "service-2":
+            return model
+        reads = {
+            name: operation
+            for name, operation in model["operations"].items()
+            if name.startswith(READS) or name in self.writes
+        }
+        return model | {"operations": reads}
+
+
+@functools.cache
+def service_models(writes: tuple[str, ...]) -> Any:
+    import botocore.session
+
+    return ReadingModels(botocore.session.Session().get_component("data_loader"), writes)
+
+
+def new_session(
+    profile: str | None = None, writes: Collection[str] = (), **keys: str
+) -> boto3.Session:
+    import boto3
+    import botocore.session
+
+    core = botocore.session.Session(profile=profile)
+    core.register_component("data_loader", service_models(tuple(writes)))
+    return boto3.Session(botocore_session=core, **keys)
+
+
+def advice(error: Exception, profile: str | None) -> str:
+    """What to do about credentials that do not work."""
+    code = getattr(error, "code", type(error).__name__)
+    option = f" --profile {profile}" if profile else ""
+    if code == "NoCredentialsError":
+        return f"no AWS credentials found: run `aws configure{option}` or set AWS_PROFILE"
+    if code.startswith("Login"):
+        return f"the login session has expired: run `aws login{option}`"
+    if code in ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"):
+        return f"the SSO session has expired: run `aws sso login{option}`"
+    if code in EXPIRED:
+        return "the credentials have expired: renew them and run again"
+    if code in REFUSED:
+        return "AWS does not accept these credentials: check the access key and the clock"
+    reason = error.__cause__ or error
+    return f"cannot reach the account: {' '.join(str(reason).split())}"
+
+
+def connect(
+    options: argparse.Namespace, profile: str | None, writes: Collection[str] = ()
+) -> Account:
+    """The account that we run in: it has answered who we are. It has the methods that read, and
+    those that are named."""
+    from botocore.exceptions import BotoCoreError, ProfileNotFound
+
+    now = datetime.now(timezone.utc)
+    try:
+        session = new_session(profile, writes)
+        aws = Account(session, now, options.region, int(options.max_key_age))
+        identity = aws.ask("sts", "GetCallerIdentity")
+        aws.number, aws.arn = identity["Account"], identity["Arn"]
+    except ProfileNotFound as error:
+        import botocore.session
+
+        known = ", ".join(botocore.session.Session().available_profiles) or "none"
+        raise CannotRun(f"{error} (profiles: {known})") from error
+    except (BotoCoreError, Unanswered) as error:
+        raise CannotRun(advice(error, profile)) from error
+    return aws
+
+
+def enter(caller: Account, profile: str | None, role: str, number: str) -> Account:
+    """Another account, by its role; or the one that we run in, as we are."""
+    session, arn = caller.session, caller.arn
+    if number != caller.number:
+        partition, who = arn.split(":")[1], re.split("[/:]", arn)[-1]
+        name = re.sub(r"[^A-Za-z0-9_+=,.@-]", "-", f"security-check-{who}")[:64]
+        wanted = f"arn:{partition}:iam::{number}:role/{role.lstrip('/')}"
+        try:
+            answer = caller.ask("sts", "AssumeRole", RoleArn=wanted, RoleSessionName=name)
+        except Unanswered as error:
+            raise replace(error, detail=wanted) from error
+        keys, arn = answer["Credentials"], answer["AssumedRoleUser"]["Arn"]
+        session = new_session(
+            profile,
+            aws_access_key_id=keys["AccessKeyId"],
+            aws_secret_access_key=keys["SecretAccessKey"],
+            aws_session_token=keys["SessionToken"],
+            region_name=caller.region,
+        )
+    now = datetime.now(timezone.utc)
+    return Account(session, now, caller.only, caller.max_key_age, number, arn)
+
+
+def check_regions(aws: Account) -> None:
+    try:
+        unknown = sorted(set(aws.only) - set(enabled_regions(aws))) if aws.only else []
+    except Unanswered:  # not ours to list: the checks will say what they cannot read
+        return
+    if unknown:
+        valid = ", ".join(enabled_regions(aws))
+        raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
+
+
+# === run ==============================================================================
 
 OVERVIEW = "overview"  # in the place of an account's number
 
@@ -3471,6 +3645,10 @@ class Run:
         return self.decisions[str(file)]
 
 
+def inside(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}"
+
+
 def prepare(run: Run) -> None:
     """Everything that can be wrong before the first account is entered."""
     options = run.options
@@ -3489,130 +3667,38 @@ def prepare(run: Run) -> None:
         run.accepted("")
 
 
-def inside(folder: str, name: str) -> str:
-    return f"{folder.rstrip('/')}/{name}"
+def history_of(run: Run, report: Report) -> list[Day]:
+    """What is remembered of an account that was not audited."""
+    return read_state(run.file(run.options.state, report.number)).history.get(report.number, [])
 
 
-def advice(error: Exception, profile: str | None) -> str:
-    """What to do about credentials that do not work."""
-    code = getattr(error, "code", type(error).__name__)
-    option = f" --profile {profile}" if profile else ""
-    if code == "NoCredentialsError":
-        return f"no AWS credentials found: run `aws configure{option}` or set AWS_PROFILE"
-    if code.startswith("Login"):
-        return f"the login session has expired: run `aws login{option}`"
-    if code in ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"):
-        return f"the SSO session has expired: run `aws sso login{option}`"
-    if code in EXPIRED:
-        return "the credentials have expired: renew them and run again"
-    if code in REFUSED:
-        return "AWS does not accept these credentials: check the access key and the clock"
-    reason = error.__cause__ or error
-    return f"cannot reach the account: {' '.join(str(reason).split())}"
+def without_ok(report: Report) -> Report:
+    """What the overview needs of a report."""
+    sheets = [
+        replace(sheet, rows=[row for row in sheet.rows if row.status != OK])
+        for sheet in report.sheets
+    ]
+    return replace(report, sheets=sheets)
 
 
-class ReadingModels:
-    """What botocore knows of AWS's services, read once for all accounts, because that is slow,
-    and without what writes: our clients have no method that could change anything, but for
-    those that are named, which the client that writes reports to S3 has."""
-
-    def __init__(self, loader: Any, writes: Collection[str]) -> None:
-        self.loader, self.writes = loader, writes
-        self.load_service_model = functools.cache(self._load_service_model)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def _load_service_model(
-        self, service_name: str, type_name: str, api_version: str | None = None
-    ) -> Any:
-        model = self.loader.load_service_model(service_name, type_name, api_version)
-        if type_name != "service-2":
-            return model
-        reads = {
-            name: operation
-            for name, operation in model["operations"].items()
-            if name.startswith(READS) or name in self.writes
-        }
-        return model | {"operations": reads}
+def whole_json(documents: list[dict[str, Any]]) -> bytes:
+    document = {"schema": REPORT_SCHEMA, "version": __version__, "accounts": documents}
+    return json.dumps(document, indent=1).encode()
 
 
-@functools.cache
-def service_models(writes: tuple[str, ...]) -> Any:
-    import botocore.session
-
-    return ReadingModels(botocore.session.Session().get_component("data_loader"), writes)
-
-
-def new_session(
-    profile: str | None = None, writes: Collection[str] = (), **keys: str
-) -> boto3.Session:
-    import boto3
-    import botocore.session
-
-    core = botocore.session.Session(profile=profile)
-    core.register_component("data_loader", service_models(tuple(writes)))
-    return boto3.Session(botocore_session=core, **keys)
-
-
-def connect(
-    options: argparse.Namespace, profile: str | None, writes: Collection[str] = ()
-) -> Account:
-    """The account that we run in: it has answered who we are. It has the methods that read, and
-    those that are named."""
-    from botocore.exceptions import BotoCoreError, ProfileNotFound
-
-    now = datetime.now(timezone.utc)
-    try:
-        session = new_session(profile, writes)
-        aws = Account(session, now, options.region, int(options.max_key_age))
-        identity = aws.ask("sts", "GetCallerIdentity")
-        aws.number, aws.arn = identity["Account"], identity["Arn"]
-    except ProfileNotFound as error:
-        import botocore.session
-
-        known = ", ".join(botocore.session.Session().available_profiles) or "none"
-        raise CannotRun(f"{error} (profiles: {known})") from error
-    except (BotoCoreError, Unanswered) as error:
-        raise CannotRun(advice(error, profile)) from error
-    return aws
-
-
-def enter(caller: Account, profile: str | None, role: str, number: str) -> Account:
-    """Another account, by its role; or the one that we run in, as we are."""
-    session, arn = caller.session, caller.arn
-    if number != caller.number:
-        partition, who = arn.split(":")[1], re.split("[/:]", arn)[-1]
-        name = re.sub(r"[^A-Za-z0-9_+=,.@-]", "-", f"security-check-{who}")[:64]
-        wanted = f"arn:{partition}:iam::{number}:role/{role.lstrip('/')}"
-        try:
-            answer = caller.ask("sts", "AssumeRole", RoleArn=wanted, RoleSessionName=name)
-        except Unanswered as error:
-            raise replace(error, detail=wanted) from error
-        keys, arn = answer["Credentials"], answer["AssumedRoleUser"]["Arn"]
-        session = new_session(
-            profile,
-            aws_access_key_id=keys["AccessKeyId"],
-            aws_secret_access_key=keys["SecretAccessKey"],
-            aws_session_token=keys["SessionToken"],
-            region_name=caller.region,
-        )
-    now = datetime.now(timezone.utc)
-    return Account(session, now, caller.only, caller.max_key_age, number, arn)
-
-
-def check_regions(aws: Account) -> None:
-    try:
-        unknown = sorted(set(aws.only) - set(enabled_regions(aws))) if aws.only else []
-    except Unanswered:  # not ours to list: the checks will say what they cannot read
-        return
-    if unknown:
-        valid = ", ".join(enabled_regions(aws))
-        raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
-
+# === audits ===========================================================================
 
 # An account, as a report that is still blank, and how to enter it if it is to be audited.
 Member = tuple[Report, Callable[[], Account] | None]
+
+
+def listed_accounts(caller: Account) -> dict[str, dict[str, Any]]:
+    try:
+        found = caller.fetch("organizations", "ListAccounts", "Accounts", page_size=20)
+        return {account["Id"]: account for account in found}
+    except Unanswered as error:
+        where = "ask from the management account or a delegated administrator"
+        raise CannotRun(f"cannot list the accounts: {error}{needed(error)}; {where}") from error
 
 
 def members_by_profile(options: argparse.Namespace, blank: Report) -> Iterator[Member]:
@@ -3655,13 +3741,31 @@ def members_of(
         yield report, way if state == ACTIVE and not report.error else None
 
 
-def listed_accounts(caller: Account) -> dict[str, dict[str, Any]]:
-    try:
-        found = caller.fetch("organizations", "ListAccounts", "Accounts", page_size=20)
-        return {account["Id"]: account for account in found}
-    except Unanswered as error:
-        where = "ask from the management account or a delegated administrator"
-        raise CannotRun(f"cannot list the accounts: {error}{needed(error)}; {where}") from error
+FINISHED: list[str] = []  # accounts whose files are written, for who interrupts the run
+
+
+def matched(decisions: list[Acceptance], number: str, sheets: Iterable[Sheet]) -> set[Acceptance]:
+    """The decisions that are about something on the sheets."""
+    ids = [sheet.id(row) for sheet in sheets for row in sheet.rows]
+    return {one for one in decisions if any(one.is_about(number, id) for id in ids)}
+
+
+def write(run: Run, report: Report, now: Known) -> None:
+    """Write the workbook, the CSV files and the state of one account."""
+    options, number = run.options, report.number
+    name, output = f"security_check_{number}_{report.started:%Y-%m-%d_%H%M}.xls", options.output
+    if output and run.several and "{account}" not in output:
+        name = output.removesuffix(Path(output).name) + name  # beside the overview
+    elif output:
+        name = output
+    report.path = run.file(name, number).place()
+    run.deliver(workbook(report), name, number)
+    FINISHED.append(number)
+    for sheet in report.sheets if options.csv else ():
+        csv_name = inside(options.csv, f"{number}-{sheet.check.name}.csv")
+        run.deliver(as_csv(sheet, report), csv_name, number)
+    if options.state:
+        write_state(run.file(options.state, number), number, now, report.history)
 
 
 def audit(run: Run, aws: Account, report: Report, progress: Progress) -> None:
@@ -3693,24 +3797,6 @@ def audit(run: Run, aws: Account, report: Report, progress: Progress) -> None:
     write(run, report, now)
 
 
-def write(run: Run, report: Report, now: Known) -> None:
-    """Write the workbook, the CSV files and the state of one account."""
-    options, number = run.options, report.number
-    name, output = f"security_check_{number}_{report.started:%Y-%m-%d_%H%M}.xls", options.output
-    if output and run.several and "{account}" not in output:
-        name = output.removesuffix(Path(output).name) + name  # beside the overview
-    elif output:
-        name = output
-    report.path = run.file(name, number).place()
-    run.deliver(workbook(report), name, number)
-    FINISHED.append(number)
-    for sheet in report.sheets if options.csv else ():
-        csv_name = inside(options.csv, f"{number}-{sheet.check.name}.csv")
-        run.deliver(as_csv(sheet, report), csv_name, number)
-    if options.state:
-        write_state(run.file(options.state, number), number, now, report.history)
-
-
 def audit_member(run: Run, member: Member, progress: Progress) -> tuple[Report, dict[str, Any]]:
     """Audit one account: the report, and the same as JSON. A failure costs this account only,
     and says so, if there are others or the JSON can tell of it. Then of each only that is kept
@@ -3733,71 +3819,23 @@ def audit_member(run: Run, member: Member, progress: Progress) -> tuple[Report, 
     return (without_ok(report) if run.several else report), document
 
 
-def history_of(run: Run, report: Report) -> list[Day]:
-    """What is remembered of an account that was not audited."""
-    return read_state(run.file(run.options.state, report.number)).history.get(report.number, [])
+def audited(
+    run: Run, members: list[Member], progress: Progress
+) -> tuple[list[Report], list[dict[str, Any]]]:
+    """The reports of the accounts, which are audited side by side, and the same as JSON."""
+    inner = (lambda _: None) if run.several else progress
+    with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
+        jobs = [pool.submit(audit_member, run, one, inner) for one in members]
+        findings = 0
+        for done, job in enumerate(as_completed(jobs) if run.several else (), 1):
+            findings += len(job.result()[0].rows(FINDING))
+            progress(f"{done:,} of {len(jobs):,} accounts, {counted(findings, 'finding')}")
+    progress("")
+    reports, documents = zip(*(job.result() for job in jobs), strict=True)
+    return [*reports], [*documents]
 
 
-def without_ok(report: Report) -> Report:
-    """What the overview needs of a report."""
-    return replace(report, sheets=[
-        replace(sheet, rows=[row for row in sheet.rows if row.status != OK])
-        for sheet in report.sheets
-    ])  # fmt: skip
-
-
-def whole_json(documents: list[dict[str, Any]]) -> bytes:
-    document = {"schema": REPORT_SCHEMA, "version": __version__, "accounts": documents}
-    return json.dumps(document, indent=1).encode()
-
-
-def say(text: str, stream: TextIO | Any = None) -> None:
-    """Print, whatever has become of the stream: a reader that went away undoes no audit."""
-    stream = stream or sys.stdout
-    if stream is None:  # closed by who started us
-        return
-    try:
-        encoding = stream.encoding or "utf-8"
-        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
-    except OSError:  # or the interpreter complains again when it flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def complain(text: str) -> None:
-    say(f"security_check.py: {text}", sys.stderr)
-
-
-def show_progress(started: float, wanted: bool, text: str) -> None:
-    """A line that stays where it is, for somebody who waits at a terminal."""
-    if wanted and sys.stderr and sys.stderr.isatty():
-        seconds = f"{time.monotonic() - started:.0f} s"
-        sys.stderr.write(f"\r\x1b[K{text[:68]}  {seconds}" if text else "\r\x1b[K")
-        sys.stderr.flush()
-
-
-def redacted(record: logging.LogRecord) -> bool:
-    """Take the session token and signatures out of botocore's log."""
-    text = re.sub(r"(?i)(token|signature)(\W{1,6})[^\s'\",&]+", r"\1\2***", record.getMessage())
-    record.msg, record.args = text, ()
-    return True
-
-
-def log_calls(wanted: bool) -> None:
-    """botocore's log on standard error, but for what was answered: it holds reports."""
-    logging.getLogger("botocore").setLevel(logging.DEBUG if wanted else logging.NOTSET)
-    if not wanted:
-        return
-    handler = logging.StreamHandler()
-    handler.addFilter(redacted)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(name)s %(message)s")
-    for secretive in ("botocore.auth", "botocore.parsers", "botocore.hooks"):
-        logging.getLogger(secretive).setLevel(logging.INFO)
-
-
-def matched(decisions: list[Acceptance], number: str, sheets: Iterable[Sheet]) -> set[Acceptance]:
-    """The decisions that are about something on the sheets."""
-    ids = [sheet.id(row) for sheet in sheets for row in sheet.rows]
-    return {one for one in decisions if any(one.is_about(number, id) for id in ids)}
+# === merging ==========================================================================
 
 
 def documents(run: Run, name: str) -> list[File]:
@@ -3823,48 +3861,17 @@ def reports_in(file: File, whole: bool) -> list[Report]:
         raise CannotRun(f"{file} is damaged, or no report of this script") from error
 
 
-def merged(run: Run, expected: list[Report]) -> list[Report]:
-    """The reports of a run, read back. What cannot be merged is a gap, as is an account that is
-    expected and of which there is no report."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        files = [file for name in run.options.merge for file in documents(run, name)]
-        jobs = [(file, pool.submit(reports_in, file, bool(run.options.json))) for file in files]
-    found, gaps = dict[str, tuple[File, Report]](), list[Report]()
-    for file, job in jobs:
-        try:
-            reports = job.result()
-        except CannotRun as why:
-            gaps.append(left_out(Report("", run.started, name=Path(file.place()).name), str(why)))
-            continue
-        for report in reports:
-            other, known = found.setdefault(report.number or report.name, (file, report))
-            if known is not report:
-                later = max(known, report, key=lambda one: one.started)
-                gaps.append(
-                    left_out(report, f"it is in {other} and in {file}: the later one counts")
-                )
-                found[report.number or report.name] = file, later
-    read = [report for _, report in found.values()]
-    latest = max((one.started for one in read), default=run.started)
-    asked = set().union(*map(scope, read))
-    of_this_run = {key: fitting(one, latest, asked) for key, (_, one) in found.items()}
-    for blank in expected:
-        one = of_this_run.setdefault(blank.number, blank)
-        one.name = blank.name or one.name
-        if one is blank and one.state == ACTIVE and not one.error:
-            one.error = Unanswered("NoReport", detail="of this run")
-        if one is blank and run.options.state:
-            one.history = history_of(run, one)
-    return [*of_this_run.values(), *gaps]
+def scope(report: Report) -> set[tuple[str, bool]]:
+    """Which checks were run, and which of them were run on everything."""
+    names = {(sheet.check.name, False) for sheet in report.sheets}
+    return names | {(sheet.check.name, True) for sheet in report.sheets if sheet.whole}
 
 
 def left_out(report: Report, why: str) -> Report:
     """An account of which something is not in the overview, and why."""
     complain(f"{report.number} {why}".strip())
-    return replace(
-        Report(report.number, report.started, name=report.name),
-        error=Unanswered("NotMerged", detail=why),
-    )
+    error = Unanswered("NotMerged", detail=why)
+    return Report(report.number, report.started, name=report.name, error=error)
 
 
 def fitting(report: Report, latest: datetime, asked: Collection[tuple[str, bool]]) -> Report:
@@ -3877,10 +3884,61 @@ def fitting(report: Report, latest: datetime, asked: Collection[tuple[str, bool]
     return report
 
 
-def scope(report: Report) -> set[tuple[str, bool]]:
-    """Which checks were run, and which of them were run on everything."""
-    names = {(sheet.check.name, False) for sheet in report.sheets}
-    return names | {(sheet.check.name, True) for sheet in report.sheets if sheet.whole}
+def gathered(run: Run) -> tuple[list[Report], list[Report]]:
+    """The reports that there are, one of each account, and gaps for what cannot be merged."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        files = [file for name in run.options.merge for file in documents(run, name)]
+        jobs = [(file, pool.submit(reports_in, file, bool(run.options.json))) for file in files]
+    found, gaps = dict[str, tuple[File, Report]](), list[Report]()
+    for file, job in jobs:
+        try:
+            reports = job.result()
+        except CannotRun as why:
+            gaps.append(left_out(Report("", run.started, name=Path(file.place()).name), str(why)))
+            continue
+        for report in reports:
+            other, known = found.setdefault(key := report.number or report.name, (file, report))
+            if known is not report:
+                twice = f"is in {other} and in {file}: the later one counts"
+                gaps.append(left_out(report, twice))
+                found[key] = file, max(known, report, key=lambda one: one.started)
+    return [report for _, report in found.values()], gaps
+
+
+def merged(run: Run, expected: list[Report]) -> list[Report]:
+    """The reports of a run, read back. What cannot be merged is a gap, as is an account that is
+    expected and of which there is no report."""
+    found, gaps = gathered(run)
+    latest = max((one.started for one in found), default=run.started)
+    asked = set().union(*map(scope, found))
+    reports = {one.number or one.name: fitting(one, latest, asked) for one in found}
+    for blank in expected:
+        one = reports.setdefault(blank.number, blank)
+        one.name = blank.name or one.name
+        if one is blank and one.state == ACTIVE and not one.error:
+            one.error = Unanswered("NoReport", detail="of this run")
+        if one is blank and run.options.state:
+            one.history = history_of(run, one)
+    return [*reports.values(), *gaps]
+
+
+def as_one(results: Results, reports: list[Report]) -> Results:
+    """The results of a run that reports were written in, wherever that was."""
+    seen = [one for one in reports if one.arn or one.sheets]
+    if not reports:
+        raise CannotRun("there is no report to merge")
+    began = min((one.started for one in seen), default=results.started)
+    ended = max((one.started + timedelta(seconds=one.seconds) for one in seen), default=began)
+    return replace(
+        results,
+        started=began,
+        seconds=(ended - began).total_seconds(),
+        with_state=any(one.gone is not None for one in reports),
+        arn=results.arn or in_words(sorted(one.arn for one in seen)),
+    )
+
+
+# === main =============================================================================
 
 
 class Outcome(NamedTuple):
@@ -3890,6 +3948,33 @@ class Outcome(NamedTuple):
     headline: str
     calm: bool
     files: list[str]
+
+
+def write_list(run: Run, numbers: list[str]) -> Outcome:
+    """Write which accounts there are to audit, for who spreads the work."""
+    text = "\n".join(numbers)
+    if run.options.list == "-":
+        say(text)
+    else:
+        run.deliver(f"{text}\n".encode(), run.options.list)
+    return Outcome(0, counted(len(numbers), "account"), True, run.written)
+
+
+def whom(run: Run) -> tuple[Results, list[Member]]:
+    """Which accounts are to be audited, or are expected, and what they belong to."""
+    options, blank = run.options, Report("", run.started.replace(microsecond=0))
+    results = Results([], run.started, run.several, bool(options.state))
+    if options.merge and not options.organization:
+        results.of = "AWS accounts"
+        return results, [(replace(blank, number=one), None) for one in options.account]
+    if len(set(options.profile)) > 1:
+        results.of, results.arn = "AWS profiles", ", ".join(options.profile)
+        return results, [*members_by_profile(options, blank)]
+    profile = next(iter(options.profile), None)
+    caller = connect(options, profile)
+    of = f"AWS organization of {caller.number}" if options.organization else "AWS accounts"
+    results.of, results.arn = of, caller.arn
+    return results, [*members_of(caller, options, profile, blank)]
 
 
 def conclude(run: Run, results: Results, documents: list[dict[str, Any]]) -> Outcome:
@@ -3921,39 +4006,6 @@ def conclude(run: Run, results: Results, documents: list[dict[str, Any]]) -> Out
     return Outcome(code, f"{whose}: {headline(results)}", calm, run.written)
 
 
-def whom(run: Run) -> tuple[Results, list[Member]]:
-    """Which accounts are to be audited, or are expected, and what they belong to."""
-    options, blank = run.options, Report("", run.started.replace(microsecond=0))
-    results = Results([], run.started, run.several, bool(options.state))
-    if options.merge and not options.organization:
-        results.of = "AWS accounts"
-        return results, [(replace(blank, number=one), None) for one in options.account]
-    if len(set(options.profile)) > 1:
-        results.of, results.arn = "AWS profiles", ", ".join(options.profile)
-        return results, [*members_by_profile(options, blank)]
-    profile = next(iter(options.profile), None)
-    caller = connect(options, profile)
-    of = f"AWS organization of {caller.number}" if options.organization else "AWS accounts"
-    results.of, results.arn = of, caller.arn
-    return results, [*members_of(caller, options, profile, blank)]
-
-
-def audited(
-    run: Run, members: list[Member], progress: Progress
-) -> tuple[list[Report], list[dict[str, Any]]]:
-    """The reports of the accounts, which are audited side by side, and the same as JSON."""
-    inner = (lambda _: None) if run.several else progress
-    with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
-        jobs = [pool.submit(audit_member, run, one, inner) for one in members]
-        findings = 0
-        for done, job in enumerate(as_completed(jobs) if run.several else (), 1):
-            findings += len(job.result()[0].rows(FINDING))
-            progress(f"{done:,} of {len(jobs):,} accounts, {counted(findings, 'finding')}")
-    progress("")
-    reports, documents = zip(*(job.result() for job in jobs), strict=True)
-    return [*reports], [*documents]
-
-
 def perform(argv: Sequence[str] | None) -> Outcome:
     """A run from its arguments to its end. The files of each account are written when it is
     done, and the overview of several at the end. CannotRun says why there is no report."""
@@ -3982,32 +4034,6 @@ def perform(argv: Sequence[str] | None) -> Outcome:
         results.path = run.file(name).place()  # which the overview's links begin at
         run.deliver(book_of(results), name)
     return conclude(run, results, documents)
-
-
-def as_one(results: Results, reports: list[Report]) -> Results:
-    """The results of a run that reports were written in, wherever that was."""
-    seen = [one for one in reports if one.arn or one.sheets]
-    if not reports:
-        raise CannotRun("there is no report to merge")
-    began = min((one.started for one in seen), default=results.started)
-    ended = max((one.started + timedelta(seconds=one.seconds) for one in seen), default=began)
-    return replace(
-        results,
-        started=began,
-        seconds=(ended - began).total_seconds(),
-        with_state=any(one.gone is not None for one in reports),
-        arn=results.arn or in_words(sorted(one.arn for one in seen)),
-    )
-
-
-def write_list(run: Run, numbers: list[str]) -> Outcome:
-    """Write which accounts there are to audit, for who spreads the work."""
-    text = "\n".join(numbers)
-    if run.options.list == "-":
-        say(text)
-    else:
-        run.deliver(f"{text}\n".encode(), run.options.list)
-    return Outcome(0, counted(len(numbers), "account"), True, run.written)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,8 @@ and only repeated, so that moto's own slowness is not measured. Script and floor
 the median of three counts. Only ratios within one run mean something on another machine.
 
 `organization` measures 20 small accounts and 8 medium ones, audited by one run and by a run for
-each, one after another; and the overview of 200 accounts with 300 findings each.
+each, one after another; what --merge takes for a report; and the overview of 200 accounts with
+300 findings each.
 """
 
 from __future__ import annotations
@@ -390,7 +391,38 @@ def organization(server: Server, name: str, number: int) -> None:
     print(together.line())
     print(f"        {wall / together.wall:.1f} times faster than one after another", end="")
     print(f", {together.cpu / number:.2f} s of processor an account", end="")
-    print(f", the server's {together.served:.1f} s", flush=True)
+    print(f", the server's {together.served:.1f} s")
+    wall, cpu, memory, calls = (
+        statistics.median(getattr(one, name) for one in alone)
+        for name in ("wall", "cpu", "memory", "calls")
+    )
+    print(
+        f"        one alone: {calls:.0f} calls, {wall:.1f} s,"
+        f" of the processor {cpu:.2f} s, {memory:.0f} MB",
+        flush=True,
+    )
+
+
+def merging(server: Server, numbers: tuple[int, ...] = (500, 1000, 2000)) -> None:
+    """The overview of so many reports of a small account, read from files."""
+    fill(server, SIZES["small"], [])
+    with tempfile.TemporaryDirectory() as folder:
+        one, runs = Path(folder, "one.json"), Path(folder, "runs")
+        measure(server, "script", 0, False, "--json", str(one))
+        text, measured = one.read_text(), []
+        runs.mkdir()
+        for number in numbers:
+            for n in range(number):
+                (runs / f"{n}.json").write_text(text.replace(OWN, f"{n:012}"))
+            given = ("--merge", str(runs), "--output", str(Path(folder, "o.xls")), "--quiet")
+            measured.append(measure(server, "script", 0, False, *given))
+    told = sum('"status": "OK"' not in line for line in text.splitlines() if '"status"' in line)
+    cpu = statistics.linear_regression(numbers, [one.cpu for one in measured]).slope
+    memory = statistics.linear_regression(numbers, [one.memory for one in measured]).slope
+    print(
+        f"\n--merge: {cpu * 1000:.1f} ms of the processor and {memory:.2f} MB a report"
+        f" with {told} things to read"
+    )
 
 
 def overview(accounts: int = 200, findings: int = 300) -> None:
@@ -457,6 +489,7 @@ def main() -> None:
         if "organization" in options.sizes:
             for name, number in ORGANIZATIONS.items():
                 organization(account, name, number)
+            merging(account)
         sizes = [name for name in options.sizes if name in SIZES]
         for name in sizes if options.sizes else ("small", "medium"):
             fill(account, SIZES[name], ("script", "plain", "floor"))

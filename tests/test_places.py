@@ -613,7 +613,7 @@ def test_an_account_that_is_there_twice(
     assert main(["--merge", "runs", "--output", "o.xls"]) == 3
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
-    assert f"{TOKYO} it is in runs/{TOKYO}.json and in runs/again.json: the later one" in line
+    assert f"{TOKYO} is in runs/{TOKYO}.json and in runs/again.json: the later one counts" in line
     assert "2 audited, 1 NOT CHECKED" in said.out
 
 
