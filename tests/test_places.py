@@ -55,6 +55,9 @@ from security_check import (
     write_state,
 )
 
+README = (Path(__file__).parent.parent / "README.md").read_text()
+SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+POLICIES = re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 SOEHNE, TOKYO, CLOSED = "111111111111", "222222222222", "888888888888"
 BUCKET = "reports"
 
@@ -681,7 +684,52 @@ def test_more_reports_than_s3_lists_at_once(
     assert {row[0] for row in shown[3:]} == {f"{n:012}" for n in range(7)}
 
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+@pytest.mark.posix
+def test_the_commands_of_the_readme_make_the_overview_of_one_run(
+    cloud: Cloud, few: Organization, tmp_path: Path
+) -> None:
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
+    (tmp_path / "security_check.py").symlink_to(security_check.__file__)
+    (commands,) = (text for text in SHELL if "xargs" in text)
+    needed = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(
+        ["/bin/sh", "-c", commands],
+        env={**needed, **cloud.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 3
+    assert f"AccessDenied: sts AssumeRole arn:aws:iam::{CLOSED}" in ran.stderr
+    (made,) = Path("runs").iterdir()
+    main(["--organization", "--output", f"{made}/local.xls"])
+    told, local = (cells((made / name).read_bytes()) for name in ("overview.xls", "local.xls"))
+    assert told == local
+
+
+def test_the_policy_for_s3_allows_what_a_run_asks_of_it_and_nothing_else(
+    cloud: Cloud, few: Organization
+) -> None:
+    (policy,) = (json.loads(text) for text in POLICIES if "s3:PutObject" in text)
+    allowed = set()
+    for statement in policy["Statement"]:
+        actions = statement["Action"]
+        of = statement["Resource"].removeprefix("arn:aws:s3:::example-reports")
+        allowed |= {(one, of) for one in ([actions] if isinstance(actions, str) else actions)}
+    top = f"s3://{BUCKET}"
+    cloud.client("s3").put_object(Bucket=BUCKET, Key="accept.txt", Body=b"# nothing\n")
+    cloud.layer.calls.clear()
+    run = ["--account", TOKYO, "--state", f"{top}/state.json", "--accept", f"{top}/accept.txt"]
+    main([*run, "--json", f"{top}/r/x.json", "--output", f"{top}/x.xls", "--csv", f"{top}/csv"])
+    main(["--merge", f"{top}/r/", "--output", f"{top}/o.xls"])
+    known = {"ListObjectsV2": ("s3:ListBucket", "")}
+    asked = {
+        known.get(call.operation, (f"s3:{call.operation}", "/*"))
+        for call in cloud.layer.calls
+        if call.service == "s3" and call.text.startswith(f"/{BUCKET}")
+    }
+    assert asked == allowed
 
 
 # --- the list of accounts ------------------------------------------------------------------------
