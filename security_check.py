@@ -3879,7 +3879,7 @@ def fitting(report: Report, latest: datetime, asked: Collection[tuple[str, bool]
     An old one must not stand for an audit that failed, nor one with less for a whole one."""
     if latest - report.started > RUN_LASTS:
         return left_out(report, f"was audited on {report.started:%Y-%m-%d}, before this run")
-    if report.sheets and scope(report) != asked:
+    if report.state == ACTIVE and not report.error and scope(report) != asked:
         return left_out(report, "was asked about fewer checks or regions than others")
     return report
 

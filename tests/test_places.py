@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone
@@ -486,18 +486,20 @@ def test_who_is_always_overtaken_gives_up_and_says_so(
 # --- merging -----------------------------------------------------------------------------------
 
 
-def audit_each(*names: str) -> None:
+IAM_ALONE = ("--check", "mfa", "--check", "access-keys")
+
+
+def audit_each(*names: str, checks: Sequence[str] = IAM_ALONE) -> None:
     """Every account by a run of its own, as any engine would do it."""
     for number in names:
-        main(
-            ["--account", number, "--json", "runs/{account}.json", "--output", "runs/{account}.xls"]
-        )
+        files = ["--json", "runs/{account}.json", "--output", "runs/{account}.xls"]
+        main(["--account", number, *files, *checks])
 
 
 def test_an_overview_of_what_others_audited_is_that_of_one_run(
     cloud: Cloud, few: Organization
 ) -> None:
-    audit_each(*few.names)
+    audit_each(*few.names, checks=())
     main(["--organization", "--output", "runs/local.xls"])
     asked = len(cloud.layer.calls)
     assert main(["--organization", "--merge", "runs", "--output", "runs/merged.xls"]) == 3
@@ -570,6 +572,10 @@ def fewer(document: Any) -> None:
     del document["accounts"][0]["checks"][0]
 
 
+def none(document: Any) -> None:
+    document["accounts"][0]["checks"] = []
+
+
 def limited(document: Any) -> None:
     document["accounts"][0]["checks"][0]["whole"] = False
 
@@ -582,9 +588,18 @@ def limited(document: Any) -> None:
         (lambda d: d["accounts"][0].update(seconds=1), "is damaged, or no report of this script"),
         (older, "was audited on"),
         (fewer, "was asked about fewer checks or regions"),
+        (none, "was asked about fewer checks or regions"),
         (limited, "was asked about fewer checks or regions"),
     ],
-    ids=["version", "damaged", "unknown", "of last month", "fewer checks", "fewer regions"],
+    ids=[
+        "version",
+        "damaged",
+        "unknown",
+        "of last month",
+        "fewer checks",
+        "no checks",
+        "fewer regions",
+    ],
 )
 def test_what_cannot_be_merged_is_one_line_and_the_rest_is_merged(
     cloud: Cloud, few: Organization, capsys: pytest.CaptureFixture[str], change: Any, words: str
@@ -670,7 +685,7 @@ def test_more_reports_than_s3_lists_at_once(
 ) -> None:
     blank = Report("", NOW.replace(microsecond=0), arn="arn:aws:sts::1:x")
     for n in range(7):
-        document = whole_json([as_json(replace(blank, number=f"{n:012}"))])
+        document = whole_json([as_json(replace(blank, number=f"{n:012}", state="SUSPENDED"))])
         bucket.put_object(Bucket=BUCKET, Key=f"{n}.json", Body=document)
     fetch = security_check.Account.fetch
 
