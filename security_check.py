@@ -279,6 +279,11 @@ class Row:
         """The severity of a finding, else the status: one of GRADES."""
         return self.severity if self.status == FINDING else self.status
 
+    def ending(self, end: str, **facts: Any) -> Row:
+        """The row with other facts, and with this at the end of what it says."""
+        start, what, _ = self.brief
+        return replace(self, result=f"{self.result}{end}", brief=(start, what, end), **facts)
+
 
 def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
@@ -697,20 +702,19 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
     for reservation in aws.fetch(
         "ec2", "DescribeInstances", "Reservations", region, IncludeManagedResources=True
     ):
-        for instance in reservation["Instances"]:
-            instances += 1
-            if is_classic(instance):
-                cells: dict[str, Cell] = {
-                    "Region": region,
-                    "Instance ID": instance["InstanceId"],
-                    "Name": name_tag(instance),
-                    "State": instance["State"]["Name"],
-                    "Launched": instance["LaunchTime"],
-                }
-                words = f"is {cells['State']} outside a VPC"
-                result = f"{cells['Name'] or cells['Instance ID']} {words}"
-                row = Row(region, instance["InstanceId"], cells, result, HIGH)
-                yield replace(row, brief=(words, "", ""), mend="move it by hand")
+        instances += len(reservation["Instances"])
+        for instance in filter(is_classic, reservation["Instances"]):
+            id, name, state = instance["InstanceId"], name_tag(instance), instance["State"]["Name"]
+            cells: dict[str, Cell] = {
+                "Region": region,
+                "Instance ID": id,
+                "Name": name,
+                "State": state,
+                "Launched": instance["LaunchTime"],
+            }
+            words, mend = f"is {state} outside a VPC", "move it by hand"
+            result = f"{name or id} {words}"
+            yield Row(region, id, cells, result, HIGH, brief=(words, "", ""), mend=mend)
     return instances
 
 
@@ -778,11 +782,11 @@ def protocol_name(protocol: str) -> str:
 
 def opened_ports(protocol: str, first: int | None, last: int | None) -> range:
     """The ports that a rule opens: none where the protocol (by name) has no ports."""
-    if protocol == "ALL" or (protocol in ("TCP", "UDP") and first in (None, -1)):
+    if protocol not in ("ALL", "TCP", "UDP"):
+        return range(0)
+    if protocol == "ALL" or first is None or first == -1:
         return range(65536)
-    if protocol in ("TCP", "UDP") and first is not None:
-        return range(first, (first if last is None else last) + 1)
-    return range(0)
+    return range(first, (first if last is None else last) + 1)
 
 
 def port_words(protocol: str, first: int | None, last: int | None) -> str:
@@ -874,8 +878,6 @@ def public_sources(cidrs: list[str]) -> list[str]:
 
 
 SOURCES = {"IpRanges": "CidrIp", "Ipv6Ranges": "CidrIpv6", "PrefixListIds": "PrefixListId"}
-
-
 RuleKey = tuple[str, int | None, int | None]  # protocol by name, first and last port
 
 
@@ -914,7 +916,7 @@ def opened_to(
     if found := whole_internet(cidrs):
         return found, [], None
     entries, missing = dict[str, list[str]](), None
-    for id in sorted(set(lists)):
+    for id in lists:
         try:
             entries[id] = prefix_list(aws, region, id)
         except Unanswered as error:
@@ -929,44 +931,39 @@ def opened_to(
 def doors(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Row]:
     """The rules of a group that let in the Internet, or may: rows without the last two cells."""
     for key, sources in rules(group).items():
-        protocol, ids = key[0], {one for one in sources if one.startswith("pl-")}
-        cidrs = [source for source in sources if source not in ids]
-        ports, lists = port_words(*key), ", ".join(sorted(ids))
+        lists = sorted({source for source in sources if source.startswith("pl-")})
+        cidrs = [source for source in sources if source not in lists]
+        open_to, via, error = opened_to(aws, region, cidrs, lists)
+        id, protocol, ports = group["GroupId"], key[0], port_words(*key)
         cells: dict[str, Cell] = {
             "Region": region,
-            "Group ID": group["GroupId"],
+            "Group ID": id,
             "Group name": group.get("GroupName", ""),
             "VPC": group.get("VpcId", ""),
             "Protocol": protocol,
             "Ports": ports,
         }
-        rule = "/".join((group["GroupId"], protocol, ports.split(" (")[0].replace(" ", "-")))
-        found, via, error = opened_to(aws, region, cidrs, ids)
-        open_to = ", ".join(found)
+        rule = f"{id}/{protocol}/{ports.split(' (')[0].replace(' ', '-')}"
         if error:
-            part = f"{rule}/{lists}".replace(", ", ",")
-            yield gap(region, part, cells | {"Open to": lists}, error)
-            if via:  # the finding would have the ID of the gap
-                continue
-        cells["Open to"] = f"{open_to} ({', '.join(via)})" if via else open_to
-        part = f"{rule}/{lists if via else open_to}".replace(", ", ",")
-        if found:
-            known = [*cidrs, *(cidr for id in via for cidr in prefix_list(aws, region, id))]
+            cells["Open to"] = ", ".join(lists)
+            yield gap(region, f"{rule}/{','.join(lists)}", {**cells}, error)
+        if open_to and not (error and via):  # the finding would have the ID of the gap
+            known = [*cidrs, *(cidr for one in via for cidr in prefix_list(aws, region, one))]
             # one that is open by its own CIDRs has lists that were not read
-            verdicts = door_verdicts(group["GroupId"], key, known, bool(ids and not via))
+            verdicts = door_verdicts(id, key, known, bool(lists and not via))
             mend = closing(group, key, [*public_sources(cidrs), *via])
+            cells["Open to"] = ", ".join(open_to) + (f" ({', '.join(via)})" if via else "")
+            part = f"{rule}/{','.join(lists if via else open_to)}"
             row = Row(region, part, cells, verdicts=verdicts, mend=mend)
-            yield open_door(row, key, found, via)
+            yield open_door(row, key, open_to, via)
 
 
-def open_door(row: Row, key: RuleKey, found: list[str], via: list[str]) -> Row:
+def open_door(row: Row, key: RuleKey, open_to: list[str], via: list[str]) -> Row:
     """The row as a finding, before it is known who uses the group."""
-    whole = bool(whole_internet(found))
+    whole, whom, what = whole_internet(open_to), internet_words(open_to, via), port_service(*key)
     severity, control = port_severity(key[0], opened_ports(*key)) if whole else (MEDIUM, "")
-    whom, what = internet_words(found, via), port_service(*key)
     start = f"A{what[1:]} are" if what.startswith("all ") else f"{what} is"
-    result = f"{start} open to {whom}"
-    brief = (f"lets {whom} reach ", what, "")
+    result, brief = f"{start} open to {whom}", (f"lets {whom} reach ", what, "")
     return replace(row, result=result, severity=severity, control=control, brief=brief)
 
 
@@ -1008,19 +1005,15 @@ def is_public(interface: dict[str, Any]) -> bool:
     return any(ip_address(address["Ipv6Address"]).is_global for address in ipv6)
 
 
-def used_by(interfaces: Sequence[dict[str, Any]]) -> str:
-    public = sum(map(is_public, interfaces))
-    number = counted(len(interfaces), "interface")
-    return f"{number}, {public:,} public" if interfaces else "not in use"
-
-
-def use_words(interfaces: Sequence[dict[str, Any]], blocked: str) -> str:
-    """The end of the sentence about an open door."""
-    public, verb = sum(map(is_public, interfaces)), "uses" if len(interfaces) == 1 else "use"
-    addressed = f"{public:,} with a public address" if public else "none with a public address"
-    used = f"{counted(len(interfaces), 'interface')} {verb} it, {addressed}"
+def use_words(interfaces: Sequence[dict[str, Any]], blocked: str) -> tuple[str, str]:
+    """Who uses a group, as a cell and as the end of the sentence about an open door."""
     stopped = f"; {blocked} stops it" if blocked else ""
-    return f"; {used if interfaces else 'nothing uses it'}{stopped}"
+    if not interfaces:
+        return "not in use", f"; nothing uses it{stopped}"
+    public, number = sum(map(is_public, interfaces)), counted(len(interfaces), "interface")
+    verb, some = "uses" if len(interfaces) == 1 else "use", f"{public:,}" if public else "none"
+    end = f"; {number} {verb} it, {some} with a public address{stopped}"
+    return f"{number}, {public:,} public", end
 
 
 @dataclass(frozen=True)
@@ -1106,14 +1099,13 @@ def judged(door: Row, interfaces: list[dict[str, Any]], barrier: Ingress | None)
     """A door in the light of who uses its group and what stands in front of it; without
     `barrier` nothing is known of either."""
     if not (barrier and door.severity):
-        unknown: dict[str, Cell] = {"Used by": NOT_CHECKED, "Blocked by": NOT_CHECKED}
-        return replace(door, cells=door.cells | unknown)
+        unknown = dict.fromkeys(("Used by", "Blocked by"), NOT_CHECKED)
+        return replace(door, cells={**door.cells, **unknown})
     blocked = barrier.blocks(str(door.cells["VPC"]), interfaces)
-    door = replace(door, cells=door.cells | {"Used by": used_by(interfaces), "Blocked by": blocked})
+    used, end = use_words(interfaces, blocked)
+    cells = door.cells | {"Used by": used, "Blocked by": blocked}
     severity = LOW if blocked else door.severity if interfaces else lowered(door.severity)
-    end, (start, what, _) = use_words(interfaces, blocked), door.brief
-    result, brief = f"{door.result}{end}", (start, what, end)
-    return replace(door, severity=severity, result=result, brief=brief)
+    return door.ending(end, cells=cells, severity=severity)
 
 
 # === check 3: access keys =============================================================
@@ -1763,9 +1755,8 @@ def public(aws: Account, row: Row, setting: str) -> Row:
     row = replace(row, cells=row.cells | {"Blocked by": blocked})
     if not blocked:
         return row
-    end, (start, what, _) = f", but the {blocked} makes that void", row.brief
-    row = replace(row, severity=LOW, result=f"{row.result}{end}", brief=(start, what, end))
-    return replace(row, verdicts=whatever_blocks, mend=row.mend or "already void")
+    facts = {"severity": LOW, "verdicts": whatever_blocks, "mend": row.mend or "already void"}
+    return row.ending(f", but the {blocked} makes that void", **facts)
 
 
 # === runner ===========================================================================

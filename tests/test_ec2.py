@@ -31,7 +31,6 @@ from security_check import (
     protocol_name,
     run_check,
     use_words,
-    used_by,
     whole_internet,
     wide_sources,
 )
@@ -367,7 +366,7 @@ PUBLIC = {"Association": {"PublicIp": "192.0.2.1"}}
     ],
 )
 def test_use_in_words(interfaces: list[dict[str, Any]], words: str) -> None:
-    assert used_by(interfaces) == words
+    assert use_words(interfaces, "")[0] == words
 
 
 @pytest.mark.parametrize(
@@ -646,7 +645,7 @@ def test_whom_a_rule_lets_in(open_to: list[str], via: list[str], words: str) -> 
     ],
 )
 def test_who_uses_an_open_door(interfaces: list[Any], blocked: str, words: str) -> None:
-    assert use_words(interfaces, blocked) == words
+    assert use_words(interfaces, blocked)[1] == words
 
 
 def test_a_group_in_no_use_is_one_severity_less(aws: Canned) -> None:
