@@ -632,8 +632,7 @@ def answer_or_gap(question: Callable[[Account], T], aws: Account) -> T | Unanswe
 
 @once
 def enabled_regions(aws: Account) -> list[str]:
-    answer = aws.ask("ec2", "DescribeRegions")["Regions"]
-    return sorted(region["RegionName"] for region in answer)
+    return sorted(region["RegionName"] for region in aws.ask("ec2", "DescribeRegions")["Regions"])
 
 
 def regions(aws: Account) -> list[str]:
@@ -1393,43 +1392,35 @@ class Trail:
         return not self.problem and not self.error and not left_out
 
     def cells(self, region: str) -> dict[str, Cell]:
-        known = bool(self.about)
+        about, valid = self.about, self.about.get("LogFileValidationEnabled")
         return {
             "Region": region,
-            "Trail": self.about.get("Name", ""),
-            "Home region": self.about.get("HomeRegion", ""),
-            "Multi-region": yes_no(self.about["IsMultiRegionTrail"]) if known else "",
+            "Trail": about.get("Name", ""),
+            "Home region": about.get("HomeRegion", ""),
+            "Multi-region": yes_no(about["IsMultiRegionTrail"]) if about else "",
             "Logging": self.logging,
             "Management events": self.events,
-            "Log file validation": yes_no(self.about.get("LogFileValidationEnabled"))
-            if known
-            else "",
+            "Log file validation": yes_no(valid) if about else "",
         }
 
     def row(self, region: str) -> Row:
-        cells = self.cells(region)
+        """What the trail, or that there is none, means for a region."""
+        cells, name = self.cells(region), self.about.get("Name", "")
         if self.error:
             return gap(region, "", cells, self.error)
-        if self.problem:
-            return self.silent_row(region)
-        if not self.flaws:
+        if not self.problem and not self.flaws:
             return Row(region, "", cells, "Enabled")
-        names, words, controls = zip(*self.flaws, strict=True)
-        control = ", ".join(sorted(filter(None, controls)))
-        brief = ("records ", region, f", but {in_words(words)}")
-        result = f"Trail {self.about['Name']} {''.join(brief)}"
-        row = Row(region, "+".join(names), cells, result, LOW, control)
-        return replace(row, brief=brief, mend=self.mend)
-
-    def silent_row(self, region: str) -> Row:
-        """The row for a trail that does not record a region, or for none."""
-        calls, name = "the API calls of ", self.about.get("Name", "")
-        brief = (f"No trail records {calls}", region, "")
-        if name:
-            brief = (f"does not record {calls}", region, f": {self.problem}")
+        part, severity, control = "not-enabled", HIGH, "CloudTrail.1"
+        brief = ("does not record the API calls of ", region, f": {self.problem}")
+        if not name:
+            brief = ("No trail records the API calls of ", region, "")
+        elif not self.problem:
+            names, words, controls = zip(*self.flaws, strict=True)
+            part, severity = "+".join(names), LOW
+            control = ", ".join(sorted(filter(None, controls)))
+            brief = ("records ", region, f", but {in_words(words)}")
         result = f"{f'Trail {name} ' if name else ''}{''.join(brief)}"
-        row = Row(region, "not-enabled", self.cells(region), result, HIGH, "CloudTrail.1")
-        return replace(row, brief=brief, mend=self.mend)
+        return Row(region, part, cells, result, severity, control, brief=brief, mend=self.mend)
 
 
 def weigh(about: dict[str, Any], status: dict[str, Any], selectors: dict[str, Any]) -> Trail:
@@ -1441,22 +1432,18 @@ def weigh(about: dict[str, Any], status: dict[str, Any], selectors: dict[str, An
     )
     problems = [] if status["IsLogging"] else ["logging stopped"]
     problems += [] if len(recorded) == 2 else [f"management events: {events}"]
-    flaws = [
-        sources and ("events-left-out", f"it leaves out events of {sources}", "CloudTrail.1"),
-        not about.get("LogFileValidationEnabled")
-        and ("log-file-validation", "its log files are not validated", "CloudTrail.4"),
-        not about.get("IncludeGlobalServiceEvents", True)
-        and ("global-events", "it leaves out global services", ""),
-        error and ("delivery", f"it cannot deliver its logs ({error})", ""),
-    ]
-    return Trail(
-        about,
-        yes_no(status["IsLogging"]),
-        f"{events} without {sources}" if sources else events,
-        ", ".join(problems),
-        tuple(found := [flaw for flaw in flaws if flaw]),
-        mend=recording(about, problems, {flaw[0] for flaw in found}),
-    )
+    flaws = []
+    if sources:
+        events = f"{events} without {sources}"
+        flaws += [("events-left-out", f"it leaves out events of {sources}", "CloudTrail.1")]
+    if not about.get("LogFileValidationEnabled"):
+        flaws += [("log-file-validation", "its log files are not validated", "CloudTrail.4")]
+    if not about.get("IncludeGlobalServiceEvents", True):
+        flaws += [("global-events", "it leaves out global services", "")]
+    if error:
+        flaws += [("delivery", f"it cannot deliver its logs ({error})", "")]
+    logging, mend = yes_no(status["IsLogging"]), recording(about, problems, {f[0] for f in flaws})
+    return Trail(about, logging, events, ", ".join(problems), tuple(flaws), mend=mend)
 
 
 NO_TRAIL = Trail({}, problem="no trail", mend="create a trail")
@@ -1480,10 +1467,8 @@ def recording(about: dict[str, Any], problems: list[str], flaws: set[str]) -> Me
 @once
 def trails(aws: Account, region: str) -> list[dict[str, Any]]:
     """The trails that cover a region, also those at home elsewhere or of the organization."""
-    found: list[dict[str, Any]] = aws.ask(
-        "cloudtrail", "DescribeTrails", region, includeShadowTrails=True
-    )["trailList"]
-    return found
+    answer = aws.ask("cloudtrail", "DescribeTrails", region, includeShadowTrails=True)
+    return list(answer["trailList"])
 
 
 @once
@@ -1561,9 +1546,8 @@ def trail_verdicts(
     verdicts = [] if proven or unknown else [Verdict("CloudTrail.1", number)]
     home = [trail.about for trail in found if trail.about["HomeRegion"] == region]
     own = [about for about in home if about["TrailARN"].split(":")[4] == number]
-    for about in own:
-        if not about.get("LogFileValidationEnabled"):
-            verdicts.append(Verdict("CloudTrail.4", about["TrailARN"]))
+    bad = [about["TrailARN"] for about in own if not about.get("LogFileValidationEnabled")]
+    verdicts += [Verdict("CloudTrail.4", arn) for arn in bad]
     return verdicts, Counter({"CloudTrail.1": int(not unknown), "CloudTrail.4": len(own)})
 
 
