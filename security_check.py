@@ -1163,13 +1163,13 @@ def check_access_keys(aws: Account, user: str) -> Rows:
             "Age (days)": age,
             "Last used": "",
         }
+        row = Row(user, key["AccessKeyId"], cells, verdicts=key_verdicts(cells))
         if age > aws.max_key_age:
-            yield from old_key(aws, user, key["AccessKeyId"], cells)
+            yield from old_key(aws, row)
             continue
         due = due_day(created, aws.max_key_age)
         soon = f", due {due:%Y-%m-%d}" if due - aws.now <= SOON else ""
-        row = Row(user, key["AccessKeyId"], cells, f"Key is rotated{soon}")
-        yield replace(row, verdicts=key_verdicts(cells))
+        yield replace(row, result=f"Key is rotated{soon}")
     return Counter({"IAM.3": sum(key["Status"] == "Active" for key in keys)})
 
 
@@ -1180,30 +1180,24 @@ def key_verdicts(cells: dict[str, Cell]) -> tuple[Verdict, ...]:
     return (Verdict("IAM.3", str(cells["Access key ID"])),) if old and active else ()
 
 
-def on_day(when: Cell, done: str) -> str:
-    """`used on 2026-11-02`, `never used`."""
-    return f"{done} on {when:%Y-%m-%d}" if isinstance(when, datetime) else f"never {done}"
-
-
-def old_key(aws: Account, user: str, key: str, cells: dict[str, Cell]) -> Iterator[Row]:
+def old_key(aws: Account, row: Row) -> Iterator[Row]:
+    """The row as a finding, unless the key is gone by now."""
+    user, key, active = row.target, row.part, row.cells["Key status"] == "Active"
     try:
-        last = aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=key)["AccessKeyLastUsed"]
+        answer = aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=key)["AccessKeyLastUsed"]
     except Unanswered as error:
         if error.code not in GONE:
-            yield replace(gap(user, key, cells, error), verdicts=key_verdicts(cells))
+            yield replace(row, gap=replace(error))
         return
-    used = last.get("LastUsedDate", "never")
-    cells = cells | {"Last used": used}
-    words = f"is {cells['Age (days)']:,} days old and was {on_day(used, 'used')}"
-    if cells["Key status"] != "Active":
-        row = Row(user, key, cells, f"Inactive key of {user} {words}", LOW)
-        yield replace(row, brief=(f"inactive key {words}", "", ""), mend="already inactive")
-        return
-    row = Row(user, key, cells, f"Key of {user} {words}", MEDIUM, "IAM.3")
+    last = answer.get("LastUsedDate")
+    used = f"used on {last:%Y-%m-%d}" if last else "never used"
+    words = f"is {row.cells['Age (days)']:,} days old and was {used}"
     option = (*cli_option("user-name", user), "--access-key-id", key, "--status", "Inactive")
-    mend = ("iam", "update-access-key", *option)
-    row = replace(row, verdicts=key_verdicts(cells), mend=mend)
-    yield replace(row, brief=(f"key {words}", "", ""))
+    mend = ("iam", "update-access-key", *option) if active else "already inactive"
+    kind, severity, control = ("key", MEDIUM, "IAM.3") if active else ("inactive key", LOW, "")
+    result, brief = f"{kind.capitalize()} of {user} {words}", (f"{kind} {words}", "", "")
+    row = replace(row, result=result, severity=severity, control=control, brief=brief, mend=mend)
+    yield replace(row, cells=row.cells | {"Last used": last or "never"})
 
 
 # === check 4: MFA =====================================================================
@@ -1262,11 +1256,6 @@ def report_date(text: str) -> Cell:
     return datetime.fromisoformat(text.replace("Z", "+00:00")) if text[:1].isdigit() else ""
 
 
-def mfa_cells(user: str, password: bool, last: Cell, mfa: bool) -> dict[str, Cell]:
-    words = {"Console password": yes_no(password), "Last sign-in": last, "MFA": yes_no(mfa)}
-    return {"User": user, **words}
-
-
 def sign_in_words(password: bool, last: Cell) -> str:
     """How somebody without MFA signs in."""
     if not password:
@@ -1274,6 +1263,19 @@ def sign_in_words(password: bool, last: Cell) -> str:
     if isinstance(last, datetime):
         return f"signs in with a password alone, last on {last:%Y-%m-%d}"
     return f"can sign in with a password alone{', but never did' if last else ''}"
+
+
+def mfa_row(user: str, password: bool, last: Cell, mfa: bool, severity: str, *controls: str) -> Row:
+    """How somebody signs in; without MFA that is a finding, which fails the controls."""
+    words, who = sign_in_words(password, last), "Root" if user == ROOT else user
+    cells = {"Console password": yes_no(password), "Last sign-in": last, "MFA": yes_no(mfa)}
+    row = Row(user, "", {"User": user, **cells}, "Enabled")
+    if mfa:
+        return row
+    verdicts = tuple(Verdict(control, user) for control in controls)
+    mend = "sign in as root" if user == ROOT else "its owner must enrol a device"
+    row = replace(row, result=f"{who} {words}", brief=(words, "", ""), mend=mend)
+    return replace(row, severity=severity, control=controls[0], verdicts=verdicts)
 
 
 @check(
@@ -1295,16 +1297,9 @@ def check_mfa(aws: Account, user: str) -> Rows:
         return Counter({"IAM.9": 1})
     mfa, password = has_mfa(aws, user), has_password(aws, user)
     last = user_list(aws).get(user, {}).get("PasswordLastUsed", "never" if password else "")
-    cells = mfa_cells(user, password, last, mfa)
-    if mfa:
-        yield Row(user, "", cells, "Enabled")
-    else:
-        control, words = ("IAM.5" if password else "IAM.19"), sign_in_words(password, last)
-        row = Row(user, "", cells, f"{user} {words}", MEDIUM, control, brief=(words, "", ""))
-        failed = ("IAM.5", "IAM.19") if password else ("IAM.19",)
-        row = replace(row, verdicts=tuple(Verdict(control, user) for control in failed))
-        yield replace(row, mend="its owner must enrol a device")
-    return Counter({"IAM.19": 1, "IAM.5": int(password)})
+    controls = ("IAM.5", "IAM.19") if password else ("IAM.19",)
+    yield mfa_row(user, password, last, mfa, MEDIUM, *controls)
+    return Counter(controls)
 
 
 def root_mfa(aws: Account) -> Row:
@@ -1316,14 +1311,10 @@ def root_mfa(aws: Account) -> Row:
     password = bool(summary.get("AccountPasswordPresent", 1)) and not govcloud
     _, report = credential_report(aws)
     last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
-    cells = mfa_cells(ROOT, password, last, mfa)
-    if mfa:
-        return Row(ROOT, "", cells, "Enabled")
-    if not password and not summary["AccountAccessKeysPresent"]:
-        return Row(ROOT, "", cells, "Root has no credentials")
-    words = sign_in_words(password, last)
-    row = Row(ROOT, "", cells, f"Root {words}", CRITICAL, "IAM.9", brief=(words, "", ""))
-    return replace(row, verdicts=(Verdict("IAM.9", ROOT),), mend="sign in as root")
+    row = mfa_row(ROOT, password, last, mfa, CRITICAL, "IAM.9")
+    if not mfa and not password and not summary["AccountAccessKeysPresent"]:
+        return Row(ROOT, "", row.cells, "Root has no credentials")
+    return row
 
 
 # === check 5: CloudTrail ==============================================================
