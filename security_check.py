@@ -652,14 +652,10 @@ def users(aws: Account) -> Iterator[str]:
 
 
 @once
-def bucket_list(aws: Account) -> dict[str, str]:
+def buckets(aws: Account) -> dict[str, str]:
     """The region of every bucket by name, blank where ListBuckets does not tell it."""
     found = aws.fetch("s3", "ListBuckets", "Buckets")
     return {bucket["Name"]: bucket.get("BucketRegion", "") for bucket in found}
-
-
-def buckets(aws: Account) -> Iterator[str]:
-    yield from bucket_list(aws)
 
 
 @once
@@ -1544,23 +1540,17 @@ def trail_verdicts(
 
 # === check 6: S3 ACLs =================================================================
 
-# What a permission lets the public do, by the control that fails.
+# What a permission lets somebody do, in words that stand in front of the bucket's name or
+# behind it, and the controls that fail if the public may.
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/acl-overview.html#permissions
-PUBLIC_CONTROLS = {
-    "READ": "S3.2",
-    "READ_ACP": "S3.2",
-    "WRITE": "S3.3",
-    "WRITE_ACP": "S3.3",
-    "FULL_CONTROL": "S3.2, S3.3",
+MAY = {
+    "READ": ("list", "list it", "S3.2"),
+    "READ_ACP": ("read the ACL of", "read its ACL", "S3.2"),
+    "WRITE": ("write to", "write to it", "S3.3"),
+    "WRITE_ACP": ("change the ACL of", "change its ACL", "S3.3"),
+    "FULL_CONTROL": ("list, write and change the ACL of", "have full control of it", "S3.2, S3.3"),
 }
-MAY = {  # in front of the bucket's name, and behind it
-    "READ": ("list", "list it"),
-    "READ_ACP": ("read the ACL of", "read its ACL"),
-    "WRITE": ("write to", "write to it"),
-    "WRITE_ACP": ("change the ACL of", "change its ACL"),
-    "FULL_CONTROL": ("list, write and change the ACL of", "have full control of it"),
-}
-WHO = {EVERYONE: "everyone on the Internet", ANY_AWS_ACCOUNT: "anyone with an AWS account"}
+PUBLIC = {EVERYONE: "everyone on the Internet", ANY_AWS_ACCOUNT: "anyone with an AWS account"}
 BUCKET_CONTROLS = ("S3.2", "S3.3", "S3.12")
 GROUPS = {
     EVERYONE: ("AllUsers", "Everyone (AllUsers)"),
@@ -1582,8 +1572,8 @@ def grantee_words(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
 
 def grant_severity(grantee: dict[str, Any], owner: str, permission: str) -> tuple[str, str]:
     """Severity and control of a grant, before any public access block; blank if harmless."""
-    if grantee.get("URI") in (EVERYONE, ANY_AWS_ACCOUNT):
-        return CRITICAL, PUBLIC_CONTROLS[permission]
+    if grantee.get("URI") in PUBLIC:
+        return CRITICAL, MAY[permission][2]
     if grantee.get("URI") == LOG_DELIVERY or grantee.get("ID") == owner:
         return "", ""
     return MEDIUM, "S3.12"
@@ -1591,19 +1581,18 @@ def grant_severity(grantee: dict[str, Any], owner: str, permission: str) -> tupl
 
 def grant_words(grantee: dict[str, Any], permission: str, bucket: str) -> tuple[str, Brief]:
     """Who may do what, as a sentence and behind the name of the bucket."""
-    who = WHO.get(grantee.get("URI", ""), "another AWS account")
-    may, its = MAY.get(permission, (f"{permission} on", f"{permission} on it"))
+    who = PUBLIC.get(grantee.get("URI", ""), "another AWS account")
+    may, its, _ = MAY.get(permission, (f"{permission} on", f"{permission} on it", ""))
     return f"{who[0].upper()}{who[1:]} may {may} {bucket}", (f"{who} may ", its, "")
 
 
 def grant_verdicts(bucket: str, severity: str, permission: str) -> tuple[Verdict, ...]:
     """The controls that a grant fails: S3.12 is about any user's, S3.2 and S3.3 about public
     ones. Whether an ACL that is open itself fails them, their pages do not tell."""
-    known = {"READ": ("S3.2",), "WRITE": ("S3.3",), "FULL_CONTROL": ("S3.2", "S3.3")}
-    open_to = PUBLIC_CONTROLS[permission].split(", ") if severity == CRITICAL else ()
-    word = FAILED if permission in known else NOT_CHECKED
+    public = MAY[permission][2].split(", ") if severity == CRITICAL else ()
+    word = NOT_CHECKED if permission.endswith("_ACP") else FAILED
     users = (Verdict("S3.12", bucket),) if severity else ()
-    return (*users, *(Verdict(control, bucket, word) for control in open_to))
+    return (*users, *(Verdict(control, bucket, word) for control in public))
 
 
 @once
@@ -1633,18 +1622,13 @@ def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
 
 def without_public_grants(bucket: str, acl: dict[str, Any]) -> Mend:
     """The command that leaves a bucket all its grants but the public ones."""
-    names, public_groups = ("Type", "ID", "URI", "EmailAddress"), (EVERYONE, ANY_AWS_ACCOUNT)
-    grants = [
-        {
-            "Grantee": {name: grant["Grantee"][name] for name in names if name in grant["Grantee"]},
-            "Permission": grant["Permission"],
-        }
-        for grant in acl["Grants"]
-        if grant["Grantee"].get("URI") not in public_groups
-    ]
+    names, grants = ("Type", "ID", "URI", "EmailAddress"), []
+    for grant in acl["Grants"]:
+        if (who := grant["Grantee"]).get("URI") not in PUBLIC:
+            kept = {name: who[name] for name in names if name in who}
+            grants.append({"Grantee": kept, "Permission": grant["Permission"]})
     policy = compact({"Owner": {"ID": acl["Owner"]["ID"]}, "Grants": grants})
-    words = ("--bucket", bucket, "--access-control-policy", policy)
-    return ("s3api", "put-bucket-acl", *words)
+    return ("s3api", "put-bucket-acl", "--bucket", bucket, "--access-control-policy", policy)
 
 
 def restricted(bucket: str, block: dict[str, Any] | None) -> Mend:
@@ -1652,18 +1636,18 @@ def restricted(bucket: str, block: dict[str, Any] | None) -> Mend:
     names = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
     on = {name: bool((block or {}).get(name)) for name in names} | {"RestrictPublicBuckets": True}
     settings = ",".join(f"{name}={str(value).lower()}" for name, value in on.items())
-    words = ("--bucket", bucket, "--public-access-block-configuration", settings)
-    return ("s3api", "put-public-access-block", *words)
+    option = ("--public-access-block-configuration", settings)
+    return ("s3api", "put-public-access-block", "--bucket", bucket, *option)
 
 
 @once
 def bucket_acl(aws: Account, bucket: str) -> Answer:
-    return aws.ask("s3", "GetBucketAcl", bucket_list(aws)[bucket], Bucket=bucket)
+    return aws.ask("s3", "GetBucketAcl", buckets(aws)[bucket], Bucket=bucket)
 
 
 @once
 def policy_status(aws: Account, bucket: str) -> Answer:
-    region, absent = bucket_list(aws)[bucket], {"NoSuchBucketPolicy"}
+    region, absent = buckets(aws)[bucket], {"NoSuchBucketPolicy"}
     return aws.ask("s3", "GetBucketPolicyStatus", region, absent, Bucket=bucket)
 
 
@@ -1675,7 +1659,7 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
 @check(
     "S3 ACLs",
     over=buckets,
-    ahead=(bucket_list, every(acl_and_policy, bucket_list)),
+    ahead=(buckets, every(acl_and_policy, buckets)),
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
     thing=("Bucket", "Region"),
     kind="grant",
@@ -1687,10 +1671,8 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
 )
 def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """Every grant on a bucket, and whether its policy makes it public."""
-    region = bucket_list(aws)[bucket]
-    acl = bucket_acl(aws, bucket)
-    owner: str = acl["Owner"]["ID"]
-    private = without_public_grants(bucket, acl)
+    region, acl = buckets(aws)[bucket], bucket_acl(aws, bucket)
+    owner, private = acl["Owner"]["ID"], without_public_grants(bucket, acl)
     where = {"Bucket": bucket, "Region": region, "Owner": acl["Owner"].get("DisplayName") or owner}
     for grant in acl["Grants"]:
         grantee, permission = grant["Grantee"], grant["Permission"]
@@ -1707,12 +1689,12 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
     policy = policy_status(aws, bucket)
     if policy and policy["PolicyStatus"]["IsPublic"]:
         cells = where | {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
-        result = f"The policy of {bucket} lets in {WHO[EVERYONE]}"
-        row = Row(bucket, "policy", cells, result, CRITICAL, "S3.2, S3.3")
+        result = f"The policy of {bucket} lets in {PUBLIC[EVERYONE]}"
+        brief = (f"its policy lets in {PUBLIC[EVERYONE]}", "", "")
+        row = Row(bucket, "policy", cells, result, CRITICAL, "S3.2, S3.3", brief=brief)
         # whether it lets them read or write is not asked
-        verdicts = (Verdict("S3.2", bucket, NOT_CHECKED), Verdict("S3.3", bucket, NOT_CHECKED))
-        brief = (f"its policy lets in {WHO[EVERYONE]}", "", "")
-        yield public(aws, replace(row, brief=brief, verdicts=verdicts), "RestrictPublicBuckets")
+        verdicts = tuple(Verdict(control, bucket, NOT_CHECKED) for control in ("S3.2", "S3.3"))
+        yield public(aws, replace(row, verdicts=verdicts), "RestrictPublicBuckets")
     return Counter(BUCKET_CONTROLS)
 
 
