@@ -65,6 +65,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from ipaddress import collapse_addresses, ip_address, ip_network
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TextIO, TypeVar
 from unicodedata import combining, east_asian_width
@@ -2830,18 +2831,17 @@ def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
     for row, column, target in links:
         text = (target.removeprefix("#") + "\0").encode("utf-16-le")
         if target.startswith("#"):
-            link = struct.pack("<III", 2, 8, len(text) // 2) + text
+            kind, link = 8, struct.pack("<I", len(text) // 2) + text
         elif ":" in target:
             moniker = bytes.fromhex("E0C9EA79F9BACE118C8200AA004BA90B")
-            link = struct.pack("<II", 2, 3) + moniker + struct.pack("<I", len(text)) + text
+            kind, link = 3, moniker + struct.pack("<I", len(text)) + text
         else:
             moniker = bytes.fromhex("0303000000000000C000000000000046")
             path, end = target.encode() + b"\0", struct.pack("<HH20xI", 0xFFFF, 0xDEAD, 0)
-            link = (
-                struct.pack("<II", 2, 1) + moniker + struct.pack("<HI", 0, len(path)) + path + end
-            )
+            kind, link = 1, moniker + struct.pack("<HI", 0, len(path)) + path + end
         place = struct.pack("<HHHH", row, row, column, column)
-        data = place + bytes.fromhex("D0C9EA79F9BACE118C8200AA004BA90B") + link
+        start = place + bytes.fromhex("D0C9EA79F9BACE118C8200AA004BA90B")
+        data = start + struct.pack("<II", 2, kind) + link
         records.append(struct.pack("<HH", 0x01B8, len(data)) + data)
     plain = sheet.get_biff_data()
     whole = b"".join((plain[:-4], *records, plain[-4:]))  # before the end record
@@ -2875,11 +2875,7 @@ def style(look: str, right: bool = False, date: bool = False, wrap: bool = True)
 
     align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
     wrapped = ", wrap on" if wrap and look not in (*FREE, "command", "code") else ""
-    lines = (
-        ""
-        if look in (*FREE, "code", "sentence")
-        else "; borders: bottom hair, bottom_colour gray40"
-    )
+    lines = "" if look in (*FREE, "code") else "; borders: bottom hair, bottom_colour gray40"
     form = "yyyy-mm-dd" if date else "General"
     return xlwt.easyxf(f"{LOOKS[look]}; {align}{wrapped}{lines}", num_format_str=form)
 
@@ -2981,15 +2977,12 @@ class Page:
         """Leave out of the print the columns on the right, as many as must be for letters of
         seven points. What is still too wide goes on to a second page."""
         points = [self.sheet.col(column).width / 48.8 for column in range(len(self.header))]
-        spare = ["ID", MEND, "First seen", "Control", "Status"]
+        fits = [total * SMALLEST <= 100 * PAPER for total in accumulate(points)]
+        never, spare = ("ID", MEND), ("First seen", "Control", "Status")
         self.last = len(points) - 1
-        while self.header[self.last] in spare and (
-            self.header[self.last] in spare[:2]
-            or sum(points[: self.last + 1]) * SMALLEST > 100 * PAPER
-        ):
+        while (name := self.header[self.last]) in never or (name in spare and not fits[self.last]):
             self.last -= 1
-        fits = sum(points[: self.last + 1]) * SMALLEST <= 100 * PAPER
-        self.sheet.fit_num_pages = self.sheet.fit_width_to_pages = int(fits)
+        self.sheet.fit_num_pages = self.sheet.fit_width_to_pages = int(fits[self.last])
         self.sheet.fit_height_to_pages, self.sheet.print_scaling = 0, SMALLEST
 
 
