@@ -2818,6 +2818,7 @@ CONSOLES = {
 }
 
 Line = tuple[list[Cell], str, dict[int, str]]  # cells, look, links by column
+Beside = tuple[str, str, str, str]  # a word, the text beside it, where it leads, what mends it
 
 
 def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
@@ -2958,11 +2959,17 @@ class Page:
         self.sheet.write_merge(*place, clean(text), style("cell"))
         self.end_row(270 * max(len(lines), 1))
 
-    def write_command(self, text: str) -> None:
-        """A command over the same columns, of which a line is shown: who copies the cell gets
-        all of it."""
-        self.sheet.write_merge(self.next, self.next, 1, ACROSS, clean(text), style("code"))
-        self.end_row(230)
+    def section(self, title: str, lines: Sequence[Beside]) -> None:
+        """A title, and under it lines of a word and what stands beside it. Of a command one
+        line is shown: who copies the cell gets all of it."""
+        self.next += 1
+        self.write([title if lines else f"{title}: none"], "section")
+        for word, text, target, mend in lines:
+            self.write_beside(word, text, target)
+            if mend:
+                place = (self.next, self.next, 1, ACROSS)
+                self.sheet.write_merge(*place, clean(mend), style("code"))
+                self.end_row(230)
 
     def close(self) -> None:
         for column, width in self.widths.items():
@@ -3135,19 +3142,14 @@ def write_summary(book: Book, results: Results, tables: Tables) -> None:
     if results.several:
         all_rows = (row for report in results.reports for row in report.all_rows())
         page.write(["All", *(n or "" for n in tally(all_rows, **results.headings()).values())])
-    write_worst(page, "Worst findings", worst(tables, FINDING), results)
-    write_worst(page, "Not checked", worst(tables, NOT_CHECKED), results)
-    if statement := missing_statement(results):
-        page.write_beside(MEND, f"add to the policy: {statement}")
+    page.section("Worst findings", few(told_beside(things(worst(tables, FINDING)), results)))
+    unread = told_beside(([one] for one in worst(tables, NOT_CHECKED)), results)
+    page.section("Not checked", [*few([*not_entered(results), *unread]), *to_add(results)])
     write_history(page, days_of(results.reports))
-    page.next += 1
-    page.write(["The audit"], "section")
-    for name, value in facts(results).items():
-        page.write_beside(name, value, "#Accounts!A1" if name == "Accounts" else "")
-    page.next += 1
-    page.write(["What a status means"], "section")
-    for status, meaning in MEANING.items():
-        page.write_beside(status, meaning)
+    places = {"Accounts": "#Accounts!A1"}
+    told = [(name, fact, places.get(name, ""), "") for name, fact in facts(results).items()]
+    page.section("The audit", told)
+    page.section("What a status means", [(*one, "", "") for one in MEANING.items()])
     page.close()
 
 
@@ -3166,11 +3168,8 @@ def write_history(page: Page, days: list[Day]) -> None:
         page.write([words], "note")
 
 
-def write_worst(page: Page, title: str, found: list[tuple[int, Found]], results: Results) -> None:
-    """Ten rows in words, which lead to where they stand, with what mends them, and how many
-    more."""
-    lines = not_entered(results) if title == "Not checked" else []
-    groups = things(found) if title == "Worst findings" else [[one] for one in found]
+def told_beside(groups: Iterable[list[tuple[int, Found]]], results: Results) -> Iterator[Beside]:
+    """Rows in words, each of which leads to where the first stands, and what mends that."""
     for group in groups:
         place, (report, sheet, row) = group[0]
         words = thing_words([one for _, one in group], results.several)
@@ -3179,31 +3178,29 @@ def write_worst(page: Page, title: str, found: list[tuple[int, Found]], results:
             words = f"{sheet.check.title}: {result_words(row)}{needed(row.gap)}, {row.id}{account}"
         number, line = divmod(place, MAX_ROWS - TOP)
         target = f"#'{page_title(sheet.check.title, number)}'!A{TOP + 1 + line}"
-        lines.append((row.severity or row.status, words, target, command(row)))
-    page.next += 1
-    page.write([title if lines else f"{title}: none"], "section")
-    for grade, words, target, mend in lines[:10]:
-        page.write_beside(grade, words, target)
-        if mend:
-            page.write_command(mend)
-    if len(lines) > 10:
-        page.write_beside("", f"and {len(lines) - 10:,} more")
+        yield row.severity or row.status, words, target, command(row)
 
 
-def not_entered(results: Results) -> list[tuple[str, str, str, str]]:
-    return [
-        (NOT_CHECKED, f"{one.number} {one.name}: {what_happened(one)}", f"#Accounts!A{n}", "")
-        for n, one in enumerate(results.reports, TOP + 1)
-        if one.error
-    ]
+def not_entered(results: Results) -> Iterator[Beside]:
+    for n, one in enumerate(results.reports, TOP + 1):
+        if one.error:
+            words = f"{one.number} {one.name}: {what_happened(one)}"
+            yield NOT_CHECKED, words, f"#Accounts!A{n}", ""
 
 
-def missing_statement(results: Results) -> str:
-    """What to add to the policy for the calls that were denied, blank if none was."""
+def few(lines: Iterable[Beside]) -> list[Beside]:
+    """The first ten, and how many more there are."""
+    known = [*lines]
+    more = [("", f"and {len(known) - 10:,} more", "", "")] if len(known) > 10 else []
+    return [*known[:10], *more]
+
+
+def to_add(results: Results) -> Iterator[Beside]:
+    """What to add to the policy for the calls that were denied, if any was."""
     gaps = [why for report in results.reports for why in report.gaps()]
-    actions = sorted({why.permission for why in gaps if why.permission})
-    statement = {"Effect": "Allow", "Action": actions, "Resource": "*"}
-    return json.dumps(statement) if actions else ""
+    if actions := sorted({why.permission for why in gaps if why.permission}):
+        statement = json.dumps({"Effect": "Allow", "Action": actions, "Resource": "*"})
+        yield MEND, f"add to the policy: {statement}", "", ""
 
 
 def book_of(results: Results) -> bytes:
