@@ -753,10 +753,9 @@ def loose_network(cidr: str) -> Any:
 def whole_internet(cidrs: Iterable[str]) -> list[str]:
     """Which of 0.0.0.0/0 and ::/0 the CIDRs cover together, be it in pieces."""
     networks: list[Any] = [*map(loose_network, cidrs), *NOT_INTERNET]
-    families = (
-        collapse_addresses(net for net in networks if net.version == version) for version in (4, 6)
-    )
-    return [str(net) for family in families for net in family if net.prefixlen == 0]
+    families = ([net for net in networks if net.version == version] for version in (4, 6))
+    covered = (net for family in families for net in collapse_addresses(family))
+    return [str(net) for net in covered if net.prefixlen == 0]
 
 
 def is_private(network: Any) -> bool:
@@ -823,9 +822,8 @@ def port_severity(protocol: str, ports: range) -> tuple[str, str]:
     """Severity and control of ports that are open to the whole Internet."""
     if any(port in ports for port in HIGH_RISK_PORTS):
         return CRITICAL, "EC2.19"
-    if protocol.startswith("ICMP") or (
-        protocol == "TCP" and len(ports) == 1 and ports[0] in WEB_PORTS
-    ):
+    web = protocol == "TCP" and len(ports) == 1 and ports[0] in WEB_PORTS
+    if web or protocol.startswith("ICMP"):
         return LOW, ""
     return HIGH, "EC2.18"
 
@@ -869,8 +867,7 @@ def public_sources(cidrs: list[str]) -> list[str]:
     wide = [cidr for cidr in cidrs if wide_sources([cidr])]
     if not whole_internet(cidr for cidr in cidrs if cidr not in wide):
         return wide
-    networks = {cidr: loose_network(cidr) for cidr in cidrs}
-    return [cidr for cidr, network in networks.items() if not is_private(network)]
+    return [cidr for cidr in cidrs if not is_private(loose_network(cidr))]
 
 
 SOURCES = {"IpRanges": "CidrIp", "Ipv6Ranges": "CidrIpv6", "PrefixListIds": "PrefixListId"}
@@ -1044,16 +1041,14 @@ def ingress(aws: Account, region: str) -> Ingress:
     vpcs = aws.fetch("ec2", "DescribeVpcs", "Vpcs", region)
     call = "DescribeVpcBlockPublicAccessExclusions"
     exclusions = aws.fetch("ec2", call, "VpcBlockPublicAccessExclusions", region)
-    return Ingress(
-        mode,
-        frozenset(vpc["VpcId"] for vpc in vpcs if vpc["OwnerId"] == aws.number),
-        frozenset(
-            exclusion["ResourceArn"].rpartition("/")[2]
-            for exclusion in exclusions
-            if exclusion["InternetGatewayExclusionMode"] == "allow-bidirectional"
-            and exclusion["State"] not in ("create-failed", "delete-complete", "disable-complete")
-        ),
+    own = frozenset(vpc["VpcId"] for vpc in vpcs if vpc["OwnerId"] == aws.number)
+    void = ("create-failed", "delete-complete", "disable-complete")
+    let_off = frozenset(
+        one["ResourceArn"].rpartition("/")[2]
+        for one in exclusions
+        if one["InternetGatewayExclusionMode"] == "allow-bidirectional" and one["State"] not in void
     )
+    return Ingress(mode, own, let_off)
 
 
 @check(
@@ -1345,11 +1340,10 @@ def management_events(selectors: dict[str, Any]) -> tuple[set[str], set[str]]:
     https://docs.aws.amazon.com/awscloudtrail/latest/userguide/logging-management-events-with-cloudtrail.html
     """
     each = [advanced_kinds(selector) for selector in selectors.get("AdvancedEventSelectors") or ()]
-    each += [
-        (KINDS[selector["ReadWriteType"]], set(selector.get("ExcludeManagementEventSources") or ()))
-        for selector in (() if each else selectors["EventSelectors"])
-        if selector["IncludeManagementEvents"]
-    ]
+    for selector in () if each else selectors["EventSelectors"]:
+        if selector["IncludeManagementEvents"]:
+            excluded = set(selector.get("ExcludeManagementEventSources") or ())
+            each.append((KINDS[selector["ReadWriteType"]], excluded))
     recorded: set[str] = set().union(*(kinds for kinds, _ in each))
     left_out = (
         set.intersection(*(excluded for kinds, excluded in each if kind in kinds))
@@ -1415,9 +1409,7 @@ def weigh(about: dict[str, Any], status: dict[str, Any], selectors: dict[str, An
     """What a trail is worth, from DescribeTrails, GetTrailStatus and GetEventSelectors."""
     recorded, left_out = management_events(selectors)
     sources, error = ", ".join(sorted(left_out)), status.get("LatestDeliveryError")
-    events = {0: "none", 2: "read and write"}.get(
-        len(recorded), f"{min(recorded, default='')} only"
-    )
+    events = ("none", f"{min(recorded, default='')} only", "read and write")[len(recorded)]
     problems = [] if status["IsLogging"] else ["logging stopped"]
     problems += [] if len(recorded) == 2 else [f"management events: {events}"]
     flaws = []
@@ -2717,11 +2709,9 @@ def account_table(results: Results, colour: bool) -> list[str]:
         del count[ACCEPTED]  # to stay within 80 columns
         if n == 0:
             lines.append(" " * 33 + number_cells(count, names=True))
-        start = f"{report.number:12} {fitted(report.name, 19)} "
         audited = report.state == ACTIVE and not report.error
-        lines.append(
-            start + (number_cells(count, colour) if audited else what_happened(report)[:47])
-        )
+        end = number_cells(count, colour) if audited else what_happened(report)[:47]
+        lines.append(f"{report.number:12} {fitted(report.name, 19)} {end}")
     more = len(results.reports) - 20
     return [*lines, f"and {more:,} more accounts"] if more > 0 else lines
 
