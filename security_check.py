@@ -1146,16 +1146,19 @@ def check_access_keys(aws: Account, user: str) -> Rows:
         return Counter({"IAM.4": 1})
     keys = access_keys(aws, user)
     for key in keys:
-        created, age = key["CreateDate"], key_age(key["CreateDate"], aws.now)
+        id, created = key["AccessKeyId"], key["CreateDate"]
+        age = key_age(created, aws.now)
         cells: dict[str, Cell] = {
             "User": user,
-            "Access key ID": key["AccessKeyId"],
+            "Access key ID": id,
             "Key status": key["Status"],
             "Created": created,
             "Age (days)": age,
             "Last used": "",
         }
-        row = Row(user, key["AccessKeyId"], cells, verdicts=key_verdicts(cells))
+        # IAM.3 asks for 90 days of active keys, whatever age we were told
+        fails = key["Status"] == "Active" and age > MAX_KEY_AGE
+        row = Row(user, id, cells, verdicts=(Verdict("IAM.3", id),) if fails else ())
         if age > aws.max_key_age:
             yield from old_key(aws, row)
             continue
@@ -1163,13 +1166,6 @@ def check_access_keys(aws: Account, user: str) -> Rows:
         soon = f", due {due:%Y-%m-%d}" if due - aws.now <= SOON else ""
         yield replace(row, result=f"Key is rotated{soon}")
     return Counter({"IAM.3": sum(key["Status"] == "Active" for key in keys)})
-
-
-def key_verdicts(cells: dict[str, Cell]) -> tuple[Verdict, ...]:
-    """IAM.3 asks for 90 days of active keys, whatever age we were told."""
-    old = isinstance(age := cells["Age (days)"], int) and age > MAX_KEY_AGE
-    active = cells["Key status"] == "Active"
-    return (Verdict("IAM.3", str(cells["Access key ID"])),) if old and active else ()
 
 
 def old_key(aws: Account, row: Row) -> Iterator[Row]:

@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 import xlrd
 from cloud import Cloud, Fault
+from conftest import NOW, Canned
 from example import fill
 
 from security_check import (
@@ -31,13 +32,13 @@ from security_check import (
     Trail,
     Unanswered,
     Verdict,
+    check_access_keys,
     door_verdicts,
     failed_controls,
     gap,
     grant_verdicts,
     judge,
     judged_together,
-    key_verdicts,
     main,
     opened_ports,
     trail_verdicts,
@@ -144,8 +145,12 @@ def test_a_grant_fails_controls(severity: str, permission: str, words: str) -> N
     [(90, "Active", False), (91, "Active", True), (91, "Inactive", False)],
 )
 def test_the_age_of_a_key_that_the_control_asks_about(age: int, status: str, fails: bool) -> None:
-    verdicts = key_verdicts({"Access key ID": "AKIA", "Age (days)": age, "Key status": status})
-    assert verdicts == ((Verdict("IAM.3", "AKIA"),) if fails else ())
+    aws = Canned(max_key_age=400)
+    made = {"CreateDate": NOW - timedelta(days=age), "Status": status}
+    key = {"AccessKeyId": "AKIAEXAMPLE000000001", **made}
+    aws.answer("iam", "ListAccessKeys", {"AccessKeyMetadata": [key]})
+    (row,) = check_access_keys(aws, "alice")
+    assert row.verdicts == ((Verdict("IAM.3", "AKIAEXAMPLE000000001"),) if fails else ())
 
 
 HOME, NUMBER = "eu-west-1", "123456789012"
