@@ -2766,7 +2766,7 @@ WIDTHS = {  # characters
 }  # fmt: skip
 WIDTH = 24  # of other columns; longer text wraps
 LETTERS = 1.2  # a letter is narrower than a digit, by which the format measures
-UNWRAPPED = ("ID", " ID", "VPC", "Owner", "Grantee", MEND)  # ends of headers: no words to wrap at
+UNWRAPPED = ("ID", "VPC", "Owner", "Grantee", MEND)  # ends of headers: no words to wrap at
 CHARACTER = 270  # the width of a digit, in the units of the format, of which a point has 48.8
 PAPER = 785  # points between the margins of a landscape A4 page, but for a little
 SMALLEST = 70  # per cent: 7 points of 10
@@ -2900,19 +2900,18 @@ class Page:
         verdict have their own, as has what is new."""
         lines = 1
         for column, value in enumerate(values):
-            own = look or self.look_of(value)
+            own, name = look or self.look_of(value), self.header[column] if self.header else ""
             if target := (links or {}).get(column):
                 self.links.append((self.next, column, target))
                 own = "jump" if look in FREE else "link"
             text, date = str(value), isinstance(value, datetime)
-            bare = " " not in text or self.name(column) == MEND
-            wrap = not date and not (bare and self.name(column).endswith(UNWRAPPED))
+            bare = " " not in text or name == MEND
+            wrap = not date and not (bare and name.endswith(UNWRAPPED))
             right = isinstance(value, int) or (own == "header" and heads_numbers(text))
             if value or own not in FREE:
                 self.sheet.write(self.next, column, clean(value), style(own, right, date, wrap))
             if own not in FREE:
-                most = WIDTHS.get(self.name(column), WIDTH)
-                wide = own == "header" or text.isupper()
+                most, wide = WIDTHS.get(name, WIDTH), own == "header" or text.isupper()
                 width = 10 if date else min(int(len(text) * (1.25 if wide else 1)) + 1, most)
                 self.widths[column] = max(self.widths[column], width)
                 if wrap:
@@ -2924,9 +2923,6 @@ class Page:
             return str(value)
         starts = {"aws ": "command", f"{NEW.upper()}: ": NEW}
         return next((look for word, look in starts.items() if str(value).startswith(word)), "cell")
-
-    def name(self, column: int) -> str:
-        return self.header[column] if column < len(self.header) else ""
 
     def end_row(self, height: int) -> None:
         self.sheet.row(self.next).height_mismatch = True
