@@ -2929,29 +2929,26 @@ class Page:
         self.sheet.row(self.next).height = height
         self.next += 1
 
-    def write_beside(self, first: Cell, text: str, target: str = "") -> None:
-        """A word with its look, which may be a link, and text over the columns beside it, as
-        high as it needs: LibreOffice does not wrap a link."""
-        look = self.look_of(first)
-        if target:
-            self.links.append((self.next, 0, target))
-            look = "link" if look == "cell" else look
-        self.sheet.write(self.next, 0, first, style(look))
-        place, lines = (self.next, self.next, 1, ACROSS), textwrap.wrap(text, 115)
-        self.sheet.write_merge(*place, clean(text), style("cell"))
-        self.end_row(270 * max(len(lines), 1))
+    def write_beside(self, text: str, look: str, height: int) -> None:
+        """Text over all columns but the first."""
+        self.sheet.write_merge(self.next, self.next, 1, ACROSS, clean(text), style(look))
+        self.end_row(height)
 
     def section(self, title: str, lines: Sequence[Beside]) -> None:
-        """A title, and under it lines of a word and what stands beside it. Of a command one
+        """A title, and under it words with their looks, which may be links, with text beside
+        them that is as high as it needs: LibreOffice does not wrap a link. Of a command one
         line is shown: who copies the cell gets all of it."""
         self.next += 1
         self.write([title if lines else f"{title}: none"], "section")
         for word, text, target, mend in lines:
-            self.write_beside(word, text, target)
+            look = self.look_of(word)
+            if target:
+                self.links.append((self.next, 0, target))
+                look = "link" if look == "cell" else look
+            self.sheet.write(self.next, 0, word, style(look))
+            self.write_beside(text, "cell", 270 * max(len(textwrap.wrap(text, 115)), 1))
             if mend:
-                place = (self.next, self.next, 1, ACROSS)
-                self.sheet.write_merge(*place, clean(mend), style("code"))
-                self.end_row(230)
+                self.write_beside(mend, "code", 230)
 
     def close(self) -> None:
         for column, width in self.widths.items():
