@@ -1707,7 +1707,6 @@ def public(aws: Account, row: Row, setting: str) -> Row:
 
 # === runner ===========================================================================
 
-
 Progress = Callable[[str], None]
 
 
@@ -2632,17 +2631,14 @@ def accounts_words(reports: list[Report]) -> str:
 
 def facts(results: Results) -> dict[str, str]:
     """The run in words."""
-    only = results.reports[0] if not results.several else None
-    start = {"Accounts": accounts_words(results.reports), "Of": results.of}
-    if only:
-        start = {"Account": only.number, "Alias": ", ".join(texts(only.aliases))}
-    return {
-        **start,
-        "Audited by": only.arn if only else results.arn,
-        "Started": f"{results.started:%Y-%m-%d %H:%M} UTC",
-        "Duration": f"{results.seconds:.0f} s",
-        **({"Regions": ", ".join(texts(only.regions))} if only else {}),
-    }
+    took = f"{results.seconds:.0f} s"
+    when = {"Started": f"{results.started:%Y-%m-%d %H:%M} UTC", "Duration": took}
+    if results.several:
+        who = {"Accounts": accounts_words(results.reports), "Of": results.of}
+        return who | {"Audited by": results.arn} | when
+    (report,) = results.reports
+    who = {"Account": report.number, "Alias": ", ".join(texts(report.aliases))}
+    return who | {"Audited by": report.arn} | when | {"Regions": ", ".join(texts(report.regions))}
 
 
 def what_happened(report: Report) -> str:
