@@ -22,7 +22,7 @@ import pytest
 import xlrd
 from cloud import DEFAULT_ACCOUNT_ID, Cloud, Fault, executing
 from example import IRELAND, VIRGINIA, Member, fill_organization
-from test_readme import block
+from test_readme import README, block
 
 import security_check
 from security_check import ACTIONS, main
@@ -405,11 +405,38 @@ def test_the_state_machine_may_what_it_does_and_nothing_else(deploy: Callable[..
     assert engine.allowed("ScheduleRole") == {("states:StartExecution", machine)}
 
 
-def test_the_function_is_the_scripts(cloud: Cloud, deploy: Callable[..., Engine]) -> None:
-    name = deploy(Memory="2048").resources["Function"]
-    found = cloud.client("lambda").get_function_configuration(FunctionName=name)
-    assert found["Handler"] == f"{security_check.__name__}.{security_check.lambda_handler.__name__}"
-    assert (found["MemorySize"], found["Timeout"]) == (2048, 900)
+def test_the_readme_says_what_the_template_does() -> None:
+    default = dict(
+        re.findall(r"^  (\w+):\n(?:    .*\n)*?    Default: (.*)$", TEMPLATE, re.MULTILINE)
+    )
+    assert f"a run is kept for {default['KeepDays']} days" in README
+    assert default["Schedule"] == "cron(15 6 1 * ? *)"  # on the first of the month
+    assert f"| 5,000 | {default['Concurrency']} |" in README
+    assert f"A function of {int(default['Memory']):,} MB" in README
+    names = set(re.findall(r"(\w+)=\S+", block("sh", 6))) - {"Description"}
+    assert names == {"CodeBucket", "Email"}
+    assert names | {"Accept", "CodeKey", "Concurrency", "OverviewMemory"} <= {
+        *default,
+        "CodeBucket",
+    }
+    a_medium_one = 10.7 * 1769 / 1024 * 0.0000166667 + 3 * 0.000025 + 6 * 0.000005
+    assert f"= ${a_medium_one:.5f}:" in README
+    assert f"| ${100_000 * a_medium_one:.0f} |" in README
+
+
+def test_the_functions_are_the_scripts(cloud: Cloud, deploy: Callable[..., Engine]) -> None:
+    engine = deploy(Memory="2048", OverviewMemory="4096")
+    for name, memory in (("Function", 2048), ("OverviewFunction", 4096)):
+        function = engine.resources[name]
+        found = cloud.client("lambda").get_function_configuration(FunctionName=function)
+        handler = f"{security_check.__name__}.{security_check.lambda_handler.__name__}"
+        assert (found["Handler"], found["MemorySize"]) == (handler, memory)
+        assert found["Timeout"] == 900
+    states = engine.definition["States"]
+    steps = [states["List"], states["Accounts"]["ItemProcessor"]["States"]["Audit"]]
+    names = [step["Parameters"]["FunctionName"] for step in [*steps, states["Overview"]]]
+    wanted = ["Function", "Function", "OverviewFunction"]
+    assert [name.rpartition(":")[2] for name in names] == [engine.resources[one] for one in wanted]
 
 
 def test_the_definition_keeps_to_the_limits_of_step_functions(
