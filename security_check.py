@@ -1840,13 +1840,16 @@ class LocalFile:
         except OSError as error:
             raise CannotRun(f"cannot write into {folder}: {reason(error)}") from error
 
+    def make_folder(self) -> None:
+        if self.own_folder:
+            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
+
     def read(self) -> bytes:
         return self.path.read_bytes()
 
     def write(self, data: bytes) -> None:
         """Write it in one move: a crash leaves the old one or the new."""
-        if self.own_folder:
-            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        self.make_folder()
         handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".security_check-")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -1859,8 +1862,7 @@ class LocalFile:
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replace what is there, if anything, by what becomes of it. The folder is locked
         meanwhile, so that two runs do not lose each other's changes."""
-        if self.own_folder:
-            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        self.make_folder()
         with locked(self.path.parent):
             self.write(change(self.read() if self.path.exists() else None))
 
@@ -3159,7 +3161,7 @@ def told_beside(groups: Iterable[list[tuple[int, Found]]], results: Results) -> 
 def not_entered(results: Results) -> Iterator[Beside]:
     for n, one in enumerate(results.reports, TOP + 1):
         if one.error:
-            words = f"{one.number} {one.name}: {what_happened(one)}"
+            words = f"{one.number} {one.name}: {what_happened(one)}".strip()
             yield NOT_CHECKED, words, f"#Accounts!A{n}", ""
 
 
