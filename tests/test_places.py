@@ -420,6 +420,26 @@ def test_to_find_out_nothing_is_changed(cloud: Cloud, bucket: Any) -> None:
     assert body(bucket, "old.xls") == b"last month's"
 
 
+def test_a_store_that_knows_no_conditions_is_refused_and_loses_nothing(
+    cloud: Cloud, bucket: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, name = cloud.layer.app, f"s3://{BUCKET}/old.xls"
+
+    def careless(environ: dict[str, Any], start: Any) -> Any:
+        environ.pop("HTTP_IF_MATCH", None)
+        return app(environ, start)
+
+    monkeypatch.setattr(cloud.layer, "app", careless)
+    bucket.put_object(Bucket=BUCKET, Key="old.xls", Body=b"last month's")
+    assert main(["--output", name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"security_check.py: cannot write {name}: what answered knows no")
+    assert body(bucket, "old.xls") == b"last month's"
+    monkeypatch.setattr(cloud.layer, "app", app)  # what was left there does not matter
+    assert keys(bucket) == {"old.xls", ".security_check-old.xls"}
+    assert main(["--output", name, "--check", "ec2-classic"]) == 0
+
+
 def test_decisions_that_are_not_there_are_one_line(
     cloud: Cloud, bucket: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
