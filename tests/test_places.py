@@ -420,6 +420,27 @@ def test_to_find_out_nothing_is_changed(cloud: Cloud, bucket: Any) -> None:
     assert body(bucket, "old.xls") == b"last month's"
 
 
+def test_a_bucket_in_another_region_is_found(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"LocationConstraint": "eu-west-1"}
+    cloud.client("s3", "eu-west-1").create_bucket(Bucket="far", CreateBucketConfiguration=place)
+    app, error = cloud.layer.app, b"<Error><Code>PermanentRedirect</Code></Error>"
+
+    def redirecting(environ: dict[str, Any], start: Any) -> Any:
+        signed = environ.get("HTTP_AUTHORIZATION", "")
+        if not environ["PATH_INFO"].startswith("/far") or "/eu-west-1/s3/" in signed:
+            return app(environ, start)
+        text = b"" if environ["REQUEST_METHOD"] == "HEAD" else error
+        length = ("Content-Length", str(len(text)))
+        start("301 Moved", [("x-amz-bucket-region", "eu-west-1"), length])
+        return [text]
+
+    monkeypatch.setattr(cloud.layer, "app", redirecting)
+    cloud.layer.calls.clear()
+    assert main(["--check", "mfa", "--output", "s3://far/x.xls"]) == 1
+    puts = [call.region for call in cloud.layer.calls if call.operation == "PutObject"]
+    assert puts == ["us-east-1", "eu-west-1", "eu-west-1"]
+
+
 def test_a_store_that_knows_no_conditions_is_refused_and_loses_nothing(
     cloud: Cloud, bucket: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
