@@ -3731,6 +3731,7 @@ def audit_member(run: Run, member: Member, progress: Progress) -> tuple[Report, 
     document = as_json(report) if options.json else {}
     if "{account}" in (options.json or ""):
         run.deliver(whole_json([document]), options.json, report.number or report.name)
+        document = {}  # it is written, and need not be kept
     return (without_ok(report) if run.several else report), document
 
 
