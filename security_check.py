@@ -2344,6 +2344,7 @@ def command(row: Row) -> str:
 
 
 REPORT_SCHEMA = 4
+NOT_A_REPORT = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -2403,8 +2404,7 @@ def plain(facts: Any) -> Any:
 
 
 def report_from(one: dict[str, Any]) -> Report:
-    """The report that was written as JSON, and the same again. ValueError, KeyError, TypeError
-    or AttributeError if it is no such thing."""
+    """The report that was written as JSON, and the same again; or one of NOT_A_REPORT."""
     checks, gone = {what.name: what for what in CHECKS}, one["resolved"]
     report = Report(
         str(one["account"]),
@@ -3773,7 +3773,7 @@ def reports_in(file: File, whole: bool) -> list[Report]:
         return [report if whole else without_ok(report) for report in reports]
     except FAILED_FILES as error:
         raise CannotRun(f"cannot read {file}: {reason(error)}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (*NOT_A_REPORT, RecursionError) as error:
         raise CannotRun(f"{file} is damaged, or no report of this script") from error
 
 

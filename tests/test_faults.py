@@ -395,6 +395,7 @@ FILE_CALLS = {
     "to read the decisions": (AUDIT, "GetObject", 1),
     "to read the state again": (AUDIT, "GetObject", 2),
     "to put the workbook": (AUDIT, "PutObject", 3),
+    "to put the state, which is read first": (AUDIT, "GetObject", 3),
     "to put the state": (AUDIT, "PutObject", 4),
     "to put the report": (AUDIT, "PutObject", 5),
     "to list the reports": (MERGE, "ListObjectsV2", 0),
