@@ -447,6 +447,7 @@ def test_months_of_an_organization(
     news = {
         (number, id) for number in found for id, row in rows(found[number]).items() if row["new"]
     }
+    assert len(found[SOEHNE]["history"]) == 1  # of an account that was not entered
     assert news == {(TOKYO, "mfa/new")}
     assert not any(account["resolved"] for account in found.values())
     assert "  Medium    new: has no MFA device, and no console password" in capsys.readouterr().out
