@@ -2405,55 +2405,53 @@ def plain(facts: Any) -> Any:
 
 def report_from(one: dict[str, Any]) -> Report:
     """The report that was written as JSON, and the same again; or one of NOT_A_REPORT."""
-    checks, gone = {what.name: what for what in CHECKS}, one["resolved"]
     report = Report(
-        str(one["account"]),
-        datetime.fromisoformat(one["started"]).astimezone(timezone.utc),
-        str(one["audited_by"]),
-        str(one["home"]),
-        names_from(one["aliases"]),
-        names_from(one["regions"]),
-        [
-            Sheet(checks[each["name"]], [*map(row_from, each["rows"])], whole=bool(each["whole"]))
-            for each in one["checks"]
-        ],
-        None
-        if gone is None
-        else {each["id"]: strings(each, "first_seen", "result") for each in gone},
-        days_from(one["history"]),
-        {
-            each["control"]: Judged(each["verdict"], int(each["looked_at"]), int(each["failed"]))
-            for each in one["controls"]
-        },
-        float(one["duration"]),
-        **strings(one, "profile", "name", "state"),
+        **strings(one, "name", "state", "profile", "home"),
+        number=str(one["account"]),
+        arn=str(one["audited_by"]),
         path=str(one["workbook"]),
+        started=datetime.fromisoformat(one["started"]).astimezone(timezone.utc),
+        seconds=float(one["duration"]),
         error=gap_from(one["error"]),
+        aliases=names_from(one["aliases"]),
+        regions=names_from(one["regions"]),
+        sheets=[*map(sheet_from, one["checks"])],
+        judged={each["control"]: judged_from(each) for each in one["controls"]},
+        history=days_from(one["history"]),
     )
-    days = [row.first_seen for row in report.all_rows() if row.first_seen]
-    for day in (*days, *(entry["first_seen"] for entry in (report.gone or {}).values())):
+    if one["resolved"] is not None:
+        gone = {each["id"]: strings(each, "first_seen", "result") for each in one["resolved"]}
+        report.gone = gone
+    firsts = [row.first_seen for row in report.all_rows() if row.first_seen]
+    for day in (*firsts, *(entry["first_seen"] for entry in (report.gone or {}).values())):
         start_of_day(day)
-    known = all(one.verdict in VERDICTS for one in report.judged.values())
-    if not known or not 0 <= report.seconds < 1e9 or as_json(report) != one:
+    if not 0 <= report.seconds < 1e9 or as_json(report) != one:
         raise ValueError
     return report
+
+
+def judged_from(one: dict[str, Any]) -> Judged:
+    verdict = VERDICTS[VERDICTS.index(one["verdict"])]
+    return Judged(verdict, int(one["looked_at"]), int(one["failed"]))
+
+
+def sheet_from(one: dict[str, Any]) -> Sheet:
+    (what,) = (what for what in CHECKS if what.name == one["name"])
+    return Sheet(what, [*map(row_from, one["rows"])], whole=bool(one["whole"]))
 
 
 def row_from(one: dict[str, Any]) -> Row:
     (start, what, end), decision = map(str, one["brief"]), one["acceptance"]
     if one["severity"] not in ("", *SEVERITIES):
         raise ValueError
-    cells = {
-        name: datetime.fromisoformat(cell)
-        if name in one["dates"]
-        else cell
-        if isinstance(cell, int) or cell is None
-        else str(cell)
+    cells: dict[str, Any] = {
+        name: cell if isinstance(cell, int) or cell is None else str(cell)
         for name, cell in one["cells"].items()
     }
+    dates = {name: datetime.fromisoformat(cells[name]) for name in one["dates"]}
     return Row(
         **strings(one, "target", "part", "severity", "control", "first_seen"),
-        cells=cells,
+        cells=cells | dates,
         result="" if one["gap"] else str(one["result"]),
         gap=gap_from(one["gap"]),
         brief=(start, what, end),
