@@ -565,7 +565,11 @@ def test_without_a_list_nobody_is_asked_anything(
     each = [json.loads(Path(name).read_text())["accounts"][0] for name in files]
     assert sorted(documents, key=lambda one: str(one["account"])) == each
     shown = cells(Path("o.xls").read_bytes())["Accounts"]
-    assert {row[0] for row in shown[3:]} == {SOEHNE, TOKYO}
+    books = {row[0]: row[-1] for row in shown[3:]}  # in another folder, so not as links
+    wanted = {number: str(Path(f"runs/{number}.xls").resolve()) for number in (SOEHNE, TOKYO)}
+    assert books == wanted
+    book = xlrd.open_workbook("o.xls", formatting_info=True).sheet_by_name("Accounts")
+    assert not [link for link in book.hyperlink_map.values() if link.url_or_path]
 
 
 def test_an_account_of_which_there_is_no_report_is_a_gap(
