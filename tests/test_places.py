@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import re
 import subprocess
@@ -568,6 +569,10 @@ def test_without_a_list_nobody_is_asked_anything(
     books = {row[0]: row[-1] for row in shown[3:]}  # in another folder, so not as links
     wanted = {number: str(Path(f"runs/{number}.xls").resolve()) for number in (SOEHNE, TOKYO)}
     assert books == wanted
+    assert "OK" in {
+        row["status"] for one in each for check in one["checks"] for row in check["rows"]
+    }
+    assert "OK" not in {cell for row in cells(Path("o.xls").read_bytes())["MFA"] for cell in row}
     book = xlrd.open_workbook("o.xls", formatting_info=True).sheet_by_name("Accounts")
     assert not [link for link in book.hyperlink_map.values() if link.url_or_path]
 
@@ -600,6 +605,19 @@ def test_what_the_state_remembers_of_an_account_without_a_report_is_shown(
     assert [float(one or 0) for one in today[1:5]] == [known[s] + theirs[s] for s in SEVERITIES]
     assert float(today[7]) == 1
     assert "2026-01-01" in old.read_text()
+
+
+def test_a_run_began_with_its_first_account_and_ended_with_its_last(
+    cloud: Cloud, few: Organization
+) -> None:
+    audit_each(SOEHNE, TOKYO)
+    for number, minute in ((SOEHNE, 45), (TOKYO, 15)):
+        began = {"started": f"2026-01-01T06:{minute}:00+00:00", "duration": 30.0}
+        edited(Path(f"runs/{number}.json"), lambda d, began=began: d["accounts"][0].update(began))
+    main(["--merge", "runs", "--output", "o.xls"])
+    summary = xlrd.open_workbook("o.xls").sheet_by_name("Summary")
+    told = dict(summary.row_values(n, 0, 2) for n in range(summary.nrows))
+    assert (told["Started"], told["Duration"]) == ("2026-01-01 06:15 UTC", "1830 s")
 
 
 def edited(path: Path, change: Any) -> None:
@@ -843,7 +861,8 @@ def test_a_function_tells_what_came_out_and_leaves_nothing(
         "calm": False,
         "files": [f"s3://{BUCKET}/{TOKYO}.xls", f"s3://{BUCKET}/{TOKYO}.json"],
     }
-    handled("--account", TOKYO, "--csv", ".", "--state", "state.json")  # lost, but not left
+    lost = handled("--account", TOKYO, "--csv", ".", "--state", "state.json")
+    assert lost["files"] == []
     assert ({*Path().rglob("*")}, Path.cwd()) == (before, here)
     assert not [*temporary.iterdir()]
 
@@ -907,7 +926,8 @@ def test_a_warm_start_keeps_nothing_of_the_last_account(
     cloud.layer.calls.clear()
     handled("--account", TOKYO, *run)
     assert {call.account for call in cloud.layer.calls} == {DEFAULT_ACCOUNT_ID, TOKYO}
-    assert capsys.readouterr().err == ""  # and --debug is over
+    assert capsys.readouterr().err == ""
+    assert logging.getLogger("botocore").level == logging.NOTSET  # and --debug is over
     second = json.loads(body(s3, f"{TOKYO}.json"))
     for document in (first, second):
         for name in ("started", "duration"):
