@@ -3576,6 +3576,8 @@ def prepare(run: Run) -> None:
             run.file(name).check()
     if options.state and "{account}" not in options.state:
         read_state(run.file(options.state))
+    if options.accept:
+        run.file(options.accept)  # in S3 it takes a session, which is made before the threads
     if "{account}" not in (options.accept or ""):
         run.accepted("")
 

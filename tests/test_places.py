@@ -365,6 +365,18 @@ def test_files_are_read_and_written_by_who_started_the_run(cloud: Cloud, few: Or
     assert {call.account for call in cloud.layer.calls} == {*few.audited}
 
 
+def test_decisions_of_each_account_are_read_by_one_who_asks_once(
+    cloud: Cloud, few: Organization
+) -> None:
+    for number in few.audited:
+        cloud.client("s3").put_object(Bucket=BUCKET, Key=f"{number}.txt", Body=b"mfa/* # known\n")
+    cloud.layer.calls.clear()
+    run = ["--organization", "--check", "mfa", "--accept", f"s3://{BUCKET}/{{account}}.txt"]
+    assert main(run) == 3  # for the account that cannot be entered
+    assert cloud.layer.count()["sts:GetCallerIdentity"] == 2  # who reads files, and who audits
+    assert cloud.layer.count()["s3:GetObject"] == len(few.audited)
+
+
 def test_a_profile_that_starts_the_run_writes_too(
     cloud: Cloud, few: Organization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
