@@ -473,7 +473,7 @@ class Account:
         call = Call(service, operation, region or self.region)
         pages = self._pages(call, params)
         try:
-            return Answer(self._answered(call, lambda: whole(next(pages))), call)
+            return Answer(self._answered(call, lambda: read_whole(next(pages))), call)
         except Unanswered as error:
             if error.code not in absent:
                 raise
@@ -576,7 +576,7 @@ class Account:
             raise caught_exception
 
 
-def whole(answer: dict[str, Any]) -> dict[str, Any]:
+def read_whole(answer: dict[str, Any]) -> dict[str, Any]:
     """The answer with what else there was to read of it, as S3 sends objects."""
     return answer | {"Body": answer["Body"].read()} if "Body" in answer else answer
 
@@ -1979,6 +1979,15 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+@contextlib.contextmanager
+def reading(file: File) -> Iterator[None]:
+    """What fails meanwhile is why the file cannot be read, in one line."""
+    try:
+        yield
+    except FAILED_FILES as error:
+        raise CannotRun(f"cannot read {file}: {reason(error)}") from error
+
+
 def deliver(data: bytes, file: File) -> None:
     """Write the results, elsewhere if need be."""
     try:
@@ -2151,12 +2160,11 @@ def days_from(entries: Iterable[dict[str, Any]]) -> list[Day]:
 
 def read_state(file: File) -> State:
     """What was found before, by account; empty if the file is not there yet."""
-    try:
-        return state_from(file.read(), file)
-    except FileNotFoundError:
-        return State({}, {})
-    except FAILED_FILES as error:
-        raise CannotRun(f"cannot read {file}: {reason(error)}") from error
+    with reading(file):
+        try:
+            return state_from(file.read(), file)
+        except FileNotFoundError:
+            return State({}, {})
 
 
 def state_from(data: bytes, file: File) -> State:
@@ -3305,9 +3313,8 @@ def like(pattern: str, what: str) -> Callable[[str], str]:
 
 
 ACCOUNT = like(r"\d{12}", "an account number of twelve digits")
-
 DAYS = like(r"\d{1,5}", "a number of days")
-
+# https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
 ROLE_NAME = like(r"/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
 
 MARK = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
@@ -3330,7 +3337,6 @@ def name_of(what: str) -> Callable[[str], str]:
 
 
 FILE = name_of("file")
-
 FOLDER = name_of("folder")
 
 
@@ -3551,9 +3557,10 @@ class Run:
         file = self.file(self.options.accept, account)
         if str(file) not in self.decisions:
             try:
-                text = file.read().decode()
-            except (*FAILED_FILES, UnicodeError) as error:
-                raise CannotRun(f"cannot read {file}: {reason(error)}") from error
+                with reading(file):
+                    text = file.read().decode()
+            except UnicodeError as error:
+                raise CannotRun(f"cannot read {file}: {error}") from error
             self.decisions[str(file)] = acceptances(text, str(file))
         return self.decisions[str(file)]
 
@@ -3576,9 +3583,9 @@ def prepare(run: Run) -> None:
             run.file(name).check()
     if options.state and "{account}" not in options.state:
         read_state(run.file(options.state))
-    if options.accept:
+    if "{account}" in (options.accept or ""):
         run.file(options.accept)  # in S3 it takes a session, which is made before the threads
-    if "{account}" not in (options.accept or ""):
+    else:
         run.accepted("")
 
 
@@ -3712,6 +3719,10 @@ def audit(run: Run, aws: Account, report: Report, progress: Progress) -> None:
     write(run, report, now)
 
 
+def cannot_enter(why: Unanswered) -> str:
+    return f"cannot enter the account: {why}{needed(why)}"
+
+
 def audit_member(run: Run, member: Member, progress: Progress) -> tuple[Report, dict[str, Any]]:
     """Audit one account: the report, and the same as JSON. A failure costs this account only,
     and says so, if there are others or the JSON can tell of it. Then of each only that is kept
@@ -3722,8 +3733,11 @@ def audit_member(run: Run, member: Member, progress: Progress) -> tuple[Report, 
             with contextlib.closing(way()) as aws:
                 audit(run, aws, report, progress)
     except Exception as error:
-        if not run.several and not (options.json and isinstance(error, Unanswered)):
-            raise
+        if not run.several:
+            if not isinstance(error, Unanswered):
+                raise
+            if not options.json:
+                raise CannotRun(cannot_enter(error)) from error
         blank = Report(report.number, report.started, profile=report.profile)
         report = replace(blank, name=report.name, error=as_gap(error))
     if report.error and options.state:
@@ -3754,25 +3768,16 @@ def audited(
 # === merging ==========================================================================
 
 
-def documents(run: Run, name: str) -> list[File]:
-    file = run.file(name)
-    try:
-        return [*file.documents()]
-    except FAILED_FILES as error:
-        raise CannotRun(f"cannot read {file}: {reason(error)}") from error
-
-
 def reports_in(file: File, whole: bool) -> list[Report]:
     """The reports that are in a file, or why there are none; if not whole, only what the overview
     shows of them."""
     try:
-        document = json.loads(file.read())
+        with reading(file):
+            document = json.loads(file.read())
         if (version := document["schema"]) != REPORT_SCHEMA:
             raise CannotRun(f"{file} is of version {version}, this script knows {REPORT_SCHEMA}")
         reports = (report_from(one) for one in document["accounts"])
         return [report if whole else without_ok(report) for report in reports]
-    except FAILED_FILES as error:
-        raise CannotRun(f"cannot read {file}: {reason(error)}") from error
     except (*NOT_A_REPORT, RecursionError) as error:
         raise CannotRun(f"{file} is damaged, or no report of this script") from error
 
@@ -3802,8 +3807,11 @@ def fitting(report: Report, latest: datetime, asked: Collection[tuple[str, bool]
 
 def gathered(run: Run) -> tuple[list[Report], list[Report]]:
     """The reports that there are, one of each account, and gaps for what cannot be merged."""
+    files: list[File] = []
+    for place in map(run.file, run.options.merge):
+        with reading(place):
+            files += place.documents()
     with ThreadPoolExecutor(THREADS) as pool:
-        files = [file for name in run.options.merge for file in documents(run, name)]
         jobs = [(file, pool.submit(reports_in, file, bool(run.options.json))) for file in files]
     found, gaps = dict[str, tuple[File, Report]](), list[Report]()
     for file, job in jobs:
@@ -3901,7 +3909,7 @@ def conclude(run: Run, results: Results, documents: list[dict[str, Any]]) -> Out
         if report.has_expired():
             complain(f"{where}the credentials expired during the audit: the rest was {NOT_CHECKED}")
         if report.error and not results.several:
-            complain(f"cannot enter the account: {report.error}{needed(report.error)}")
+            complain(cannot_enter(report.error))
     calm = all(report.is_calm() for report in reports)
     shown = results.several or not reports[0].error
     if options.json != "-" and shown and not (options.quiet and calm):
@@ -3956,8 +3964,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Audit accounts; the arguments are the command line's, the result is the exit code."""
     try:
         return perform(argv).exit_code
-    except Unanswered as error:
-        complain(f"cannot enter the account: {error}{needed(error)}")
     except CannotRun as why:
         complain(str(why))
     return 2
@@ -3974,8 +3980,6 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
             outcome = perform([*event["arguments"]])
         except SystemExit as end:
             raise CannotRun("bad arguments: the log tells which") from end
-        except Unanswered as error:
-            raise CannotRun(f"cannot enter the account: {error}{needed(error)}") from error
         finally:
             os.chdir(before)
     kept = [name for name in outcome.files if S3_NAME.fullmatch(name)]
