@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -91,6 +92,18 @@ def audited(*arguments: str) -> Report:
     report = Report(aws.number, aws.now)
     security_check.audit(run, aws, report, lambda text: None)
     return report
+
+
+def assert_refused(
+    cloud: cloud_module.Cloud, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> None:
+    """The program will not even begin: one line, exit code 2, and no call was made."""
+    with pytest.raises(SystemExit) as stop:
+        security_check.main(arguments)
+    assert stop.value.code == 2
+    lines = re.findall("^security_check.py: error: ", capsys.readouterr().err, re.MULTILINE)
+    assert len(lines) == 1
+    assert cloud.layer.calls == []
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import xlrd
 from cloud import DEFAULT_ACCOUNT_ID, Cloud, Fault
+from conftest import assert_refused
 from example import MEMBERS, Organization, fill_organization
 from python_calamine import CalamineWorkbook
 
@@ -350,13 +351,7 @@ def test_profiles_are_a_run_over_several_accounts(
 def test_bad_arguments_are_one_line_before_any_call(
     cloud: Cloud, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    assert (
-        len(re.findall("^security_check.py: error: ", capsys.readouterr().err, re.MULTILINE)) == 1
-    )
-    assert cloud.layer.calls == []
+    assert_refused(cloud, capsys, *arguments)
 
 
 # --- what goes wrong in one account ------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import xlrd
 from cloud import DEFAULT_ACCOUNT_ID, Cloud, Fault
-from conftest import NOW, audited
+from conftest import NOW, assert_refused, audited
 from example import MEMBERS, Organization, fill, fill_organization
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -303,12 +303,7 @@ def test_folders_that_are_made_are_for_their_owner_only(cloud: Cloud) -> None:
 def test_bad_names_are_one_line_before_any_call(
     cloud: Cloud, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    lines = re.findall("^security_check.py: error: .*", capsys.readouterr().err, re.MULTILINE)
-    assert len(lines) == 1
-    assert cloud.layer.calls == []
+    assert_refused(cloud, capsys, *arguments)
 
 
 # --- S3 --------------------------------------------------------------------------------------
