@@ -3,33 +3,53 @@
 # requires-python = ">=3.10"
 # dependencies = ["boto3>=1.44", "xlwt>=1.3"]
 # ///
-"""Audit an AWS account: six checks, one workbook, and nothing unread is called clean.
+"""Audit AWS accounts: six read-only checks, one workbook. What AWS refused to show is NOT CHECKED.
 
-The file reads from top to bottom; what is used stands above its use:
+The file has seven sections, to be read from top to bottom. Each uses only the sections above
+it, and of these only what they offer (tests/test_structure.py holds the file to that):
 
-    constants   what counts as old and as throttled; severities and statuses
-    controls    of AWS Security Hub, and the numbers of other standards
-    rows        what a check yields: facts, not words; and how a check is declared
-    account     the only code that talks to AWS
-    targets     what a check is run over: regions, users, buckets
-    checks      six generators, (account, target) -> rows, each below its rules
-    runner      the only place that survives a failure: the failure becomes a row
-    files       how a file, here or in S3, is read and written without harm
-    months      what was accepted, what is new since last time, what is gone
-    report      an audit of one account, whole, as plain data; as JSON and back
-    words       what people read of reports, and the table for a terminal
-    workbook    reports made into sheets, and CSV; it knows nothing of AWS calls
-    streams     what is said on standard output and standard error
-    arguments   the command line
-    access      sessions, and how each account is entered
-    run         what was asked for, and what can be wrong before the first audit
-    audits      the accounts, side by side
-    merging     reports that others wrote, made into one overview
-    main        a run from its beginning to its end; the function for AWS Lambda
+    model         the data: Check -> Row -> CheckResult -> Report -> Overview
+                  offers: CRITICAL, HIGH, MEDIUM, LOW, SEVERITIES, OK, FINDING, NOT_CHECKED,
+                    ACCEPTED, ROW_ORDER, PASSED, FAILED, CONTROL_STATUSES, ACTIVE, ROOT,
+                    MAX_KEY_AGE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, Cell, CannotRun,
+                    AwsError, AwsCallFailed, Acceptance, Control, ControlFinding, ControlStatus,
+                    Remediation, Message, Row, TargetKind, Check, CHECKS, check, CheckResult,
+                    KnownFinding, HistoryEntry, AccountState, Report, AccountJob, Overview, once,
+                    for_each, counted, in_words, yes_no, not_checked_row, utc_now, start_of_day
+    checks        the targets of checks, then six checks, each below its rules
+                  offers: enabled_regions, regions, account_aliases
+    aws           the only code that calls AWS
+                  offers: Account, Account.ask, Account.fetch, Account.close, Account.number,
+                    Account.session, Account.now, Account.only_regions, Account.max_key_age,
+                    Account.fatal_error, Account.cache
+    audit         runs the checks on one account, compares with the state, applies acceptances
+                  offers: Question, audit, to_aws_error, merge_history, merge_statuses,
+                    drop_ok_rows
+    storage       files here and in S3; the accept file, the state and the report as JSON
+                  offers: LocalFile, S3_NAME, S3Object, File, read_errors_as_cannot_run,
+                    write_or_save_copy, read_accept_file, read_state, write_state, to_json,
+                    reports_from_json
+    output        reports as people read them: sentences, terminal, workbook, CSV
+                  offers: needed_permission, headline, describe_accounts, terminal_text,
+                    build_workbook, to_csv
+    command line  arguments, credentials, the accounts of a run, merging, main
+                  offers: main, lambda_handler
 
-A seventh check is one function under `@check`; nothing else changes.
-Severities are those that AWS Security Hub publishes for the control named beside
-each rule; where no control is named, the rule and its severity are ours.
+Where to look:
+
+    when a port is a finding           checks: PortRange.severity
+    a denied call becomes a row        audit: check_target, and to_aws_error
+    a denied call that is the answer   checks: search for `except AwsCallFailed`
+    when a finding is new or resolved  audit: diff_with_state
+    a remediation command              checks: aws_cli, and the function that calls it
+    the width of a column              output: COLUMNS
+    an exit code                       model: Report.exit_code
+
+A seventh check is one generator (account, target) -> rows below `@check`, in the section
+checks: the fields of `Check` say what to declare, `check_ec2_classic` is the shortest example.
+A new kind of target is a `TargetKind`; a new control of Security Hub is declared by its check.
+Severities are those that AWS Security Hub publishes for the control whose number stands at the
+rule; where there is no number, the rule and its severity are ours.
 """
 
 from __future__ import annotations
@@ -51,6 +71,7 @@ import re
 import secrets
 import shlex
 import signal
+import string
 import struct
 import sys
 import tempfile
@@ -61,13 +82,26 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from ipaddress import collapse_addresses, ip_address, ip_network
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TextIO, TypeVar
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    TextIO,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 from unicodedata import combining, east_asian_width
 from urllib.parse import quote
 
@@ -77,136 +111,51 @@ if TYPE_CHECKING:  # at run time imported late, so that --help and bad arguments
 
 __version__ = "1.0"
 
-# === constants ========================================================================
-
-MAX_KEY_AGE = 90  # days; Security Hub IAM.3
-SOON = timedelta(days=31)  # a key that falls due before the next monthly run
+# === model ============================================================================
+#
+#     Check --(account, target)--> Row --> CheckResult --> Report --> Overview
 
 CRITICAL, HIGH, MEDIUM, LOW = SEVERITIES = ("Critical", "High", "Medium", "Low")
-ACTIVE = "ACTIVE"  # of an account in its organization, AWS's word
 OK, FINDING, NOT_CHECKED, ACCEPTED = "OK", "FINDING", "NOT CHECKED", "ACCEPTED"
-NEW = "New"
-MEND = "To mend"
-GRADES = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # the order of rows on a sheet
-
+ROW_ORDER = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # on a sheet, the most serious first
+PASSED, FAILED = "PASSED", "FAILED"
+CONTROL_STATUSES = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # the worst first
+ACTIVE = "ACTIVE"  # AWS's word for an account of an organization that can be audited
 ROOT = "<root_account>"  # as in the credential report; no IAM user name can contain "<"
-EVERYONE = "http://acs.amazonaws.com/groups/global/AllUsers"
-ANY_AWS_ACCOUNT = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"
-LOG_DELIVERY = "http://acs.amazonaws.com/groups/s3/LogDelivery"
 
-# Time-outs in seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but
-# only twice when nothing answers: a silent region must not hold up the run.
-CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
-ATTEMPTS = 8
-SILENT_CALLS = 3
-FIRST_GAP = 0.05  # between calls, once AWS has throttled
-THREADS = 32
-THREADS_IAM = THREADS_AHEAD = 8  # IAM throttles the account as a whole
-ACCOUNTS_AT_ONCE = 8  # AWS throttles each by itself; memory and sockets set the limit
-RUN_LASTS = timedelta(days=1)  # at most, from the first account to the last
-ROLE = "security-check"  # to assume in the accounts of an organization
+MAX_KEY_AGE = 90  # days, as Security Hub IAM.3 asks
+MAX_CELL_TEXT = 32_767  # characters that a cell of the .xls format can hold
+PREFETCH_THREADS = 8  # IAM throttles the account as a whole
 
-REPORT_POLLS, REPORT_PAUSE = 30, 2  # a minute for the credential report
-
-MAX_ROWS, MAX_TEXT = 65_536, 32_767  # what the .xls format can hold
-
-PASSED, FAILED = "PASSED", "FAILED"  # verdicts on a control, beside NOT CHECKED and ACCEPTED
-
-EXPIRED = {
+EXPIRED_CODES = {
     *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "CredentialRetrievalError"),
     *("LoginRefreshRequired", "LoginTokenLoadError", "SSOTokenLoadError", "TokenRetrievalError"),
     "UnauthorizedSSOTokenError",
 }
-THROTTLED = {"Throttling", "ThrottlingException", "RequestLimitExceeded", "SlowDown"}
-GONE = {"NoSuchEntity", "NoSuchBucket"}  # deleted between listing and asking
-REFUSED = {
-    *("AuthFailure", "InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch"),
-    "UnrecognizedClientException",
-}
+GONE_CODES = {"NoSuchEntity", "NoSuchBucket"}  # deleted between the list and the call
 
-READS = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")  # names begin so
-
-# The IAM action behind a call, where S3 gives it another name.
-ACTIONS = {
+# The IAM action that allows a call, where S3 gives it another name.
+# https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
+IAM_ACTION_NAMES = {
     "s3:ListBuckets": "s3:ListAllMyBuckets",
     "s3:GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
     "s3control:GetPublicAccessBlock": "s3:GetAccountPublicAccessBlock",
 }
 
-# === controls of AWS Security Hub =====================================================
-
-
-class Control(NamedTuple):
-    """What a control asks, in our words, and the numbers that AWS maps to it in the CIS AWS
-    Foundations Benchmark 5.0.0 and 3.0.0 and in PCI DSS 4.0.1; blank where no page says one.
-    A control `of` root or of the account is decided once, not for each resource."""
-
-    severity: str
-    asks: str
-    cis_5: str = ""
-    cis_3: str = ""
-    pci: str = ""
-    of: str = ""
-
-
-HUB = "https://docs.aws.amazon.com/securityhub/latest/userguide/cis-aws-foundations-benchmark.html"
-# Severities and numbers are from the pages ec2-, iam-, cloudtrail- and s3-controls.html beside
-# HUB. HUB has the CIS numbers again; pci-standard.html says which controls belong to PCI DSS.
-CONTROLS = {
-    "EC2.13": Control(HIGH, "SSH (22) is closed to the Internet", pci="1.3.1"),
-    "EC2.14": Control(HIGH, "RDP (3389) is closed to the Internet", pci="1.3.1"),
-    "EC2.18": Control(HIGH, "Only TCP 80 and 443 are open to the Internet"),
-    "EC2.19": Control(CRITICAL, "No high-risk port is open to the Internet"),
-    "EC2.53": Control(HIGH, "SSH and RDP are closed to IPv4", "5.3", "5.2", "1.3.1"),
-    "EC2.54": Control(HIGH, "SSH and RDP are closed to IPv6", "5.4", "5.3", "1.3.1"),
-    "IAM.3": Control(
-        MEDIUM, "No active access key is older than 90 days", "1.13", "1.14", "8.3.9, 8.6.3"
-    ),
-    "IAM.4": Control(CRITICAL, "Root has no access key", "1.3", "1.4", of=ROOT),
-    "IAM.5": Control(MEDIUM, "Who has a console password has MFA", "1.9", "1.10", "8.4.2"),
-    "IAM.9": Control(CRITICAL, "Root has MFA", "1.4", "1.5", "8.4.2", of=ROOT),
-    "IAM.19": Control(MEDIUM, "Every user has MFA", pci="8.4.2"),
-    "CloudTrail.1": Control(
-        HIGH, "A multi-region trail records all management events", "3.1", "3.1", of="account"
-    ),
-    "CloudTrail.4": Control(LOW, "Log files of every trail are validated", "3.2", "3.2", "10.3.2"),
-    "S3.2": Control(CRITICAL, "No bucket may be read by the public"),
-    "S3.3": Control(CRITICAL, "No bucket may be written by the public"),
-    "S3.12": Control(MEDIUM, "No bucket's ACL lets in other users"),
-}
-VERDICTS = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # the worst first
-
-# === rows =============================================================================
-
 Cell = str | int | bool | datetime | None
-Mend = tuple[str, ...] | str  # the words of an AWS CLI command, or why there is none
-Brief = tuple[str, str, str]  # a sentence that follows a name: start, what, end
 
-
-class Command(str):
-    """A command for a POSIX shell, whole and quoted."""
-
-    __slots__ = ()
-
-
-class Verdict(NamedTuple):
-    """What a row means for a Security Hub control: that a resource FAILED it, or that what was
-    read does not decide it, NOT CHECKED."""
-
-    control: str
-    resource: str
-    word: str = FAILED
+# --- values ---------------------------------------------------------------------------
 
 
 class CannotRun(Exception):
-    """Why there is no workbook, in one line for the administrator."""
+    """Why there is no report: one line for the administrator, exit code 2."""
 
 
-@dataclass(unsafe_hash=True)
-class Unanswered(Exception):
-    """A question that AWS did not answer: the error code, the call, and what else is known."""
+@dataclass(frozen=True)
+class AwsError:
+    """Why a call to AWS failed, as data."""
 
-    code: str
+    code: str  # AWS's own (AccessDenied), botocore's (EndpointConnectionError), or ours
     service: str = ""
     operation: str = ""
     detail: str = ""
@@ -215,95 +164,478 @@ class Unanswered(Exception):
         return f"{self.code}: {' '.join(filter(None, (self.service, self.operation, self.detail)))}"
 
     @property
-    def permission(self) -> str:
-        """The IAM action whose lack this may be; blank if the call was not denied."""
+    def missing_permission(self) -> str:
+        """The IAM action that may be missing; blank if the call was not denied."""
         action = f"{self.service}:{self.operation}"
         denied = "Denied" in self.code or "Unauthorized" in self.code
-        return ACTIONS.get(action, action) if denied else ""
+        return IAM_ACTION_NAMES.get(action, action) if denied else ""
+
+
+class AwsCallFailed(Exception):
+    """A call to AWS failed. Reports keep the `error` only: a traceback holds on to the account."""
+
+    def __init__(self, error: AwsError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """A decision to live with findings: IDs like `pattern`, up to and with the day `until`.
-    With an account's number in front the pattern is for that account only."""
+    """A line of the accept file: somebody decided to live with these findings."""
 
-    pattern: str
-    until: str
+    pattern: str  # a glob over IDs, for one account if it begins with the account's number
+    until: str  # the last day on which it is valid; blank if there is none
     reason: str
 
-    def is_about(self, number: str, id: str) -> bool:
-        return any(fnmatchcase(name, self.pattern) for name in (id, f"{number}/{id}"))
+    def matches(self, account: str, id: str) -> bool:
+        """Whether the pattern is for this ID in this account."""
+        return any(fnmatchcase(name, self.pattern) for name in (id, f"{account}/{id}"))
+
+
+class Control(NamedTuple):
+    """A control of AWS Security Hub, and its numbers in other standards; blank if none."""
+
+    severity: str
+    requirement: str
+    cis_5: str = ""  # CIS AWS Foundations Benchmark 5.0.0
+    cis_3: str = ""  # CIS AWS Foundations Benchmark 3.0.0
+    pci: str = ""  # PCI DSS 4.0.1
+    scope: str = ""  # ROOT or "account", if it is decided once and not for each resource
+
+
+class ControlFinding(NamedTuple):
+    """A resource that FAILED a control, or for which the control is NOT CHECKED."""
+
+    control: str
+    resource: str
+    status: str = FAILED
+
+
+class ControlStatus(NamedTuple):
+    """A control in one account, or in several."""
+
+    status: str  # of CONTROL_STATUSES
+    evaluated: int = 0  # resources
+    failed: int = 0  # resources
+
+
+class Remediation(NamedTuple):
+    """How to fix a finding."""
+
+    command: str = ""  # of the AWS CLI, complete and quoted for a POSIX shell
+    manual: str = ""  # what to do by hand if no command can
+
+
+class Message(NamedTuple):
+    """A sentence about a resource, without its name.
+
+    Messages that differ only in `item` are listed together: `lets the whole Internet reach `,
+    `SSH (22)` and `RDP (3389)`, `; nothing uses it`.
+    """
+
+    before: str
+    item: str = ""
+    after: str = ""
+
+
+# --- a check and its result -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a sheet, as facts.
+    """A row of a sheet."""
 
-    `part` is what of the target the row is about; a blank one is the target itself. `cells`
-    are the check's own columns by name. A row with a `severity` is a finding, one with a
-    `gap` is what AWS did not let us look at; `mend` is what a person may run. `verdicts` are
-    on the controls themselves, which our rules may be stricter or broader than. `result` is a
-    sentence; `brief` says the same where a name stands in front, and rows that differ in its
-    middle alone can be told together. The last four are known once a state or decisions are:
-    `first_seen` is a day, `lapsed` says that the acceptance is over.
-    """
+    target: str  # the region, user or bucket that was checked
+    item: str  # the resource inside the target, such as a key ID; blank for the target itself
+    cells: dict[str, Cell]  # the check's own columns, by header
+    message: Message = field(default=Message(""))
+    severity: str = ""  # of a finding; blank if there is none
+    control: str = ""  # shown on the sheet
+    error: AwsError | None = None  # why this is NOT CHECKED
+    remediation: Remediation = field(default=Remediation(), compare=False)
+    control_findings: tuple[ControlFinding, ...] = field(default=(), compare=False)
 
-    target: str
-    part: str
-    cells: dict[str, Cell]
-    result: str = ""
-    severity: str = ""
-    control: str = ""
-    gap: Unanswered | None = None
-    brief: Brief = field(default=("", "", ""), compare=False)  # it follows from the rest,
-    mend: Mend = field(default="", compare=False)  # as do these
-    verdicts: tuple[Verdict, ...] = field(default=(), compare=False)
-    first_seen: str = ""
-    new: bool = False
+    # filled in by apply_state_and_acceptances
     acceptance: Acceptance | None = None
-    lapsed: bool = False
+    acceptance_expired: bool = False
+    first_seen: str = ""  # a day such as 2030-12-31; blank without --state
+    new: bool = False
 
     @property
     def id(self) -> str:
-        """What names the row on its sheet from run to run."""
-        part = self.part or ("not-checked" if self.gap else "")
-        return f"{self.target}/{part}" if part else self.target
+        """Names the row on its sheet from run to run; state and accept files hold it."""
+        item = self.item or ("not-checked" if self.error else "")
+        return f"{self.target}/{item}" if item else self.target
 
     @property
     def status(self) -> str:
-        if self.acceptance and not self.lapsed:
+        """OK, FINDING, NOT CHECKED or ACCEPTED."""
+        if self.acceptance and not self.acceptance_expired:
             return ACCEPTED
-        return NOT_CHECKED if self.gap else FINDING if self.severity else OK
+        return NOT_CHECKED if self.error else FINDING if self.severity else OK
 
     @property
-    def grade(self) -> str:
-        """The severity of a finding, else the status: one of GRADES."""
+    def level(self) -> str:
+        """The severity of a finding, else the status: one of ROW_ORDER."""
         return self.severity if self.status == FINDING else self.status
 
-    def ending(self, end: str, **facts: Any) -> Row:
-        """The row with other facts, and with this at the end of what it says."""
-        start, what, _ = self.brief
-        return replace(self, result=f"{self.result}{end}", brief=(start, what, end), **facts)
+    @property
+    def result(self) -> str:
+        """The sentence of the column Result."""
+        text = str(self.error) if self.error else "".join(self.message)
+        return text[:1].upper() + text[1:] if self.severity else text
+
+    def shown_remediation(self) -> Remediation:
+        """Blank unless the row is a FINDING."""
+        return self.remediation if self.status == FINDING else Remediation()
 
 
-def counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+# What a check yields; it may return the number of resources evaluated, in total or by control.
+Rows = Generator[Row, None, Counter[str] | int | None]
+
+
+class TargetKind(NamedTuple):
+    """A kind of thing that checks are run over: regions, users, buckets."""
+
+    noun: str  # plural, for messages
+    names: Callable[[Account], Iterable[str]]
+    regional: bool = False  # if so, --region limits it; a name is a region, or begins `region/`
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """A check and the sheet that it fills. The first block is what every check must declare."""
+
+    title: str  # of the sheet; in lower case it is the name for --check
+    targets: TargetKind
+    columns: tuple[str, ...]  # the check's own; the first names the target
+    description: str  # what the sheet shows, and what to do about a finding
+    docs: str  # the page of the AWS documentation on that
+    empty_message: str  # of a sheet without a finding; may use {targets} and {evaluated}
+    rows: Callable[[Account, str], Rows]
+
+    name_columns: tuple[str, ...] = ()  # these name the resource, the best name first
+    row_noun: str = "row"
+    controls: dict[str, Control] = field(default_factory=dict)  # decided by the check
+    console_links: dict[str, str] = field(default_factory=dict)  # by column; may use {columns}
+    prefetch: tuple[Callable[[Account], Any], ...] = ()  # calls to start while earlier checks run
+    threads: int = 32  # targets at once; as many as CONNECTIONS
+
+    @property
+    def name(self) -> str:
+        """The check's name on the command line and in IDs, such as `security-groups`."""
+        return self.title.lower().replace(" ", "-")
+
+    def id(self, row: Row) -> str:
+        """Names the row among all checks: `security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0`."""
+        return f"{self.name}/{row.id}"
+
+    def resource_names(self, row: Row) -> list[str]:
+        """The name of the row's resource, and then what else identifies it."""
+        cells = (row.cells.get(column) for column in self.name_columns or self.columns[:1])
+        return ["root" if cell == ROOT else str(cell) for cell in cells if cell]
+
+
+CHECKS: list[Check] = []
+OTHER_SHEETS = ("summary", "accounts", "controls", "resolved")
+COMMON_COLUMNS = {
+    *("Account", "Account name", "Result", "Severity", "Status", "Control", "First seen"),
+    *("Remediation", "ID"),
+}
+EMPTY_FIELDS = {"targets", "evaluated"}  # of Check.empty_message
+CheckFunction = TypeVar("CheckFunction", bound=Callable[..., Any])
+
+
+def check(title: str, **fields: Any) -> Callable[[CheckFunction], CheckFunction]:
+    """Declare a check: a generator (account, target) -> rows, with the fields of Check.
+
+    Definition order is run order is sheet order. Raises ValueError for a declaration that
+    would fail later.
+    """
+
+    def register(rows: CheckFunction) -> CheckFunction:
+        definition = Check(title, rows=rows, **fields)
+        if problem := declaration_problem(definition):
+            raise ValueError(f"@check({title!r}): {problem}")
+        CHECKS.append(definition)
+        return rows
+
+    return register
+
+
+def declaration_problem(definition: Check) -> str:
+    """The reason why a declaration would fail later; blank if there is none."""
+    own, links = set(definition.columns), definition.console_links
+    in_links = (name for template in links.values() for name in template_fields(template))
+    used = {*definition.name_columns, *links, *in_links}
+    in_message = {*template_fields(definition.empty_message)}
+    known = {name for other in CHECKS for name in other.controls}
+    titles = [*OTHER_SHEETS, *(other.title.lower() for other in CHECKS)]
+    problems = {
+        "the title of a sheet has 1 to 31 characters, none of / \\ ? * [ ] : '": not re.fullmatch(
+            r"[^/\\?*\[\]:']{1,31}", definition.title
+        ),
+        "another sheet has this title": definition.title.lower() in titles,
+        "it needs at least one column": not definition.columns,
+        f"every sheet has a column {in_words(sorted(own & COMMON_COLUMNS))}": own & COMMON_COLUMNS,
+        f"no column {in_words(sorted(used - own))}": used - own,
+        "empty_message may use {targets} and {evaluated} only": in_message - EMPTY_FIELDS,
+        "another check decides one of the controls": known & definition.controls.keys(),
+        "the severity of a control is one of SEVERITIES": any(
+            control.severity not in SEVERITIES for control in definition.controls.values()
+        ),
+    }
+    return next((sentence for sentence, wrong in problems.items() if wrong), "")
+
+
+def template_fields(template: str) -> list[str]:
+    """The names in braces of a template: `a`, `b` of `{a}/{b:,}`."""
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The rows of a check that was run on one account."""
+
+    check: Check
+    rows: list[Row]
+    complete: bool = True  # False if --region limited it
+
+    # for diff_with_state and evaluate_control; not part of the JSON report
+    failed_targets: Collection[str] = field(default=(), compare=False)
+    targets_complete: bool = field(default=True, compare=False)  # False if listing them failed
+    evaluated: Counter[str] = field(default_factory=Counter, compare=False)  # by control; "" all
+
+
+# --- what is remembered from month to month -------------------------------------------
+
+
+class KnownFinding(NamedTuple):
+    """A finding that the state file remembers."""
+
+    first_seen: str  # a day
+    result: str
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """A day of the history: the findings of its audits."""
+
+    day: str
+    open: dict[str, int]  # findings by severity, as the last audit of the day saw them
+    not_checked: int = 0
+    new: int = 0
+    days_open: tuple[int, ...] = ()  # of each finding that was resolved on that day
+
+
+class AccountState(NamedTuple):
+    """The findings and the history of one account in the state file."""
+
+    findings: dict[str, KnownFinding] = {}  # noqa: RUF012 - by ID; nobody changes it
+    history: tuple[HistoryEntry, ...] = ()
+
+
+# --- one account, and many ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """The audit of one account, as plain data.
+
+    With an `error` there are no results: the account could not be opened. An account that is
+    not ACTIVE has neither.
+    """
+
+    account: str  # its number
+    started: datetime
+    name: str = ""  # in its organization, or of its profile
+    account_status: str = ACTIVE  # in its organization
+    error: AwsError | None = None
+    profile: str = ""  # for the AWS CLI, to reach it
+    auditor_arn: str = ""
+    home_region: str = ""  # for the calls to global services
+    aliases: list[str] | AwsError = field(default_factory=list)
+    regions: list[str] | AwsError = field(default_factory=list)
+    seconds: float = 0  # duration of the audit
+    workbook: str = ""  # its absolute path, or s3://
+    results: list[CheckResult] = field(default_factory=list)
+    controls: dict[str, ControlStatus] = field(default_factory=dict)
+    resolved: dict[str, KnownFinding] | None = None  # since last time; None without --state
+    history: list[HistoryEntry] = field(default_factory=list)
+
+    def rows(self, status: str = "") -> list[Row]:
+        """All rows, or those with a status."""
+        found = (row for result in self.results for row in result.rows)
+        return [row for row in found if not status or row.status == status]
+
+    def errors(self) -> list[AwsError]:
+        """Every failed call that makes something NOT CHECKED, unless it was accepted."""
+        own = [one for one in (self.aliases, self.error) if isinstance(one, AwsError)]
+        return own + [row.error for row in self.rows(NOT_CHECKED) if row.error]
+
+    def credentials_expired(self) -> bool:
+        """Whether the credentials expired during the audit."""
+        return any(error.code in EXPIRED_CODES for error in self.errors())
+
+    def exit_code(self) -> int:
+        """0 if nothing was found, 1 for findings, 3 if something is NOT CHECKED."""
+        return 3 if self.errors() else 1 if self.rows(FINDING) else 0
+
+    def needs_attention(self) -> bool:
+        """Whether there is news for a person.
+
+        News are errors, new findings and expired acceptances; without a state every finding.
+        """
+        findings = self.rows(FINDING)
+        if self.errors() or any(row.acceptance_expired for row in findings):
+            return True
+        return any(row.new for row in findings) if self.resolved is not None else bool(findings)
+
+    def sort_key(self) -> tuple[Any, ...]:
+        """Sorts accounts that could not be opened first, then those with the worst findings."""
+        levels = Counter(row.level for row in self.rows())
+        worst = (-levels[severity] for severity in SEVERITIES)
+        return not self.error, *worst, -len(self.errors()), self.account
+
+
+@dataclass(frozen=True)
+class AccountJob:
+    """An account of a run, before there is a report of it."""
+
+    account: str  # its number; blank if it is not known yet
+    name: str = ""
+    profile: str = ""
+    account_status: str = ACTIVE
+    error: AwsError | None = None  # why it is known already that it cannot be opened
+    open: Callable[[], Account] | None = None  # None if it is not to be audited
+
+    def report(self, started: datetime, error: AwsError | None = None) -> Report:
+        """A report without results."""
+        status, error = self.account_status, error or self.error
+        return Report(self.account, started, self.name, status, error, self.profile)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The content of the terminal and the workbook: one report, or several, the worst first."""
+
+    reports: list[Report]
+    started: datetime
+    seconds: float
+    path: str  # of the workbook
+    multi_account: bool = False
+    with_state: bool = False
+    scope: str = ""  # of several accounts, such as `AWS organization of 123456789012`
+    auditor_arn: str = ""
+
+    @classmethod
+    def of_one(cls, report: Report) -> Overview:
+        """The overview of a single account."""
+        with_state = report.resolved is not None
+        return cls([report], report.started, report.seconds, report.workbook, with_state=with_state)
+
+    def exit_code(self) -> int:
+        """The highest exit code of all reports."""
+        return max(report.exit_code() for report in self.reports)
+
+    def needs_attention(self) -> bool:
+        """Whether there is news of any account."""
+        return any(report.needs_attention() for report in self.reports)
+
+
+# --- cached calls ---------------------------------------------------------------------
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def once(function: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate[Account, P], T]:
+    """Cache a function of an account for the audit, shared between threads.
+
+    Errors are cached too, so that every check sees the same. A cached function must not wait
+    for one of another check.
+    """
+
+    @functools.wraps(function)
+    def cached(aws: Account, *args: P.args, **kwargs: P.kwargs) -> T:
+        with aws.lock:
+            first = (key := (function, args)) not in aws.cache
+            future = aws.cache.setdefault(key, Future())
+        if first:
+            try:
+                future.set_result(function(aws, *args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+        value: T = future.result()
+        return value
+
+    return cached  # type: ignore[return-value]
+
+
+def for_each(
+    function: Callable[[Account, str], Any], names: Callable[[Account], Iterable[str]]
+) -> Callable[[Account], None]:
+    """Call a cached function for every name, PREFETCH_THREADS at once; for Check.prefetch."""
+
+    def call_all(aws: Account) -> None:
+        with ThreadPoolExecutor(PREFETCH_THREADS) as pool:
+            for name in names(aws):
+                pool.submit(function, aws, name)
+
+    return call_all
+
+
+# --- words ----------------------------------------------------------------------------
+
+
+def counted(number: int, noun: str) -> str:
+    """The number and its noun.
+
+    >>> counted(1, "rule"), counted(1234, "rule")
+    ('1 rule', '1,234 rules')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def in_words(names: Iterable[str], most: int = 4) -> str:
-    """`a`, `a and b`, `a, b and c`; of many only the first."""
+    """Distinct names as a list in a sentence.
+
+    >>> in_words(["a", "b", "a", "c"]), in_words("abcdef")
+    ('a, b and c', 'a, b, c and 3 more')
+    """
     distinct = [*dict.fromkeys(names)]
     if len(distinct) > most:
         distinct[most - 1 :] = [f"{len(distinct) - most + 1:,} more"]
     return " and ".join(filter(None, (", ".join(distinct[:-1]), *distinct[-1:])))
 
 
-def yes_no(fact: Any) -> str:
-    return "yes" if fact else "no"
+def yes_no(value: Any) -> str:
+    """The words yes and no."""
+    return "yes" if value else "no"
 
 
-def compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+def not_checked_row(target: str, item: str, cells: dict[str, Cell], error: AwsError) -> Row:
+    """A row for what AWS did not let us see."""
+    return Row(target, item, cells, error=error)
+
+
+def utc_now() -> datetime:
+    """The clock of the program; tests replace it."""
+    return datetime.now(timezone.utc)
+
+
+def start_of_day(day: str) -> datetime:
+    """The first moment of a day such as 2030-12-31, in UTC; ValueError if it is none."""
+    return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=timezone.utc)
+
+
+# === checks ===========================================================================
+
+IAM_THREADS = 8  # IAM throttles the account as a whole
+
+# The console shows these numbers too: docs.aws.amazon.com/securityhub/latest/userguide/, pages
+# ec2-, iam-, cloudtrail- and s3-controls.html; cis-aws-foundations-benchmark.html has the CIS
+# numbers again, pci-standard.html says which controls belong to PCI DSS.
 
 
 def cli_option(name: str, value: str) -> tuple[str, ...]:
@@ -311,431 +643,238 @@ def cli_option(name: str, value: str) -> tuple[str, ...]:
     return (f"--{name}={value}",) if value.startswith("-") else (f"--{name}", value)
 
 
-# May return how many things were looked at, be it by control.
-Rows = Generator[Row, None, Counter[str] | int | None]
+def compact_json(value: Any) -> str:
+    """JSON without blanks, for the command line."""
+    return json.dumps(value, separators=(",", ":"))
 
 
-def gap(target: str, part: str, cells: dict[str, Cell], why: Unanswered) -> Row:
-    """The row for what AWS did not let us look at. It keeps a copy of `why`, because the
-    original holds on to the account through its traceback."""
-    return Row(target, part, cells, gap=replace(why))
+def aws_cli(aws: Account, region: str, *words: str) -> Remediation:
+    """The command `aws ...`, to be pasted into a shell; a blank region is the home region.
 
-
-@dataclass(frozen=True, eq=False)
-class Check:
-    """A check and its sheet.
-
-    `thing` are the columns that name what a row is about, as people name it first, and `kind`
-    is what a row of it is called. `controls` are those of Security Hub that it decides.
-    `about` says what the sheet shows and what to do about a finding, `docs` is AWS's page on
-    that. `nothing` is what an empty sheet says; it may use {targets} and {looked_at}, the
-    numbers looked at. `links` are pages of the AWS console by column; they may use the other
-    columns of the row. `ahead` are questions, asked once an audit, that are put while earlier
-    checks run: what all targets wait for, and the first question about each.
+    Resource names are chosen by others: everything is quoted, and a command with characters
+    that a terminal does not show is left out.
     """
-
-    title: str
-    over: Callable[[Account], Iterable[str]]
-    columns: tuple[str, ...]
-    about: str
-    docs: str
-    nothing: str
-    rows: Callable[[Account, str], Rows]
-    thing: tuple[str, ...] = ()
-    kind: str = "row"
-    controls: tuple[str, ...] = ()
-    links: dict[str, str] = field(default_factory=dict)
-    ahead: tuple[Callable[[Account], Any], ...] = ()
-    threads: int = THREADS
-
-    @property
-    def name(self) -> str:
-        return self.title.lower().replace(" ", "-")
-
-    def names(self, row: Row) -> list[str]:
-        """What the row is about: its name first, what else identifies it behind."""
-        cells = (row.cells.get(column) for column in self.thing or self.columns[:1])
-        return ["root" if cell == ROOT else str(cell) for cell in cells if cell]
-
-    @property
-    def targets(self) -> str:
-        """What it is run over, in a word: regions, users, buckets."""
-        return self.over.__name__
+    words = ("aws", *words, "--region", region or aws.home_region)
+    words += cli_option("profile", aws.profile) if aws.profile else ()
+    command = shlex.join(words)
+    if command.isprintable() and len(command) <= MAX_CELL_TEXT:
+        return Remediation(command)
+    return Remediation(manual="too long, or odd characters: by hand")
 
 
-CHECKS: list[Check] = []
-Rule = TypeVar("Rule", bound=Callable[..., Any])
-
-
-def check(title: str, **sheet: Any) -> Callable[[Rule], Rule]:
-    """Declare a check: a generator (account, target) -> rows, which may return how many
-    things it looked at, be it by control. Definition order is run order is sheet order."""
-
-    def register(rows: Rule) -> Rule:
-        CHECKS.append(Check(title, rows=rows, **sheet))
-        return rows
-
-    return register
-
-
-# === account ==========================================================================
-
-
-class Call(NamedTuple):
-    """A call to AWS, but for its parameters."""
-
-    service: str
-    operation: str
-    region: str
-
-    def failed(self, code: str, detail: str = "") -> Unanswered:
-        return Unanswered(code, self.service, self.operation, detail)
-
-
-class Answer(dict[str, Any]):
-    """What AWS answered. A field that AWS always sends and that is not there, here or in what
-    is nested here, means that something else answered (a proxy, a sign-in page)."""
-
-    def __init__(self, answer: dict[str, Any], call: Call) -> None:
-        super().__init__(answer)
-        self.call = call
-
-    def __getitem__(self, field: str) -> Any:
-        value = super().__getitem__(field)
-        return Answer(value, self.call) if isinstance(value, dict) else value
-
-    def __missing__(self, field: str) -> Any:
-        raise self.call.failed("MalformedAnswer", f"without {field}")
-
-
-class Pace:
-    """How fast one client may ask: at will until AWS throttles, then a call every `gap`
-    seconds, a little sooner after each answer and later after each refusal.
-
-    botocore's `adaptive` retries count every refusal of a volley, and then crawl for seconds.
-    """
-
-    def __init__(self) -> None:
-        self.gap = self.next = self.slowed = 0.0
-        self.lock = threading.Lock()
-
-    def wait(self, **_: Any) -> None:
-        """Before a call is sent."""
-        with self.lock:
-            now = time.monotonic()
-            self.next = max(now, self.next + self.gap)
-            pause = self.next - now
-        time.sleep(pause)
-
-    def learn(self, response: tuple[Any, dict[str, Any]] | None, **_: Any) -> None:
-        """After an answer, a refusal, or neither."""
-        code = response[1].get("Error", {}).get("Code") if response else None
-        with self.lock:
-            now = time.monotonic()
-            if code not in THROTTLED:
-                self.gap *= 0.995
-            elif now - self.slowed > 1:  # calls that are refused together slow us down once
-                self.gap, self.slowed = max(self.gap * 1.2, FIRST_GAP), now
-
-
-MAKING = threading.Lock()  # of clients: accounts share what botocore has read of its models
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-@dataclass(eq=False)
-class Account:
-    """The account under audit, and the only way to AWS. `now` is the one moment that the
-    audit calls now; `only` limits the regions; `max_key_age` is in days."""
-
-    session: boto3.Session
-    now: datetime
-    only: Collection[str] = ()
-    max_key_age: int = MAX_KEY_AGE
-    number: str = ""  # known once AWS has said who asks, as is the ARN
-    arn: str = ""
-    clients: dict[tuple[str, str], Any] = field(default_factory=dict)
-    answers: dict[Any, Future[Any]] = field(default_factory=dict)
-    silent: Counter[Call | str] = field(default_factory=Counter)  # by call, and by region
-    expired: Unanswered | None = None
-    lock: Any = field(default_factory=threading.RLock)
-
-    @functools.cached_property
-    def region(self) -> str:
-        elsewhere = [region for region in self.only if region.startswith(("cn-", "us-gov-"))]
-        return self.session.region_name or [*elsewhere, "us-east-1"][0]
-
-    def ask(
-        self, service: str, operation: str, region: str = "",
-        absent: Collection[str] = (), **params: Any,
-    ) -> Answer:  # fmt: skip
-        """One answer of AWS. An error code in `absent` is an answer too: an empty one."""
-        call = Call(service, operation, region or self.region)
-        pages = self._pages(call, params)
-        try:
-            return Answer(self._answered(call, lambda: read_whole(next(pages))), call)
-        except Unanswered as error:
-            if error.code not in absent:
-                raise
-            return Answer({}, call)
-
-    def fetch(
-        self, service: str, operation: str, items: str, region: str = "",
-        page_size: int = 1000, **params: Any,
-    ) -> Iterator[Any]:  # fmt: skip
-        """All the items of all pages, streamed."""
-        call = Call(service, operation, region or self.region)
-        pages = self._pages(call, params, page_size)
-        while page := self._answered(call, lambda: next(pages, None)):
-            # S3 counts what it lists, and leaves out an empty list
-            yield from page.get(items, ()) if "KeyCount" in page else Answer(page, call)[items]
-
-    def _pages(self, call: Call, params: dict[str, Any], size: int = 0) -> Iterator[dict[str, Any]]:
-        """The answers to a call, one page after another if a size is asked for."""
-        from botocore import xform_name
-
-        client, name = self.client(call.service, call.region), xform_name(call.operation)
-        if size and client.can_paginate(name):
-            config = {"PageSize": size}
-            yield from client.get_paginator(name).paginate(**params, PaginationConfig=config)
-            return
-        yield (page := getattr(client, name)(**params))
-        while token := page.get("NextToken"):  # botocore does not know how to page everything
-            yield (page := getattr(client, name)(**params, NextToken=token))
-
-    def _answered(self, call: Call, ask: Callable[[], T]) -> T:
-        """The one place where a failure to reach AWS, or a refusal, becomes Unanswered.
-
-        Whatever is raised here comes from botocore, whose parsers raise all sorts of errors
-        at what is not an answer of AWS.
-        """
-        if self.expired:
-            raise self.expired
-        if self.silent[call] >= SILENT_CALLS:
-            raise call.failed("NoAnswer", f"(asked {SILENT_CALLS} times)")
-        try:
-            answer = ask()
-        except Exception as error:
-            raise self._failure(error, call) from error
-        self.silent[call] = self.silent[call.region] = 0
-        return answer
-
-    def _failure(self, error: Exception, call: Call) -> Unanswered:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        code = type(error).__name__ if isinstance(error, BotoCoreError) else "MalformedAnswer"
-        if isinstance(error, ClientError):
-            code = error.response["Error"]["Code"]
-        failure = call.failed(code)
-        with self.lock:
-            if is_silence(error):
-                self.silent.update([call, call.region])
-            if code in EXPIRED:
-                self.expired = failure = self.expired or failure
-        return failure
-
-    def client(self, service: str, region: str) -> Any:
-        """The client for a service in a region, made once. Making one is not thread-safe."""
-        from botocore.config import Config
-
-        config = Config(
-            connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=READ_TIMEOUT,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            max_pool_connections=THREADS,
-        )
-        with self.lock, MAKING:
-            if (service, region) not in self.clients:
-                make: Callable[..., Any] = self.session.client
-                client = self.clients[service, region] = make(service, region, config=config)
-                pace, events = Pace(), client.meta.events
-                give_up = functools.partial(self._give_up_on_silence, region)
-                events.register("before-send", pace.wait)
-                events.register("needs-retry", pace.learn)
-                events.register_first("needs-retry", give_up)
-            return self.clients[service, region]
-
-    def close(self) -> None:
-        """Let go of the connections; nothing is asked after this, by whatever thread."""
-        with self.lock:
-            self.expired = Unanswered("Closed")
-            for client in self.clients.values():
-                client.close()
-            self.clients.clear()
-            self.answers.clear()
-
-    def _give_up_on_silence(
-        self, region: str, attempts: int, caught_exception: Exception | None, **_: Any
-    ) -> None:
-        """Ask twice where nothing answers, once where the region was silent before.
-
-        botocore has one number of attempts for all failures; raising is how to leave early.
-        """
-        silent = is_silence(caught_exception)
-        if caught_exception and silent and (attempts > 1 or self.silent[region]):
-            raise caught_exception
-
-
-def read_whole(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer with what else there was to read of it, as S3 sends objects."""
-    return answer | {"Body": answer["Body"].read()} if "Body" in answer else answer
-
-
-def is_silence(error: Exception | None) -> bool:
-    from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
-
-    return isinstance(error, (ConnectTimeoutError, ReadTimeoutError))
-
-
-def once(question: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate[Account, P], T]:
-    """Put a question once an audit, whatever number of threads want to know. A failure is
-    an answer too, and the same for all. A question must not wait for another check's."""
-
-    @functools.wraps(question)
-    def asked(aws: Account, *args: P.args, **kwargs: P.kwargs) -> T:
-        with aws.lock:
-            first = (key := (question, args)) not in aws.answers
-            answer = aws.answers.setdefault(key, Future())
-        if first:
-            try:
-                answer.set_result(question(aws, *args, **kwargs))
-            except BaseException as error:
-                answer.set_exception(error)
-        known: T = answer.result()
-        return known
-
-    return asked  # type: ignore[return-value]
-
-
-def every(
-    question: Callable[[Account, str], Any], targets: Callable[[Account], Iterable[str]]
-) -> Callable[[Account], None]:
-    """The question about every target, a few at a time, as one to be put ahead."""
-
-    def asked(aws: Account) -> None:
-        with ThreadPoolExecutor(THREADS_AHEAD) as pool:
-            for target in targets(aws):
-                pool.submit(question, aws, target)
-
-    return asked
-
-
-def answer_or_gap(question: Callable[[Account], T], aws: Account) -> T | Unanswered:
-    """What AWS answers, or what it did not answer."""
-    try:
-        return question(aws)
-    except Unanswered as error:
-        return replace(error)
-
-
-# === targets ==========================================================================
+# --- targets --------------------------------------------------------------------------
 
 
 @once
 def enabled_regions(aws: Account) -> list[str]:
+    """The names of all regions that are enabled in the account."""
     return sorted(region["RegionName"] for region in aws.ask("ec2", "DescribeRegions")["Regions"])
 
 
 def regions(aws: Account) -> list[str]:
-    """The regions that are enabled in the account, or of these the ones asked for."""
-    return sorted(aws.only) or enabled_regions(aws)
+    """The enabled regions, or those named by --region."""
+    return sorted(aws.only_regions) or enabled_regions(aws)
 
 
 @once
-def user_list(aws: Account) -> dict[str, dict[str, Any]]:
+def users_by_name(aws: Account) -> dict[str, dict[str, Any]]:
+    """Every IAM user as ListUsers describes it."""
     return {user["UserName"]: user for user in aws.fetch("iam", "ListUsers", "Users")}
 
 
 def users(aws: Account) -> Iterator[str]:
     """The names of all users, root first."""
     yield ROOT
-    yield from user_list(aws)
+    yield from users_by_name(aws)
 
 
 @once
-def buckets(aws: Account) -> dict[str, str]:
-    """The region of every bucket by name, blank where ListBuckets does not tell it."""
+def bucket_regions(aws: Account) -> dict[str, str]:
+    """The region of every bucket by name; blank if ListBuckets does not tell it."""
     found = aws.fetch("s3", "ListBuckets", "Buckets")
     return {bucket["Name"]: bucket.get("BucketRegion", "") for bucket in found}
 
 
 @once
 def account_aliases(aws: Account) -> list[str]:
+    """The alias of the account, if it has one."""
     return list(aws.fetch("iam", "ListAccountAliases", "AccountAliases"))
 
 
-# === check 1: EC2-Classic =============================================================
+REGIONS = TargetKind("regions", regions, regional=True)
+USERS = TargetKind("users", users)
+BUCKETS = TargetKind("buckets", bucket_regions)
+
+# --- check 1: EC2-Classic -------------------------------------------------------------
 
 
 def is_classic(instance: dict[str, Any]) -> bool:
-    """Whether an instance stands outside a VPC.
+    """Whether an instance is outside a VPC.
 
-    An instance that is going or gone has lost its VpcId too:
+    Shutting-down and terminated instances have no VpcId either:
     https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_Instance.html
     """
-    leaving = instance["State"]["Name"] in ("shutting-down", "terminated")
-    return not instance.get("VpcId") and not leaving
+    ending = instance["State"]["Name"] in ("shutting-down", "terminated")
+    return not instance.get("VpcId") and not ending
 
 
 def name_tag(instance: dict[str, Any]) -> str:
+    """The tag `Name`, blank if there is none."""
     tags = instance.get("Tags") or ()
     return next((tag["Value"] for tag in tags if tag["Key"] == "Name"), "")
 
 
 @check(
     "EC2-Classic",
-    over=regions,
+    targets=REGIONS,
     columns=("Region", "Instance ID", "Name", "State", "Launched"),
-    thing=("Name", "Instance ID", "Region"),
-    about="Instances outside a VPC. Move each into a VPC: nothing isolates it from other tenants.",
+    name_columns=("Name", "Instance ID", "Region"),
+    description="Instances outside a VPC. Move each into a VPC: nothing isolates it from others.",
     docs="https://docs.aws.amazon.com/vpc/latest/userguide/what-is-amazon-vpc.html",
-    links={"Instance ID": "ec2/home?region={Region}#InstanceDetails:instanceId={Instance ID}"},
-    nothing="No instance outside a VPC among {looked_at:,} in {targets:,} regions",
+    console_links={
+        "Instance ID": "ec2/home?region={Region}#InstanceDetails:instanceId={Instance ID}"
+    },
+    empty_message="No instance outside a VPC among {evaluated:,} in {targets:,} regions",
 )
 def check_ec2_classic(aws: Account, region: str) -> Rows:
     """Instances outside a VPC. The severity is ours: AWS retired EC2-Classic."""
-    instances = 0
+    evaluated = 0
     for reservation in aws.fetch(
         "ec2", "DescribeInstances", "Reservations", region, IncludeManagedResources=True
     ):
-        instances += len(reservation["Instances"])
+        evaluated += len(reservation["Instances"])
         for instance in filter(is_classic, reservation["Instances"]):
-            id, name, state = instance["InstanceId"], name_tag(instance), instance["State"]["Name"]
+            id, state = instance["InstanceId"], instance["State"]["Name"]
             cells: dict[str, Cell] = {
                 "Region": region,
                 "Instance ID": id,
-                "Name": name,
+                "Name": name_tag(instance),
                 "State": state,
                 "Launched": instance["LaunchTime"],
             }
-            words, mend = f"is {state} outside a VPC", "move it by hand"
-            result = f"{name or id} {words}"
-            yield Row(region, id, cells, result, HIGH, brief=(words, "", ""), mend=mend)
-    return instances
+            message, manual = Message(f"is {state} outside a VPC"), "move it by hand"
+            yield Row(region, id, cells, message, HIGH, remediation=Remediation(manual=manual))
+    return evaluated
 
 
-# === check 2: security groups =========================================================
+# --- check 2: security groups, sources ------------------------------------------------
 
-# Addresses that no host on the Internet has; what is left of IPv6 is 2000::/3.
+# Networks that no host on the Internet has; what is left of IPv6 is 2000::/3.
 # https://www.iana.org/assignments/iana-ipv4-special-registry
-NOT_INTERNET: list[Any] = [
+NON_PUBLIC_NETWORKS: list[Any] = [
     *map(ip_network, ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8")),
     *map(ip_network, ("169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24")),
     *map(ip_network, ("192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24")),
     *map(ip_network, ("224.0.0.0/3", "::/3", "4000::/2", "8000::/1")),
 ]
-WIDE = {4: 7, 6: 12}  # prefix lengths; IANA gives a whole regional registry an IPv6 /12
+# By IP version, the prefix length of a range that is a finding by itself. Two IPv4 /8, or an
+# IPv6 /12, which IANA gives to a regional registry as a whole, mean nobody in particular.
+WIDE_PREFIX_LENGTH = {4: 7, 6: 12}
+SOURCE_FIELDS = {"IpRanges": "CidrIp", "Ipv6Ranges": "CidrIpv6", "PrefixListIds": "PrefixListId"}
+FILTER_VALUES = 200  # in one filter of DescribeNetworkInterfaces
 
-# Security Hub EC2.19, and what it allows in EC2.18.
-HIGH_RISK_PORTS = {
+
+class Exposure(NamedTuple):
+    """The part of the Internet that the sources of a rule let in together."""
+
+    open_to: list[str]  # 0.0.0.0/0, ::/0, else ranges too wide to mean somebody in particular
+    prefix_lists: list[str]  # the lists of the rule that contribute to it
+    cidrs: list[str]  # all sources that were read
+    complete: bool = True  # False if a prefix list was not read
+    error: AwsError | None = None  # why not, if the list may open the rule further
+
+    def describe(self) -> str:
+        """`the whole Internet through pl-1`."""
+        lists = f" through {', '.join(self.prefix_lists)}" if self.prefix_lists else ""
+        if not whole_internet(self.open_to):
+            return f"{in_words(self.open_to)}, a large part of the Internet{lists}"
+        return f"the whole {'IPv6 ' if self.open_to == ['::/0'] else ''}Internet{lists}"
+
+
+def loose_network(cidr: str) -> Any:
+    """The network of a CIDR. Host bits are ignored: AWS reads 10.0.0.0/0 as 0.0.0.0/0."""
+    return ip_network(cidr, strict=False)
+
+
+def whole_internet(cidrs: Iterable[str]) -> list[str]:
+    """Those of 0.0.0.0/0 and ::/0 that the CIDRs cover together.
+
+    >>> whole_internet(["0.0.0.0/1", "128.0.0.0/1", "2000::/4"])
+    ['0.0.0.0/0']
+    """
+    networks: list[Any] = [*map(loose_network, cidrs), *NON_PUBLIC_NETWORKS]
+    versions = ([net for net in networks if net.version == version] for version in (4, 6))
+    covered = (net for version in versions for net in collapse_addresses(version))
+    return [str(net) for net in covered if net.prefixlen == 0]
+
+
+def is_private(network: Any) -> bool:
+    """Whether no host on the Internet has an address in the network."""
+    same_version = (other for other in NON_PUBLIC_NETWORKS if other.version == network.version)
+    return any(network.subnet_of(other) for other in same_version)
+
+
+def wide_sources(cidrs: Iterable[str]) -> list[str]:
+    """The public CIDRs that are too wide to mean somebody in particular.
+
+    >>> wide_sources(["8.0.0.0/7", "8.0.0.0/8", "10.0.0.0/7", "10.0.0.0/8"])
+    ['8.0.0.0/7', '10.0.0.0/7']
+    """
+    networks = map(loose_network, cidrs)
+    wide = (net for net in networks if net.prefixlen <= WIDE_PREFIX_LENGTH[net.version])
+    return [str(net) for net in wide if not is_private(net)]
+
+
+def public_sources(cidrs: list[str]) -> list[str]:
+    """The CIDRs to remove from a rule so that it is no longer open.
+
+    These are the wide ones. If the others still cover the whole Internet in small pieces, all
+    public ones are.
+    """
+    wide = [cidr for cidr in cidrs if wide_sources([cidr])]
+    if not whole_internet(cidr for cidr in cidrs if cidr not in wide):
+        return wide
+    return [cidr for cidr in cidrs if not is_private(loose_network(cidr))]
+
+
+@once
+def prefix_list(aws: Account, region: str, id: str) -> list[str]:
+    """The CIDRs of a managed prefix list."""
+    operation = "GetManagedPrefixListEntries"
+    entries = aws.fetch("ec2", operation, "Entries", region, page_size=100, PrefixListId=id)
+    return [entry["Cidr"] for entry in entries]
+
+
+def exposure(aws: Account, region: str, cidrs: list[str], prefix_lists: list[str]) -> Exposure:
+    """The exposure of these sources. Lists are read unless the CIDRs cover the whole Internet."""
+    if covered := whole_internet(cidrs):
+        return Exposure(covered, [], cidrs, complete=not prefix_lists)
+    entries: dict[str, list[str]] = {}
+    error = None
+    for id in prefix_lists:
+        try:
+            entries[id] = prefix_list(aws, region, id)
+        except AwsCallFailed as failed:
+            error = failed.error
+    sources = [*cidrs, *(cidr for listed in entries.values() for cidr in listed)]
+    wide = [id for id, listed in entries.items() if wide_sources(listed)]
+    if covered := whole_internet(sources):  # without a wide list, in small pieces of all lists
+        return Exposure(covered, wide or [*entries], sources, complete=not error)
+    return Exposure(sorted(set(wide_sources(sources))), wide, sources, not error, error)
+
+
+# --- check 2: security groups, ports --------------------------------------------------
+
+HIGH_RISK_PORTS = {  # the list of Security Hub EC2.19
     20: "FTP data", 21: "FTP", 22: "SSH", 23: "Telnet", 25: "SMTP", 110: "POP3", 135: "RPC",
     143: "IMAP", 445: "SMB", 1433: "SQL Server", 1434: "SQL Server", 3000: "web development",
     3306: "MySQL", 3389: "RDP", 4333: "mSQL", 5000: "web development", 5432: "PostgreSQL",
     5500: "VNC", 5601: "OpenSearch Dashboards", 8080: "HTTP proxy", 8088: "HTTP", 8888: "HTTP",
     9200: "OpenSearch", 9300: "OpenSearch",
 }  # fmt: skip
-WEB_PORTS = {80: "HTTP", 443: "HTTPS"}
+WEB_PORTS = {80: "HTTP", 443: "HTTPS"}  # allowed by Security Hub EC2.18
 PORT_NAMES = HIGH_RISK_PORTS | WEB_PORTS
+ALL_PORTS = range(65536)
 
 # https://www.iana.org/assignments/protocol-numbers
 PROTOCOLS = {
@@ -745,252 +884,208 @@ PROTOCOLS = {
 }  # fmt: skip
 
 
-def loose_network(cidr: str) -> Any:
-    """The network of a CIDR. Host bits do not count: AWS reads 10.0.0.0/0 as 0.0.0.0/0."""
-    return ip_network(cidr, strict=False)
-
-
-def whole_internet(cidrs: Iterable[str]) -> list[str]:
-    """Which of 0.0.0.0/0 and ::/0 the CIDRs cover together, be it in pieces."""
-    networks: list[Any] = [*map(loose_network, cidrs), *NOT_INTERNET]
-    families = ([net for net in networks if net.version == version] for version in (4, 6))
-    covered = (net for family in families for net in collapse_addresses(family))
-    return [str(net) for net in covered if net.prefixlen == 0]
-
-
-def is_private(network: Any) -> bool:
-    """Whether no host on the Internet has an address of the network."""
-    same = (other for other in NOT_INTERNET if other.version == network.version)
-    return any(network.subnet_of(other) for other in same)
-
-
-def wide_sources(cidrs: Iterable[str]) -> list[str]:
-    """The public CIDRs that are too wide to mean somebody in particular."""
-    networks = map(loose_network, cidrs)
-    wide = (network for network in networks if network.prefixlen <= WIDE[network.version])
-    return [str(network) for network in wide if not is_private(network)]
-
-
 def protocol_name(protocol: str) -> str:
+    """The name of a protocol that a rule gives by name or by number.
+
+    >>> protocol_name("6"), protocol_name("udp"), protocol_name("200")
+    ('TCP', 'UDP', '200')
+    """
     return PROTOCOLS.get(protocol) or ("ICMPv6" if protocol == "icmpv6" else protocol.upper())
 
 
-def opened_ports(protocol: str, first: int | None, last: int | None) -> range:
-    """The ports that a rule opens: none where the protocol (by name) has no ports."""
-    if protocol not in ("ALL", "TCP", "UDP"):
-        return range(0)
-    if protocol == "ALL" or first is None or first == -1:
-        return range(65536)
-    return range(first, (first if last is None else last) + 1)
+class PortRange(NamedTuple):
+    """The protocol and ports of a rule. ICMP has a type and a code in their place."""
+
+    protocol: str  # by name; ALL is every protocol
+    first: int | None
+    last: int | None
+
+    @classmethod
+    def of_rule(cls, rule: dict[str, Any]) -> PortRange:
+        """The ports of an IpPermission of EC2."""
+        return cls(protocol_name(rule["IpProtocol"]), rule.get("FromPort"), rule.get("ToPort"))
+
+    @property
+    def ports(self) -> range:
+        """The ports that are opened; none for a protocol without ports."""
+        if self.protocol not in ("ALL", "TCP", "UDP"):
+            return range(0)
+        if self.protocol == "ALL" or self.first is None or self.first == -1:
+            return ALL_PORTS
+        return range(self.first, (self.first if self.last is None else self.last) + 1)
+
+    def numbers(self) -> str:
+        """The ports as a number, a range or ALL; for ICMP the type and code.
+
+        >>> PortRange("TCP", 22, 22).numbers(), PortRange("ICMP", 8, -1).numbers()
+        ('22', 'type 8')
+        """
+        if self.protocol.startswith("ICMP"):
+            if self.first in (None, -1):
+                return "ALL types"
+            return f"type {self.first}" + ("" if self.last in (None, -1) else f" code {self.last}")
+        opened = self.ports
+        if len(opened) in (0, len(ALL_PORTS)):
+            return "ALL"
+        return f"{opened[0]}-{opened[-1]}" if len(opened) > 1 else f"{opened[0]}"
+
+    def name(self) -> str:
+        """The usual service of a single port, such as SSH; else blank."""
+        return PORT_NAMES.get(self.ports[0], "") if len(self.ports) == 1 else ""
+
+    def cell(self) -> str:
+        """The column Ports: `22 (SSH)`, `8000-9000`, `ALL`."""
+        return f"{self.numbers()} ({self.name()})" if self.name() else self.numbers()
+
+    def service(self) -> str:
+        """The ports for a sentence.
+
+        >>> PortRange("TCP", 22, 22).service(), PortRange("UDP", 22, 22).service()
+        ('SSH (22)', 'UDP 22')
+        """
+        if self.protocol == "ALL":
+            return "all ports"
+        if self.protocol not in ("TCP", "UDP"):
+            everything = self.numbers().startswith("ALL")
+            return self.protocol if everything else f"{self.protocol} {self.numbers()}"
+        if self.numbers() == "ALL":
+            return f"all {self.protocol} ports"
+        if self.name() and self.protocol == "TCP":
+            return f"{self.name()} ({self.numbers()})"
+        return f"{self.protocol} {self.numbers()}"
+
+    def severity(self) -> tuple[str, str]:
+        """Severity and control (EC2.19, EC2.18) if these ports are open to the whole Internet."""
+        if any(port in self.ports for port in HIGH_RISK_PORTS):
+            return CRITICAL, "EC2.19"
+        web = self.protocol == "TCP" and len(self.ports) == 1 and self.ports[0] in WEB_PORTS
+        return (LOW, "") if web or self.protocol.startswith("ICMP") else (HIGH, "EC2.18")
 
 
-def port_words(protocol: str, first: int | None, last: int | None) -> str:
-    """`22 (SSH)`, `8000-9000`, `ALL`; ICMP has types and codes in their place."""
-    if protocol.startswith("ICMP"):
-        if first in (None, -1):
-            return "ALL types"
-        return f"type {first}" if last in (None, -1) else f"type {first} code {last}"
-    ports = opened_ports(protocol, first, last)
-    if len(ports) in (0, 65536):
-        return "ALL"
-    if len(ports) > 1:
-        return f"{ports[0]}-{ports[-1]}"
-    return f"{ports[0]} ({PORT_NAMES[ports[0]]})" if ports[0] in PORT_NAMES else str(ports[0])
+# --- check 2: security groups, rules --------------------------------------------------
+
+GROUP_CONTROLS = {
+    "EC2.13": Control(HIGH, "SSH (22) is closed to the Internet", pci="1.3.1"),
+    "EC2.14": Control(HIGH, "RDP (3389) is closed to the Internet", pci="1.3.1"),
+    "EC2.18": Control(HIGH, "Only TCP 80 and 443 are open to the Internet"),
+    "EC2.19": Control(CRITICAL, "No high-risk port is open to the Internet"),
+    "EC2.53": Control(HIGH, "SSH and RDP are closed to IPv4", "5.3", "5.2", "1.3.1"),
+    "EC2.54": Control(HIGH, "SSH and RDP are closed to IPv6", "5.4", "5.3", "1.3.1"),
+}
 
 
-def port_service(protocol: str, first: int | None, last: int | None) -> str:
-    """What a rule opens, as people name it: `SSH (22)`, `TCP 8000-9000`, `all ports`."""
-    ports = port_words(protocol, first, last)
-    number, _, name = ports.rstrip(")").partition(" (")
-    if protocol == "ALL":
-        return "all ports"
-    if protocol in ("TCP", "UDP"):
-        named = f"{name} ({number})" if name and protocol == "TCP" else f"{protocol} {number}"
-        return f"all {protocol} ports" if ports == "ALL" else named
-    return protocol if ports.startswith("ALL") else f"{protocol} {ports}"
+class OpenRule(NamedTuple):
+    """The inbound rules of a group for one port range, if they let in the Internet or may."""
+
+    group: dict[str, Any]  # as DescribeSecurityGroups describes it
+    ports: PortRange
+    cidrs: list[str]
+    prefix_lists: list[str]
+    exposure: Exposure
 
 
-def internet_words(open_to: Sequence[str], via: Sequence[str]) -> str:
-    """Whom a rule lets in, and through which prefix lists."""
-    through = f" through {', '.join(via)}" if via else ""
-    if not whole_internet(open_to):
-        return f"{in_words(open_to)}, a large part of the Internet{through}"
-    return f"the whole {'IPv6 ' if open_to == ['::/0'] else ''}Internet{through}"
+def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[OpenRule]:
+    """Rules with the same ports are evaluated together, because their sources add up."""
+    sources: dict[PortRange, list[str]] = defaultdict(list)
+    for rule in group["IpPermissions"]:
+        for kind, name in SOURCE_FIELDS.items():
+            sources[PortRange.of_rule(rule)] += [one[name] for one in rule.get(kind) or ()]
+    for ports, names in sources.items():
+        prefix_lists = sorted({name for name in names if name.startswith("pl-")})
+        cidrs = [name for name in names if name not in prefix_lists]
+        found = exposure(aws, region, cidrs, prefix_lists)
+        if found.open_to or found.error:
+            yield OpenRule(group, ports, cidrs, prefix_lists, found)
 
 
-def port_severity(protocol: str, ports: range) -> tuple[str, str]:
-    """Severity and control of ports that are open to the whole Internet."""
-    if any(port in ports for port in HIGH_RISK_PORTS):
-        return CRITICAL, "EC2.19"
-    web = protocol == "TCP" and len(ports) == 1 and ports[0] in WEB_PORTS
-    if web or protocol.startswith("ICMP"):
-        return LOW, ""
-    return HIGH, "EC2.18"
+def failed_group_controls(ports: PortRange, cidrs: Iterable[str]) -> list[str]:
+    """The controls that a rule with these sources fails.
 
-
-GROUP_CONTROLS = ("EC2.13", "EC2.14", "EC2.18", "EC2.19", "EC2.53", "EC2.54")
-
-
-def failed_controls(protocol: str, ports: range, cidrs: Iterable[str]) -> list[str]:
-    """The controls that a rule with these sources fails. They know 0.0.0.0/0 and ::/0, be they
-    in a prefix list, but not an Internet in pieces; and neither blocks nor who uses a group."""
-    whole = [network for network in map(loose_network, cidrs) if network.prefixlen == 0]
+    They match only 0.0.0.0/0 and ::/0 themselves, also inside prefix lists. They ignore usage
+    and VPC block public access.
+    """
+    whole = [net for net in map(loose_network, cidrs) if net.prefixlen == 0]
     if not whole:
         return []
-    web = protocol == "TCP" and all(port in WEB_PORTS for port in ports)
-    remote = 22 in ports or 3389 in ports
+    opened = ports.ports
+    web = ports.protocol == "TCP" and all(port in WEB_PORTS for port in opened)
+    remote_login = 22 in opened or 3389 in opened
     failed = {
-        "EC2.13": 22 in ports,
-        "EC2.14": 3389 in ports,
-        "EC2.18": bool(ports) and not web,
-        "EC2.19": any(port in ports for port in HIGH_RISK_PORTS),
-        "EC2.53": remote and any(network.version == 4 for network in whole),
-        "EC2.54": remote and any(network.version == 6 for network in whole),
+        "EC2.13": 22 in opened,
+        "EC2.14": 3389 in opened,
+        "EC2.18": bool(opened) and not web,
+        "EC2.19": any(port in opened for port in HIGH_RISK_PORTS),
+        "EC2.53": remote_login and any(net.version == 4 for net in whole),
+        "EC2.54": remote_login and any(net.version == 6 for net in whole),
     }
     return [control for control, fails in failed.items() if fails]
 
 
-def lowered(severity: str) -> str:
-    return SEVERITIES[min(SEVERITIES.index(severity) + 1, 3)]
+def rule_control_findings(rule: OpenRule) -> tuple[ControlFinding, ...]:
+    """The controls that the rule FAILED.
 
-
-@once
-def prefix_list(aws: Account, region: str, id: str) -> list[str]:
-    call = "GetManagedPrefixListEntries"
-    entries = aws.fetch("ec2", call, "Entries", region, page_size=100, PrefixListId=id)
-    return [entry["Cidr"] for entry in entries]
-
-
-def public_sources(cidrs: list[str]) -> list[str]:
-    """Which CIDRs of a rule open it: the wide ones, or all of the Internet's if it is open
-    in small pieces."""
-    wide = [cidr for cidr in cidrs if wide_sources([cidr])]
-    if not whole_internet(cidr for cidr in cidrs if cidr not in wide):
-        return wide
-    return [cidr for cidr in cidrs if not is_private(loose_network(cidr))]
-
-
-SOURCES = {"IpRanges": "CidrIp", "Ipv6Ranges": "CidrIpv6", "PrefixListIds": "PrefixListId"}
-RuleKey = tuple[str, int | None, int | None]  # protocol by name, first and last port
-
-
-def rule_key(rule: dict[str, Any]) -> RuleKey:
-    return protocol_name(rule["IpProtocol"]), rule.get("FromPort"), rule.get("ToPort")
-
-
-def rules(group: dict[str, Any]) -> dict[RuleKey, list[str]]:
-    """The sources of a group's rules, CIDRs and prefix lists, by protocol and ports."""
-    merged: dict[RuleKey, list[str]] = defaultdict(list)
-    for rule in group["IpPermissions"]:
-        for kind, name in SOURCES.items():
-            merged[rule_key(rule)] += [source[name] for source in rule.get(kind) or ()]
-    return merged
-
-
-def closing(group: dict[str, Any], key: tuple[Any, ...], public: Collection[str]) -> Mend:
-    """The command that takes the public sources, and no others, out of rules with this key."""
-    parts = []
-    for rule in group["IpPermissions"]:
-        part = {name: rule[name] for name in ("IpProtocol", "FromPort", "ToPort") if name in rule}
-        for kind, name in SOURCES.items():
-            sources = [{name: one[name]} for one in rule.get(kind) or () if one[name] in public]
-            part |= {kind: sources} if sources else {}
-        if rule_key(rule) == key and part.keys() & SOURCES.keys():
-            parts.append(part)
-    call, group_id = "revoke-security-group-ingress", group["GroupId"]
-    return ("ec2", call, "--group-id", group_id, "--ip-permissions", compact(parts))
-
-
-def opened_to(
-    aws: Account, region: str, cidrs: list[str], lists: Collection[str]
-) -> tuple[list[str], list[str], Unanswered | None]:
-    """What of the Internet the sources of a rule cover together, all of it or wide ranges; the
-    prefix lists that have a part in it; and the failure to read one, if it may cover more."""
-    if found := whole_internet(cidrs):
-        return found, [], None
-    entries, missing = dict[str, list[str]](), None
-    for id in lists:
-        try:
-            entries[id] = prefix_list(aws, region, id)
-        except Unanswered as error:
-            missing = error
-    sources = [*cidrs, *(cidr for listed in entries.values() for cidr in listed)]
-    wide = [id for id, listed in entries.items() if wide_sources(listed)]
-    if found := whole_internet(sources):
-        return found, wide or [*entries], None  # a list may hold it in small pieces
-    return sorted(set(wide_sources(sources))), wide, missing
-
-
-def doors(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Row]:
-    """The rules of a group that let in the Internet, or may: rows without the last two cells."""
-    for key, sources in rules(group).items():
-        lists = sorted({source for source in sources if source.startswith("pl-")})
-        cidrs = [source for source in sources if source not in lists]
-        open_to, via, error = opened_to(aws, region, cidrs, lists)
-        id, protocol, ports = group["GroupId"], key[0], port_words(*key)
-        cells: dict[str, Cell] = {
-            "Region": region,
-            "Group ID": id,
-            "Group name": group.get("GroupName", ""),
-            "VPC": group.get("VpcId", ""),
-            "Protocol": protocol,
-            "Ports": ports,
-        }
-        rule = f"{id}/{protocol}/{ports.split(' (')[0].replace(' ', '-')}"
-        if error:
-            cells["Open to"] = ", ".join(lists)
-            yield gap(region, f"{rule}/{','.join(lists)}", {**cells}, error)
-        if open_to and not (error and via):  # the finding would have the ID of the gap
-            known = [*cidrs, *(cidr for one in via for cidr in prefix_list(aws, region, one))]
-            # one that is open by its own CIDRs has lists that were not read
-            verdicts = door_verdicts(id, key, known, bool(lists and not via))
-            mend = closing(group, key, [*public_sources(cidrs), *via])
-            cells["Open to"] = ", ".join(open_to) + (f" ({', '.join(via)})" if via else "")
-            part = f"{rule}/{','.join(lists if via else open_to)}"
-            row = Row(region, part, cells, verdicts=verdicts, mend=mend)
-            yield open_door(row, key, open_to, via)
-
-
-def open_door(row: Row, key: RuleKey, open_to: list[str], via: list[str]) -> Row:
-    """The row as a finding, before it is known who uses the group."""
-    whole, whom, what = whole_internet(open_to), internet_words(open_to, via), port_service(*key)
-    severity, control = port_severity(key[0], opened_ports(*key)) if whole else (MEDIUM, "")
-    start = f"A{what[1:]} are" if what.startswith("all ") else f"{what} is"
-    result, brief = f"{start} open to {whom}", (f"lets {whom} reach ", what, "")
-    return replace(row, result=result, severity=severity, control=control, brief=brief)
-
-
-def door_verdicts(
-    group: str, key: RuleKey, cidrs: Iterable[str], unread: bool
-) -> tuple[Verdict, ...]:
-    """The controls that a rule with these sources fails; lists that are `unread` may make it
-    fail those that ask about one family of addresses."""
-    failed = failed_controls(key[0], opened_ports(*key), cidrs)
-    whole = ("0.0.0.0/0", "::/0") if unread else ()
-    possible = failed_controls(key[0], opened_ports(*key), whole)
+    If a prefix list was not read, those that it might fail as well are NOT CHECKED.
+    """
+    failed = failed_group_controls(rule.ports, rule.exposure.cidrs)
+    whole = () if rule.exposure.complete else ("0.0.0.0/0", "::/0")
+    possible = failed_group_controls(rule.ports, whole)
     return (
-        *(Verdict(control, group) for control in failed),
-        *(Verdict(control, "", NOT_CHECKED) for control in possible if control not in failed),
+        *(ControlFinding(control, rule.group["GroupId"]) for control in failed),
+        *(ControlFinding(name, "", NOT_CHECKED) for name in possible if name not in failed),
     )
 
 
-def interfaces_of(aws: Account, region: str, groups: set[Cell]) -> dict[Cell, list[dict[str, Any]]]:
+def revoke_command(rule: OpenRule) -> tuple[str, ...]:
+    """Removes the public sources, and no others, from the group's rules with these ports."""
+    public = {*public_sources(rule.cidrs), *rule.exposure.prefix_lists}
+    permissions = []
+    for permission in rule.group["IpPermissions"]:
+        if PortRange.of_rule(permission) != rule.ports:
+            continue
+        names = ("IpProtocol", "FromPort", "ToPort")
+        revoked = {name: permission[name] for name in names if name in permission}
+        for kind, name in SOURCE_FIELDS.items():
+            sources = [one[name] for one in permission.get(kind) or () if one[name] in public]
+            revoked |= {kind: [{name: source} for source in sources]} if sources else {}
+        if revoked.keys() & SOURCE_FIELDS.keys():
+            permissions.append(revoked)
+    operation, group_id = "revoke-security-group-ingress", rule.group["GroupId"]
+    return ("ec2", operation, "--group-id", group_id, "--ip-permissions", compact_json(permissions))
+
+
+# --- check 2: security groups, usage --------------------------------------------------
+
+
+def describe_usage(interfaces: Sequence[dict[str, Any]], blocker: str) -> tuple[str, str]:
+    """The cell `2 interfaces, 1 public`, and the end of the sentence."""
+    stopped = f"; {blocker} stops it" if blocker else ""
+    if not interfaces:
+        return "not in use", f"; nothing uses it{stopped}"
+    number, public = counted(len(interfaces), "interface"), sum(map(is_public, interfaces))
+    use, some = "uses" if len(interfaces) == 1 else "use", f"{public:,}" if public else "none"
+    text = f"; {number} {use} it, {some} with a public address{stopped}"
+    return f"{number}, {public:,} public", text
+
+
+def interfaces_by_group(
+    aws: Account, region: str, group_ids: set[str]
+) -> dict[str, list[dict[str, Any]]]:
     """The network interfaces that have each of the groups."""
-    found: dict[Cell, list[dict[str, Any]]] = defaultdict(list)
-    ids = sorted(map(str, groups))
-    for some in (ids[i : i + 200] for i in range(0, len(ids), 200)):  # 200 values a filter
-        filters = [{"Name": "group-id", "Values": some}]
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    ids = sorted(group_ids)
+    for batch in (ids[n : n + FILTER_VALUES] for n in range(0, len(ids), FILTER_VALUES)):
+        filters = [{"Name": "group-id", "Values": batch}]
         for interface in aws.fetch(
             "ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", region,
             Filters=filters, IncludeManagedResources=True,
         ):  # fmt: skip
-            for id in {group["GroupId"] for group in interface["Groups"]} & set(some):
+            for id in {group["GroupId"] for group in interface["Groups"]} & set(batch):
                 found[id].append(interface)
     return found
 
 
 def is_public(interface: dict[str, Any]) -> bool:
-    """Whether an interface has an address of the Internet: IPv4 or Elastic IP, or IPv6."""
+    """Whether an interface has a public IPv4, an Elastic IP or a global IPv6 address."""
     addresses = interface.get("PrivateIpAddresses") or ()
     if any(address.get("Association") for address in (interface, *addresses)):
         return True
@@ -998,240 +1093,319 @@ def is_public(interface: dict[str, Any]) -> bool:
     return any(ip_address(address["Ipv6Address"]).is_global for address in ipv6)
 
 
-def use_words(interfaces: Sequence[dict[str, Any]], blocked: str) -> tuple[str, str]:
-    """Who uses a group, as a cell and as the end of the sentence about an open door."""
-    stopped = f"; {blocked} stops it" if blocked else ""
-    if not interfaces:
-        return "not in use", f"; nothing uses it{stopped}"
-    public, number = sum(map(is_public, interfaces)), counted(len(interfaces), "interface")
-    verb, some = "uses" if len(interfaces) == 1 else "use", f"{public:,}" if public else "none"
-    end = f"; {number} {verb} it, {some} with a public address{stopped}"
-    return f"{number}, {public:,} public", end
-
-
 @dataclass(frozen=True)
-class Ingress:
-    """A region's VPC block public access: its mode, the account's own VPCs, to which alone it
-    applies (subnets may be shared by another account), and the VPCs and subnets let off."""
+class VpcBlockPublicAccess:
+    """The setting of a region. AWS applies it to the account's own VPCs only."""
 
     mode: str
-    own: frozenset[str] = frozenset()
-    excluded: frozenset[str] = frozenset()
+    own_vpcs: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()  # VPCs and subnets
 
-    def blocks(self, vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
-        """The mode, where it stops what comes in through an Internet gateway, else blank.
+    def blocks(self, group_vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
+        """The mode, if it stops inbound traffic to the group; else blank.
 
         https://docs.aws.amazon.com/vpc/latest/userguide/security-vpc-bpa.html
         """
         # a group may be used in other VPCs than its own
-        vpcs = {vpc, *(interface.get("VpcId", vpc) for interface in interfaces)}
+        vpcs = {group_vpc, *(interface.get("VpcId", group_vpc) for interface in interfaces)}
         subnets = {interface.get("SubnetId", "") for interface in interfaces}
-        stops = self.mode.startswith("block-") and vpcs <= self.own
+        stops = self.mode.startswith("block-") and vpcs <= self.own_vpcs
         if not stops or (vpcs | subnets) & self.excluded:
             return ""
         return f"VPC block public access ({self.mode})"
 
 
 @once
-def ingress(aws: Account, region: str) -> Ingress:
+def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
+    """The setting of the region, and its exclusions if it is on."""
     options = aws.ask("ec2", "DescribeVpcBlockPublicAccessOptions", region)
     mode = options["VpcBlockPublicAccessOptions"]["InternetGatewayBlockMode"]
     if mode == "off":
-        return Ingress(mode)
+        return VpcBlockPublicAccess(mode)
     vpcs = aws.fetch("ec2", "DescribeVpcs", "Vpcs", region)
-    call = "DescribeVpcBlockPublicAccessExclusions"
-    exclusions = aws.fetch("ec2", call, "VpcBlockPublicAccessExclusions", region)
     own = frozenset(vpc["VpcId"] for vpc in vpcs if vpc["OwnerId"] == aws.number)
-    void = ("create-failed", "delete-complete", "disable-complete")
-    let_off = frozenset(
+    operation, items = "DescribeVpcBlockPublicAccessExclusions", "VpcBlockPublicAccessExclusions"
+    inactive = ("create-failed", "delete-complete", "disable-complete")
+    excluded = frozenset(
         one["ResourceArn"].rpartition("/")[2]
-        for one in exclusions
-        if one["InternetGatewayExclusionMode"] == "allow-bidirectional" and one["State"] not in void
+        for one in aws.fetch("ec2", operation, items, region)
+        if one["InternetGatewayExclusionMode"] == "allow-bidirectional"
+        and one["State"] not in inactive
     )
-    return Ingress(mode, own, let_off)
+    return VpcBlockPublicAccess(mode, own, excluded)
+
+
+# --- check 2: security groups ---------------------------------------------------------
 
 
 @check(
     "Security groups",
-    over=regions,
+    targets=REGIONS,
     columns=(
         *("Region", "Group ID", "Group name", "VPC", "Protocol", "Ports", "Open to"),
         *("Used by", "Blocked by"),
     ),
-    thing=("Group name", "Group ID", "Region"),
-    kind="rule",
+    name_columns=("Group name", "Group ID", "Region"),
+    row_noun="rule",
     controls=GROUP_CONTROLS,
-    about="Inbound rules open to the Internet. Narrow each to those who need it, or remove it.",
+    description=(
+        "Inbound rules open to the Internet. Narrow each to those who need it, or remove it."
+    ),
     docs="https://docs.aws.amazon.com/vpc/latest/userguide/security-group-rules.html",
-    links={"Group ID": "ec2/home?region={Region}#SecurityGroup:groupId={Group ID}"},
-    nothing="No rule open to the Internet in {looked_at:,} groups in {targets:,} regions",
+    console_links={"Group ID": "ec2/home?region={Region}#SecurityGroup:groupId={Group ID}"},
+    empty_message="No rule open to the Internet in {evaluated:,} groups in {targets:,} regions",
 )
 def check_security_groups(aws: Account, region: str) -> Rows:
-    """Inbound rules that let in the whole Internet, or a large part of it.
+    """Inbound rules open to the whole Internet, or to a large part of it.
 
-    A group in no use is one severity less, a door behind VPC block public access is Low.
-    Where either may not be read a door is open all the same, and the region is a gap too.
+    A rule of an unused group is one severity lower, one behind VPC block public access is Low.
+    If usage cannot be read, open rules keep their severity and the region is NOT CHECKED too.
     """
-    groups, found = 0, list[Row]()
+    groups, rules = 0, list[OpenRule]()
     try:
         for group in aws.fetch("ec2", "DescribeSecurityGroups", "SecurityGroups", region):
             groups += 1
-            found += doors(aws, region, group)
-        in_use = interfaces_of(aws, region, {door.cells["Group ID"] for door in found})
-        barrier = ingress(aws, region) if found else None
-    except Unanswered:
-        yield from (judged(door, [], None) for door in found)
+            rules += open_rules(aws, region, group)
+        interfaces = interfaces_by_group(aws, region, {rule.group["GroupId"] for rule in rules})
+        block = vpc_block_public_access(aws, region) if rules else None
+    except AwsCallFailed:
+        for rule in rules:
+            yield from rule_rows(aws, region, rule, [], None)
         raise
-    yield from (judged(door, in_use[door.cells["Group ID"]], barrier) for door in found)
+    for rule in rules:
+        yield from rule_rows(aws, region, rule, interfaces[rule.group["GroupId"]], block)
     return Counter(dict.fromkeys(["", *GROUP_CONTROLS], groups))
 
 
-def judged(door: Row, interfaces: list[dict[str, Any]], barrier: Ingress | None) -> Row:
-    """A door in the light of who uses its group and what stands in front of it; without
-    `barrier` nothing is known of either."""
-    if not (barrier and door.severity):
-        unknown = dict.fromkeys(("Used by", "Blocked by"), NOT_CHECKED)
-        return replace(door, cells={**door.cells, **unknown})
-    blocked = barrier.blocks(str(door.cells["VPC"]), interfaces)
-    used, end = use_words(interfaces, blocked)
-    cells = door.cells | {"Used by": used, "Blocked by": blocked}
-    severity = LOW if blocked else door.severity if interfaces else lowered(door.severity)
-    return door.ending(end, cells=cells, severity=severity)
+def rule_rows(
+    aws: Account, region: str, rule: OpenRule,
+    interfaces: list[dict[str, Any]], block: VpcBlockPublicAccess | None,
+) -> Iterator[Row]:  # fmt: skip
+    """A finding if the rule is open, a row NOT CHECKED if a prefix list may open it further.
+
+    Without `block` the usage could not be read.
+    """
+    group, ports, open_to = rule.group, rule.ports, rule.exposure.open_to
+    lists, via = ",".join(rule.prefix_lists), ", ".join(rule.exposure.prefix_lists)
+    item = f"{group['GroupId']}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
+    cells: dict[str, Cell] = {
+        "Region": region,
+        "Group ID": group["GroupId"],
+        "Group name": group.get("GroupName", ""),
+        "VPC": group.get("VpcId", ""),
+        "Protocol": ports.protocol,
+        "Ports": ports.cell(),
+        "Used by": NOT_CHECKED,
+        "Blocked by": NOT_CHECKED,
+    }
+    if error := rule.exposure.error:
+        unread = cells | {"Open to": ", ".join(rule.prefix_lists)}
+        yield not_checked_row(region, f"{item}/{lists}", unread, error)
+    if not open_to or (error and via):  # both rows would have the same ID
+        return
+    severity, control = ports.severity() if whole_internet(open_to) else (MEDIUM, "")
+    usage = ""
+    if block:
+        blocker = block.blocks(group.get("VpcId", ""), interfaces)
+        cells["Used by"], usage = describe_usage(interfaces, blocker)
+        cells["Blocked by"] = blocker
+        severity = LOW if blocker else severity if interfaces else one_level_lower(severity)
+    yield Row(
+        region,
+        f"{item}/{lists if via else ','.join(open_to)}",
+        cells | {"Open to": ", ".join(open_to) + (f" ({via})" if via else "")},
+        Message(f"lets {rule.exposure.describe()} reach ", ports.service(), usage),
+        severity,
+        control,
+        remediation=aws_cli(aws, region, *revoke_command(rule)),
+        control_findings=rule_control_findings(rule),
+    )
 
 
-# === check 3: access keys =============================================================
+def one_level_lower(severity: str) -> str:
+    """The severity below this one; Low stays Low."""
+    return SEVERITIES[min(SEVERITIES.index(severity) + 1, 3)]
+
+
+# --- check 3: access keys -------------------------------------------------------------
+
+DUE_SOON = timedelta(days=31)  # before the next monthly run
+KEY_CONTROLS = {
+    "IAM.3": Control(
+        MEDIUM, "No active access key is older than 90 days", "1.13", "1.14", "8.3.9, 8.6.3"
+    ),
+    "IAM.4": Control(CRITICAL, "Root has no access key", "1.3", "1.4", scope=ROOT),
+}
 
 
 @once
 def account_summary(aws: Account) -> dict[str, int]:
+    """The numbers of GetAccountSummary, which tell of root's credentials."""
     return aws.ask("iam", "GetAccountSummary")["SummaryMap"]  # type: ignore[no-any-return]
 
 
 def key_age(created: datetime, now: datetime) -> int:
-    """Whole days since the key was made. A key cannot be rotated, only replaced."""
+    """Whole days since the key was created. A key cannot be rotated, only replaced."""
     return (now - created).days
 
 
 def due_day(created: datetime, max_age: int) -> datetime:
-    """The first moment at which the key is older than allowed."""
+    """The first moment at which the key is older than `max_age` days."""
     return created + timedelta(days=max_age + 1)
 
 
 @once
 def access_keys(aws: Account, user: str) -> list[dict[str, Any]]:
+    """The access keys of a user as ListAccessKeys describes them."""
     return list(aws.fetch("iam", "ListAccessKeys", "AccessKeyMetadata", UserName=user))
 
 
 @check(
     "Access keys",
-    over=users,
-    ahead=(user_list, account_summary, every(access_keys, user_list)),
-    threads=THREADS_IAM,
+    targets=USERS,
+    prefetch=(users_by_name, account_summary, for_each(access_keys, users_by_name)),
+    threads=IAM_THREADS,
     columns=("User", "Access key ID", "Key status", "Created", "Age (days)", "Last used"),
-    thing=("User", "Access key ID"),
-    kind="key",
-    controls=("IAM.3", "IAM.4"),
-    about="Every access key and its age. Replace an old key, then delete it.",
+    name_columns=("User", "Access key ID"),
+    row_noun="key",
+    controls=KEY_CONTROLS,
+    description="Every access key and its age. Replace an old key, then delete it.",
     docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id-credentials-access-keys-update.html",
-    links={"User": "iam/home#/users/details/{User}?section=security_credentials"},
-    nothing="No access key among {targets:,} users, root included",
+    console_links={"User": "iam/home#/users/details/{User}?section=security_credentials"},
+    empty_message="No access key among {targets:,} users, root included",
 )
 def check_access_keys(aws: Account, user: str) -> Rows:
-    """IAM.3: keys older than allowed. IAM.4: any key of root. An inactive old key is ours."""
+    """Active keys that are too old (IAM.3), and any key of root (IAM.4).
+
+    An inactive key that is too old is a finding of ours.
+    """
     if user == ROOT:
         if account_summary(aws)["AccountAccessKeysPresent"]:
-            row = Row(ROOT, "keys", {"User": ROOT}, "Root has access keys", CRITICAL, "IAM.4")
-            row = replace(row, verdicts=(Verdict("IAM.4", ROOT),), mend="sign in as root")
-            yield replace(row, brief=("has access keys", "", ""))
+            yield root_key_row()
         return Counter({"IAM.4": 1})
     keys = access_keys(aws, user)
     for key in keys:
-        id, created = key["AccessKeyId"], key["CreateDate"]
-        age = key_age(created, aws.now)
-        cells: dict[str, Cell] = {
-            "User": user,
-            "Access key ID": id,
-            "Key status": key["Status"],
-            "Created": created,
-            "Age (days)": age,
-            "Last used": "",
-        }
-        # IAM.3 asks for 90 days of active keys, whatever age we were told
-        fails = key["Status"] == "Active" and age > MAX_KEY_AGE
-        row = Row(user, id, cells, verdicts=(Verdict("IAM.3", id),) if fails else ())
-        if age > aws.max_key_age:
-            yield from old_key(aws, row)
-            continue
-        due = due_day(created, aws.max_key_age)
-        soon = f", due {due:%Y-%m-%d}" if due - aws.now <= SOON else ""
-        yield replace(row, result=f"Key is rotated{soon}")
+        try:
+            yield key_row(aws, user, key)
+        except AwsCallFailed as failed:
+            if failed.error.code not in GONE_CODES:
+                raise
     return Counter({"IAM.3": sum(key["Status"] == "Active" for key in keys)})
 
 
-def old_key(aws: Account, row: Row) -> Iterator[Row]:
-    """The row as a finding, unless the key is gone by now."""
-    user, key, active = row.target, row.part, row.cells["Key status"] == "Active"
+def root_key_row() -> Row:
+    """The finding that root has access keys."""
+    return Row(
+        ROOT,
+        "keys",
+        {"User": ROOT},
+        Message("has access keys"),
+        CRITICAL,
+        "IAM.4",
+        remediation=Remediation(manual="sign in as root"),
+        control_findings=(ControlFinding("IAM.4", ROOT),),
+    )
+
+
+def key_row(aws: Account, user: str, key: dict[str, Any]) -> Row:
+    """A key, and whether it is too old. The last use is asked only of old keys."""
+    id, created, active = key["AccessKeyId"], key["CreateDate"], key["Status"] == "Active"
+    age = key_age(created, aws.now)
+    cells: dict[str, Cell] = {
+        "User": user,
+        "Access key ID": id,
+        "Key status": key["Status"],
+        "Created": created,
+        "Age (days)": age,
+        "Last used": "",
+    }
+    # IAM.3 is about 90 days, whatever --max-key-age says
+    failed = (ControlFinding("IAM.3", id),) if active and age > MAX_KEY_AGE else ()
+    if age <= aws.max_key_age:
+        due = due_day(created, aws.max_key_age)
+        soon = f", due {due:%Y-%m-%d}" if due - aws.now <= DUE_SOON else ""
+        return Row(user, id, cells, Message(f"Key is rotated{soon}"), control_findings=failed)
     try:
-        answer = aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=key)["AccessKeyLastUsed"]
-    except Unanswered as error:
-        if error.code not in GONE:
-            yield replace(row, gap=replace(error))
-        return
-    last = answer.get("LastUsedDate")
+        response = aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=id)["AccessKeyLastUsed"]
+    except AwsCallFailed as unknown:
+        if unknown.error.code in GONE_CODES:
+            raise
+        return Row(user, id, cells, error=unknown.error, control_findings=failed)
+    last = response.get("LastUsedDate")
     used = f"used on {last:%Y-%m-%d}" if last else "never used"
-    words = f"is {row.cells['Age (days)']:,} days old and was {used}"
-    option = (*cli_option("user-name", user), "--access-key-id", key, "--status", "Inactive")
-    mend = ("iam", "update-access-key", *option) if active else "already inactive"
-    kind, severity, control = ("key", MEDIUM, "IAM.3") if active else ("inactive key", LOW, "")
-    result, brief = f"{kind.capitalize()} of {user} {words}", (f"{kind} {words}", "", "")
-    row = replace(row, result=result, severity=severity, control=control, brief=brief, mend=mend)
-    yield replace(row, cells=row.cells | {"Last used": last or "never"})
+    fix = deactivate_key(aws, user, id) if active else Remediation(manual="already inactive")
+    return Row(
+        user,
+        id,
+        cells | {"Last used": last or "never"},
+        Message(f"{'key' if active else 'inactive key'} is {age:,} days old and was {used}"),
+        MEDIUM if active else LOW,
+        "IAM.3" if active else "",
+        remediation=fix,
+        control_findings=failed,
+    )
 
 
-# === check 4: MFA =====================================================================
+def deactivate_key(aws: Account, user: str, id: str) -> Remediation:
+    """Makes a key inactive, which can be undone."""
+    key = ("--access-key-id", id, "--status", "Inactive")
+    return aws_cli(aws, "", "iam", "update-access-key", *cli_option("user-name", user), *key)
+
+
+# --- check 4: MFA ---------------------------------------------------------------------
+
+REPORT_POLLS, REPORT_PAUSE = 30, 2  # seconds between them: AWS needs some for many users
+MFA_CONTROLS = {
+    "IAM.5": Control(MEDIUM, "Who has a console password has MFA", "1.9", "1.10", "8.4.2"),
+    "IAM.9": Control(CRITICAL, "Root has MFA", "1.4", "1.5", "8.4.2", ROOT),
+    "IAM.19": Control(MEDIUM, "Every user has MFA", pci="8.4.2"),
+}
 
 
 @once
 def credential_report(aws: Account) -> tuple[bool, dict[str, dict[str, str]]]:
-    """Whether the report was made for this run, and its rows by user; empty where AWS gives
-    none: then everything is asked live.
+    """Whether AWS generated the report for this run, and its rows by user.
 
-    AWS keeps a report for four hours, and starts a new one only when that is over:
+    There are no rows if it cannot be read: then everything is read live. AWS keeps a report
+    for four hours, and generates a new one only then:
     https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_getting-report.html
     """
-    waiting = ("ReportInProgress", "ReportNotPresent", "ReportExpired")
+    not_ready = ("ReportInProgress", "ReportNotPresent", "ReportExpired")
     try:
         fresh = aws.ask("iam", "GenerateCredentialReport")["State"] == "STARTED"
         for _ in range(REPORT_POLLS):
-            if answer := aws.ask("iam", "GetCredentialReport", absent=waiting):
-                text = answer["Content"].decode()
+            if response := aws.ask("iam", "GetCredentialReport", absent=not_ready):
+                text = response["Content"].decode()
                 return fresh, {row["user"]: row for row in csv.DictReader(io.StringIO(text))}
             time.sleep(REPORT_PAUSE)
-    except Unanswered:
+    except AwsCallFailed:
         pass
     return False, {}
 
 
 @once
-def virtual_mfa_users(aws: Account) -> set[str]:
-    """Who has a virtual MFA device now, by ARN."""
-    call, items = "ListVirtualMFADevices", "VirtualMFADevices"
-    devices = aws.fetch("iam", call, items, AssignmentStatus="Assigned")
+def virtual_mfa_user_arns(aws: Account) -> set[str]:
+    """The ARNs of the users who have a virtual MFA device now."""
+    operation, items = "ListVirtualMFADevices", "VirtualMFADevices"
+    devices = aws.fetch("iam", operation, items, AssignmentStatus="Assigned")
     return {device["User"]["Arn"] for device in devices if device.get("User")}
 
 
 def has_mfa(aws: Account, user: str) -> bool:
-    """What a fresh report says, else what is true now: an old report may show what an
-    administrator has just mended."""
+    """Whether the user has an MFA device.
+
+    Only a fresh report is believed: one of earlier today may show what was fixed since.
+    """
     fresh, report = credential_report(aws)
     if fresh and user in report:
         return report[user]["mfa_active"].lower() == "true"
-    if user_list(aws).get(user, {}).get("Arn") in virtual_mfa_users(aws):
+    if users_by_name(aws).get(user, {}).get("Arn") in virtual_mfa_user_arns(aws):
         return True
     return any(aws.fetch("iam", "ListMFADevices", "MFADevices", UserName=user))
 
 
 def has_password(aws: Account, user: str) -> bool:
+    """Whether the user has a console password."""
     _, report = credential_report(aws)
     if user in report:
         return report[user]["password_enabled"].lower() == "true"
@@ -1239,13 +1413,12 @@ def has_password(aws: Account, user: str) -> bool:
 
 
 def report_date(text: str) -> Cell:
-    """A date of the credential report; its words for 'no date' are `N/A`, `no_information`
-    and `not_supported`."""
+    """A date of the credential report; blank for N/A, no_information and not_supported."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")) if text[:1].isdigit() else ""
 
 
-def sign_in_words(password: bool, last: Cell) -> str:
-    """How somebody without MFA signs in."""
+def describe_sign_in(password: bool, last: Cell) -> str:
+    """How a user without MFA signs in."""
     if not password:
         return "has no MFA device, and no console password"
     if isinstance(last, datetime):
@@ -1253,305 +1426,383 @@ def sign_in_words(password: bool, last: Cell) -> str:
     return f"can sign in with a password alone{', but never did' if last else ''}"
 
 
-def mfa_row(user: str, password: bool, last: Cell, mfa: bool, severity: str, *controls: str) -> Row:
-    """How somebody signs in; without MFA that is a finding, which fails the controls."""
-    words, who = sign_in_words(password, last), "Root" if user == ROOT else user
-    cells = {"Console password": yes_no(password), "Last sign-in": last, "MFA": yes_no(mfa)}
-    row = Row(user, "", {"User": user, **cells}, "Enabled")
-    if mfa:
-        return row
-    verdicts = tuple(Verdict(control, user) for control in controls)
-    mend = "sign in as root" if user == ROOT else "its owner must enrol a device"
-    row = replace(row, result=f"{who} {words}", brief=(words, "", ""), mend=mend)
-    return replace(row, severity=severity, control=controls[0], verdicts=verdicts)
-
-
 @check(
     "MFA",
-    over=users,
-    ahead=(user_list, account_summary, credential_report),
-    threads=THREADS_IAM,
+    targets=USERS,
+    prefetch=(users_by_name, account_summary, credential_report),
+    threads=IAM_THREADS,
     columns=("User", "Console password", "Last sign-in", "MFA"),
-    controls=("IAM.5", "IAM.9", "IAM.19"),
-    about="Who signs in with a password alone. Give every user, and root, an MFA device.",
+    controls=MFA_CONTROLS,
+    description="Who signs in with a password alone. Give every user, and root, an MFA device.",
     docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_mfa.html",
-    links={"User": "iam/home#/users/details/{User}?section=security_credentials"},
-    nothing="No user",
+    console_links={"User": "iam/home#/users/details/{User}?section=security_credentials"},
+    empty_message="No user",
 )
 def check_mfa(aws: Account, user: str) -> Rows:
-    """IAM.9 for root, IAM.5 for users with a console password, IAM.19 for the others."""
+    """Root without MFA (IAM.9), users with a console password (IAM.5), and others (IAM.19)."""
     if user == ROOT:
-        yield root_mfa(aws)
+        yield root_mfa_row(aws)
         return Counter({"IAM.9": 1})
     mfa, password = has_mfa(aws, user), has_password(aws, user)
-    last = user_list(aws).get(user, {}).get("PasswordLastUsed", "never" if password else "")
+    last = users_by_name(aws).get(user, {}).get("PasswordLastUsed", "never" if password else "")
     controls = ("IAM.5", "IAM.19") if password else ("IAM.19",)
-    yield mfa_row(user, password, last, mfa, MEDIUM, *controls)
+    yield mfa_row(user, password, last, mfa, MEDIUM, controls)
     return Counter(controls)
 
 
-def root_mfa(aws: Account) -> Row:
-    """Any kind of MFA will do. Where an organization has removed the root credentials there
-    is nothing to protect: neither password nor keys."""
+def root_mfa_row(aws: Account) -> Row:
+    """Any kind of MFA passes, as does a root user without credentials.
+
+    An organization can remove the password and the keys of its members' root users.
+    """
     summary = account_summary(aws)
-    govcloud = aws.region.startswith("us-gov-")  # there root cannot sign in at all
+    govcloud = aws.home_region.startswith("us-gov-")  # root cannot sign in there
     mfa = bool(summary["AccountMFAEnabled"])
     password = bool(summary.get("AccountPasswordPresent", 1)) and not govcloud
     _, report = credential_report(aws)
     last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
-    row = mfa_row(ROOT, password, last, mfa, CRITICAL, "IAM.9")
+    row = mfa_row(ROOT, password, last, mfa, CRITICAL, ("IAM.9",))
     if not mfa and not password and not summary["AccountAccessKeysPresent"]:
-        return Row(ROOT, "", row.cells, "Root has no credentials")
+        return Row(ROOT, "", row.cells, Message("Root has no credentials"))
     return row
 
 
-# === check 5: CloudTrail ==============================================================
+def mfa_row(
+    user: str, password: bool, last: Cell, mfa: bool, severity: str, controls: Sequence[str]
+) -> Row:
+    """A user; without MFA a finding, which fails the controls."""
+    cells: dict[str, Cell] = {
+        "User": user,
+        "Console password": yes_no(password),
+        "Last sign-in": last,
+        "MFA": yes_no(mfa),
+    }
+    if mfa:
+        return Row(user, "", cells, Message("Enabled"))
+    manual = "sign in as root" if user == ROOT else "its owner must enrol a device"
+    return Row(
+        user,
+        "",
+        cells,
+        Message(describe_sign_in(password, last)),
+        severity,
+        controls[0],
+        remediation=Remediation(manual=manual),
+        control_findings=tuple(ControlFinding(control, user) for control in controls),
+    )
+
+
+# --- check 5: CloudTrail, event selectors ---------------------------------------------
 
 READ, WRITE = "read", "write"
-KINDS = {"All": {READ, WRITE}, "ReadOnly": {READ}, "WriteOnly": {WRITE}}
+READ_WRITE_TYPES = {"All": {READ, WRITE}, "ReadOnly": {READ}, "WriteOnly": {WRITE}}
+DEFAULT_SELECTORS = {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
 
 
-def advanced_kinds(selector: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """Which management events an advanced event selector records, and the sources it leaves
-    out. One narrowed down in another way is not counted as recording anything."""
-    kinds, excluded, management = {READ, WRITE}, set(), False
+def advanced_selector_events(selector: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """The management events that an advanced event selector records, and those it leaves out.
+
+    The first are of READ and WRITE, the second are event sources. A selector with conditions
+    unknown to us records nothing.
+    """
+    events, left_out, management = {READ, WRITE}, set(), False
     for part in selector["FieldSelectors"]:
-        name, conditions = part["Field"], {k: v for k, v in part.items() if k != "Field" and v}
-        if name == "eventCategory":
-            management = conditions == {"Equals": ["Management"]}
-        elif name == "readOnly" and conditions in ({"Equals": ["true"]}, {"Equals": ["false"]}):
-            kinds = {READ} if conditions["Equals"] == ["true"] else {WRITE}
-        elif name == "eventSource" and set(conditions) == {"NotEquals"}:
-            excluded = set(conditions["NotEquals"])
-        else:
-            return set(), set()
-    return (kinds, excluded) if management else (set(), set())
+        conditions = {name: value for name, value in part.items() if name != "Field" and value}
+        match part["Field"], conditions:
+            case "eventCategory", _:
+                management = conditions == {"Equals": ["Management"]}
+            case "readOnly", {"Equals": ["true"], **rest} if not rest:
+                events = {READ}
+            case "readOnly", {"Equals": ["false"], **rest} if not rest:
+                events = {WRITE}
+            case "eventSource", {"NotEquals": sources, **rest} if not rest:
+                left_out = set(sources)
+            case _:
+                return set(), set()
+    return (events, left_out) if management else (set(), set())
 
 
-def management_events(selectors: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """Which management events a trail records (read, write), and the sources left out.
+def recorded_events(selectors: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """The management events that a trail records, and the event sources that it leaves out.
 
-    `selectors` is the answer of GetEventSelectors. What one selector leaves out another
-    may record:
+    `selectors` is the response of GetEventSelectors. What one leaves out, another may record:
     https://docs.aws.amazon.com/awscloudtrail/latest/userguide/logging-management-events-with-cloudtrail.html
     """
-    each = [advanced_kinds(selector) for selector in selectors.get("AdvancedEventSelectors") or ()]
-    for selector in () if each else selectors["EventSelectors"]:
+    found = [advanced_selector_events(one) for one in selectors.get("AdvancedEventSelectors") or ()]
+    for selector in () if found else selectors["EventSelectors"]:
         if selector["IncludeManagementEvents"]:
-            excluded = set(selector.get("ExcludeManagementEventSources") or ())
-            each.append((KINDS[selector["ReadWriteType"]], excluded))
-    recorded: set[str] = set().union(*(kinds for kinds, _ in each))
-    left_out = (
-        set.intersection(*(excluded for kinds, excluded in each if kind in kinds))
-        for kind in recorded
+            left_out = set(selector.get("ExcludeManagementEventSources") or ())
+            found.append((READ_WRITE_TYPES[selector["ReadWriteType"]], left_out))
+    recorded = {event for events, _ in found for event in events}
+    missed = (
+        set.intersection(*(left_out for events, left_out in found if event in events))
+        for event in recorded
     )
-    return recorded, set().union(*left_out)
+    return recorded, set().union(*missed)
+
+
+# --- check 5: CloudTrail, trails ------------------------------------------------------
+
+TRAIL_CONTROLS = {
+    "CloudTrail.1": Control(
+        HIGH, "A multi-region trail records all management events", "3.1", "3.1", scope="account"
+    ),
+    "CloudTrail.4": Control(LOW, "Log files of every trail are validated", "3.2", "3.2", "10.3.2"),
+}
+
+
+class Flaw(NamedTuple):
+    """A shortcoming of a trail that records."""
+
+    id: str  # part of the row's ID
+    text: str
+    control: str = ""
+    fix: str = ""  # an option of `aws cloudtrail update-trail`; blank: by hand
 
 
 @dataclass(frozen=True)
 class Trail:
-    """A trail and what is known of it: `problem` is why it does not record; `flaws` are what
-    is wrong although it does, each as (name, words, control)."""
+    """A trail as DescribeTrails describes it, and what its other two responses say."""
 
-    about: dict[str, Any]
+    description: dict[str, Any]  # empty if there is no trail
     logging: str = ""
     events: str = ""
-    problem: str = ""
-    flaws: tuple[tuple[str, str, str], ...] = ()
-    error: Unanswered | None = None
-    mend: Mend = ""
+    problems: tuple[str, ...] = ()  # why it does not record
+    flaws: tuple[Flaw, ...] = ()
+    error: AwsError | None = None  # why that is not known
+
+    @property
+    def arn(self) -> str:
+        """The ARN, which names the trail in every call."""
+        return str(self.description["TrailARN"])
+
+    @property
+    def owner(self) -> str:
+        """The number of the account that the trail belongs to."""
+        return self.arn.split(":")[4]
 
     def rank(self) -> tuple[bool, bool, int]:
-        """The trail that proves most comes first."""
-        return bool(self.problem), self.error is not None, len(self.flaws)
+        """Sorts the trail that proves most first."""
+        return bool(self.problems), self.error is not None, len(self.flaws)
 
     def records_everything(self) -> bool:
-        left_out = any(name == "events-left-out" for name, _, _ in self.flaws)
-        return not self.problem and not self.error and not left_out
-
-    def cells(self, region: str) -> dict[str, Cell]:
-        about, valid = self.about, self.about.get("LogFileValidationEnabled")
-        return {
-            "Region": region,
-            "Trail": about.get("Name", ""),
-            "Home region": about.get("HomeRegion", ""),
-            "Multi-region": yes_no(about["IsMultiRegionTrail"]) if about else "",
-            "Logging": self.logging,
-            "Management events": self.events,
-            "Log file validation": yes_no(valid) if about else "",
-        }
-
-    def row(self, region: str) -> Row:
-        """What the trail, or that there is none, means for a region."""
-        cells, name = self.cells(region), self.about.get("Name", "")
-        if self.error:
-            return gap(region, "", cells, self.error)
-        if not self.problem and not self.flaws:
-            return Row(region, "", cells, "Enabled")
-        part, severity, control = "not-enabled", HIGH, "CloudTrail.1"
-        brief = ("does not record the API calls of ", region, f": {self.problem}")
-        if not name:
-            brief = ("No trail records the API calls of ", region, "")
-        elif not self.problem:
-            names, words, controls = zip(*self.flaws, strict=True)
-            part, severity = "+".join(names), LOW
-            control = ", ".join(sorted(filter(None, controls)))
-            brief = ("records ", region, f", but {in_words(words)}")
-        result = f"{f'Trail {name} ' if name else ''}{''.join(brief)}"
-        return Row(region, part, cells, result, severity, control, brief=brief, mend=self.mend)
+        """Whether it is known to record all management events."""
+        left_out = any(flaw.id == "events-left-out" for flaw in self.flaws)
+        return not self.problems and not self.error and not left_out
 
 
-def weigh(about: dict[str, Any], status: dict[str, Any], selectors: dict[str, Any]) -> Trail:
-    """What a trail is worth, from DescribeTrails, GetTrailStatus and GetEventSelectors."""
-    recorded, left_out = management_events(selectors)
-    sources, error = ", ".join(sorted(left_out)), status.get("LatestDeliveryError")
+NO_TRAIL = Trail({}, problems=("no trail",))
+
+
+@once
+def trails_of(aws: Account, region: str) -> list[dict[str, Any]]:
+    """All trails that cover the region, also those of other regions and of the organization."""
+    response = aws.ask("cloudtrail", "DescribeTrails", region, includeShadowTrails=True)
+    return list(response["trailList"])
+
+
+@once
+def status_and_selectors(
+    aws: Account, arn: str, home: str, custom: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The responses of GetTrailStatus and GetEventSelectors, asked in the trail's home region.
+
+    Default selectors are not read: a member account may not read those of its organization's
+    trail.
+    """
+    status = aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn)
+    if not custom:
+        return status, DEFAULT_SELECTORS
+    return status, aws.ask("cloudtrail", "GetEventSelectors", home, TrailName=arn)
+
+
+def load_trail(aws: Account, description: dict[str, Any]) -> Trail:
+    """The trail, evaluated; with an error if it cannot be."""
+    arn, home = description["TrailARN"], description["HomeRegion"]
+    custom = description.get("HasCustomEventSelectors", True)
+    try:
+        return evaluate_trail(description, *status_and_selectors(aws, arn, home, custom))
+    except AwsCallFailed as failed:
+        return Trail(description, error=failed.error)
+
+
+def evaluate_trail(
+    description: dict[str, Any], status: dict[str, Any], selectors: dict[str, Any]
+) -> Trail:
+    """A trail from DescribeTrails, GetTrailStatus and GetEventSelectors."""
+    recorded, left_out = recorded_events(selectors)
     events = ("none", f"{min(recorded, default='')} only", "read and write")[len(recorded)]
     problems = [] if status["IsLogging"] else ["logging stopped"]
     problems += [] if len(recorded) == 2 else [f"management events: {events}"]
     flaws = []
-    if sources:
+    if left_out:
+        sources = ", ".join(sorted(left_out))
         events = f"{events} without {sources}"
-        flaws += [("events-left-out", f"it leaves out events of {sources}", "CloudTrail.1")]
-    if not about.get("LogFileValidationEnabled"):
-        flaws += [("log-file-validation", "its log files are not validated", "CloudTrail.4")]
-    if not about.get("IncludeGlobalServiceEvents", True):
-        flaws += [("global-events", "it leaves out global services", "")]
-    if error:
-        flaws += [("delivery", f"it cannot deliver its logs ({error})", "")]
-    logging, mend = yes_no(status["IsLogging"]), recording(about, problems, {f[0] for f in flaws})
-    return Trail(about, logging, events, ", ".join(problems), tuple(flaws), mend=mend)
+        text = f"it leaves out events of {sources}"
+        flaws.append(Flaw("events-left-out", text, "CloudTrail.1"))
+    if not description.get("LogFileValidationEnabled"):
+        text, fix = "its log files are not validated", "--enable-log-file-validation"
+        flaws.append(Flaw("log-file-validation", text, "CloudTrail.4", fix))
+    if not description.get("IncludeGlobalServiceEvents", True):
+        fix = "--include-global-service-events"
+        flaws.append(Flaw("global-events", "it leaves out global services", fix=fix))
+    if error := status.get("LatestDeliveryError"):
+        flaws.append(Flaw("delivery", f"it cannot deliver its logs ({error})"))
+    return Trail(description, yes_no(status["IsLogging"]), events, tuple(problems), tuple(flaws))
 
 
-NO_TRAIL = Trail({}, problem="no trail", mend="create a trail")
+def covering_trail(aws: Account, region: str) -> Trail | None:
+    """The best multi-region trail that other regions show: it covers this one too."""
+    found = []
+    for other in regions(aws):
+        with contextlib.suppress(AwsCallFailed):
+            found += trails_of(aws, other) if other != region else []
+    trails = (load_trail(aws, one) for one in found if one["IsMultiRegionTrail"])
+    return min(trails, key=Trail.rank, default=None)
 
 
-def recording(about: dict[str, Any], problems: list[str], flaws: set[str]) -> Mend:
-    """The command that makes a trail record as it should, where one command can."""
-    trail = ("--name", about["TrailARN"])
-    switches = {
-        "log-file-validation": "--enable-log-file-validation",
-        "global-events": "--include-global-service-events",
-    }
-    if problems == ["logging stopped"]:
-        return ("cloudtrail", "start-logging", *trail)
-    if problems or flaws - switches.keys():
-        return "change the trail by hand"
-    chosen = [switch for flaw, switch in switches.items() if flaw in flaws]
-    return ("cloudtrail", "update-trail", *trail, *chosen)
+def fix_trail(aws: Account, trail: Trail) -> Remediation:
+    """The command that makes a trail record as it should, if one command can."""
+    if not trail.description:
+        return Remediation(manual="create a trail")
+    if trail.owner != aws.number:
+        return Remediation(manual="the trail of another account")
+    home, name = trail.description["HomeRegion"], ("--name", trail.arn)
+    if trail.problems == ("logging stopped",):
+        return aws_cli(aws, home, "cloudtrail", "start-logging", *name)
+    if trail.problems or not all(flaw.fix for flaw in trail.flaws):
+        return Remediation(manual="change the trail by hand")
+    fixes = (flaw.fix for flaw in trail.flaws)
+    return aws_cli(aws, home, "cloudtrail", "update-trail", *name, *fixes)
 
 
-@once
-def trails(aws: Account, region: str) -> list[dict[str, Any]]:
-    """The trails that cover a region, also those at home elsewhere or of the organization."""
-    answer = aws.ask("cloudtrail", "DescribeTrails", region, includeShadowTrails=True)
-    return list(answer["trailList"])
-
-
-@once
-def trail_state(aws: Account, arn: str, home: str, custom: bool) -> tuple[Answer, dict[str, Any]]:
-    """Status and event selectors. The default selector, which a member account may not be
-    allowed to read of its organization's trail, records all management events."""
-    status = aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn)
-    if custom:
-        return status, aws.ask("cloudtrail", "GetEventSelectors", home, TrailName=arn)
-    return status, {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
-
-
-def weighed(aws: Account, about: dict[str, Any]) -> Trail:
-    custom = about.get("HasCustomEventSelectors", True)
-    try:
-        return weigh(about, *trail_state(aws, about["TrailARN"], about["HomeRegion"], custom))
-    except Unanswered as error:
-        return Trail(about, error=error)
-
-
-def seen_elsewhere(aws: Account, denied: str) -> Iterator[Trail]:
-    """Multi-region trails as other regions show them: they cover the denied region too."""
-    for region in regions(aws):
-        try:
-            found = trails(aws, region) if region != denied else ()
-        except Unanswered:
-            continue
-        yield from (weighed(aws, about) for about in found if about["IsMultiRegionTrail"])
+# --- check 5: CloudTrail --------------------------------------------------------------
 
 
 @check(
     "CloudTrail",
-    over=regions,
-    ahead=(every(trails, regions),),
+    targets=REGIONS,
+    prefetch=(for_each(trails_of, regions),),
     columns=(
         *("Region", "Trail", "Home region", "Multi-region", "Logging"),
         *("Management events", "Log file validation"),
     ),
-    thing=("Trail", "Home region"),
-    kind="region",
-    controls=("CloudTrail.1", "CloudTrail.4"),
-    about="Whether each region's API calls are recorded. One multi-region trail covers them all.",
+    name_columns=("Trail", "Home region"),
+    row_noun="region",
+    controls=TRAIL_CONTROLS,
+    description=(
+        "Whether each region's API calls are recorded. One multi-region trail covers them all."
+    ),
     docs="https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-multi-region-trails.html",
-    links={"Trail": "cloudtrailv2/home?region={Home region}#/trails"},
-    nothing="No region",
+    console_links={"Trail": "cloudtrailv2/home?region={Home region}#/trails"},
+    empty_message="No region",
 )
 def check_cloudtrail(aws: Account, region: str) -> Rows:
-    """CloudTrail.1: a trail that covers the region logs now and records management events,
-    read and write. CloudTrail.4: log file validation. Of several trails the best counts."""
-    unread: tuple[Verdict, ...] = ()
+    """The best of the trails that cover a region, in one row (CloudTrail.1, CloudTrail.4).
+
+    A region that does not show its trails is OK if another region shows a multi-region trail
+    that records.
+    """
+    unread: list[ControlFinding] = []
     try:
-        found = [weighed(aws, about) for about in trails(aws, region)]
-    except Unanswered:
-        unread = (Verdict("CloudTrail.4", region, NOT_CHECKED),)  # of trails of this region only
-        proof = min(seen_elsewhere(aws, region), key=Trail.rank, default=None)
-        if proof is None or proof.problem or proof.error:
+        found = [load_trail(aws, one) for one in trails_of(aws, region)]
+    except AwsCallFailed:
+        unread = [ControlFinding("CloudTrail.4", region, NOT_CHECKED)]  # of the region's own trails
+        best = covering_trail(aws, region)
+        if best is None or best.problems or best.error:
             raise
-        found = [proof]
-    best = min(found, key=Trail.rank, default=NO_TRAIL)
-    if best.about and best.about["TrailARN"].split(":")[4] != aws.number:
-        best = replace(best, mend="the trail of another account")
-    verdicts, looked_at = trail_verdicts(found, aws.number, region)
-    yield replace(best.row(region), verdicts=(*verdicts, *unread))
-    return looked_at
+        found = [best]
+    failed, evaluated = trail_control_findings(found, aws.number, region)
+    yield trail_row(aws, region, min(found, key=Trail.rank, default=NO_TRAIL), (*failed, *unread))
+    return evaluated
 
 
-def trail_verdicts(
-    found: Collection[Trail], number: str, region: str
-) -> tuple[list[Verdict], Counter[str]]:
-    """CloudTrail.1 asks for one multi-region trail that leaves nothing out, CloudTrail.4 about
-    each trail of the account, here those at home in the region; and how many each looked at."""
-    wide = [trail for trail in found if trail.about["IsMultiRegionTrail"]]
-    proven = any(trail.records_everything() for trail in wide)
-    unknown = any(trail.error for trail in wide) and not proven
-    verdicts = [] if proven or unknown else [Verdict("CloudTrail.1", number)]
-    home = [trail.about for trail in found if trail.about["HomeRegion"] == region]
-    own = [about for about in home if about["TrailARN"].split(":")[4] == number]
-    bad = [about["TrailARN"] for about in own if not about.get("LogFileValidationEnabled")]
-    verdicts += [Verdict("CloudTrail.4", arn) for arn in bad]
-    return verdicts, Counter({"CloudTrail.1": int(not unknown), "CloudTrail.4": len(own)})
+def trail_row(
+    aws: Account, region: str, trail: Trail, control_findings: tuple[ControlFinding, ...]
+) -> Row:
+    """The row of a region; its best trail may be NO_TRAIL."""
+    about = trail.description
+    cells: dict[str, Cell] = {
+        "Region": region,
+        "Trail": about.get("Name", ""),
+        "Home region": about.get("HomeRegion", ""),
+        "Multi-region": yes_no(about["IsMultiRegionTrail"]) if about else "",
+        "Logging": trail.logging,
+        "Management events": trail.events,
+        "Log file validation": yes_no(about.get("LogFileValidationEnabled")) if about else "",
+    }
+    item, severity, control = "", "", ""
+    message = Message("Enabled")
+    if not about:
+        message = Message("No trail records the API calls of ", region)
+    elif trail.problems:
+        why = f": {', '.join(trail.problems)}"
+        message = Message("does not record the API calls of ", region, why)
+    elif trail.flaws:
+        item, severity = "+".join(flaw.id for flaw in trail.flaws), LOW
+        control = ", ".join(sorted(flaw.control for flaw in trail.flaws if flaw.control))
+        but = f", but {in_words(flaw.text for flaw in trail.flaws)}"
+        message = Message("records ", region, but)
+    if trail.problems:
+        item, severity, control = "not-enabled", HIGH, "CloudTrail.1"
+    if trail.error:
+        item, message = "", Message("")
+    fix = fix_trail(aws, trail) if severity else Remediation()
+    return Row(region, item, cells, message, severity, control, trail.error, fix, control_findings)
 
 
-# === check 6: S3 ACLs =================================================================
+def trail_control_findings(
+    found: Collection[Trail], account: str, region: str
+) -> tuple[list[ControlFinding], Counter[str]]:
+    """The controls that FAILED, and how many resources of each were evaluated.
 
-# What a permission lets somebody do, in words that stand in front of the bucket's name or
-# behind it, and the controls that fail if the public may.
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/acl-overview.html#permissions
-MAY = {
-    "READ": ("list", "list it", "S3.2"),
-    "READ_ACP": ("read the ACL of", "read its ACL", "S3.2"),
-    "WRITE": ("write to", "write to it", "S3.3"),
-    "WRITE_ACP": ("change the ACL of", "change its ACL", "S3.3"),
-    "FULL_CONTROL": ("list, write and change the ACL of", "have full control of it", "S3.2, S3.3"),
+    CloudTrail.1 asks for one multi-region trail that leaves nothing out. CloudTrail.4 asks
+    about each trail of the account, here those at home in the region.
+    """
+    multi_region = [trail for trail in found if trail.description["IsMultiRegionTrail"]]
+    proven = any(trail.records_everything() for trail in multi_region)
+    unknown = any(trail.error for trail in multi_region) and not proven
+    own = [one for one in found if one.description["HomeRegion"] == region and one.owner == account]
+    not_validated = [one for one in own if not one.description.get("LogFileValidationEnabled")]
+    failed = [] if proven or unknown else [ControlFinding("CloudTrail.1", account)]
+    failed += [ControlFinding("CloudTrail.4", trail.arn) for trail in not_validated]
+    return failed, Counter({"CloudTrail.1": int(not unknown), "CloudTrail.4": len(own)})
+
+
+# --- check 6: S3 ACLs, grants ---------------------------------------------------------
+
+EVERYONE = "http://acs.amazonaws.com/groups/global/AllUsers"
+ANY_AWS_ACCOUNT = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"
+LOG_DELIVERY = "http://acs.amazonaws.com/groups/s3/LogDelivery"
+PUBLIC_GRANTEES = {
+    EVERYONE: "everyone on the Internet",
+    ANY_AWS_ACCOUNT: "anyone with an AWS account",
 }
-PUBLIC = {EVERYONE: "everyone on the Internet", ANY_AWS_ACCOUNT: "anyone with an AWS account"}
-BUCKET_CONTROLS = ("S3.2", "S3.3", "S3.12")
-GROUPS = {
+ACL_GROUPS = {  # for the ID, and for the column Grantee
     EVERYONE: ("AllUsers", "Everyone (AllUsers)"),
     ANY_AWS_ACCOUNT: ("AuthenticatedUsers", "Any AWS account (AuthenticatedUsers)"),
     LOG_DELIVERY: ("LogDelivery", "S3 log delivery"),
 }
+# What a permission allows, and the controls that fail if it is granted to the public.
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/acl-overview.html#permissions
+PERMISSION_TEXT = {
+    "READ": ("list it", "S3.2"),
+    "READ_ACP": ("read its ACL", "S3.2"),
+    "WRITE": ("write to it", "S3.3"),
+    "WRITE_ACP": ("change its ACL", "S3.3"),
+    "FULL_CONTROL": ("have full control of it", "S3.2, S3.3"),
+}
+BUCKET_CONTROLS = {
+    "S3.2": Control(CRITICAL, "No bucket may be read by the public"),
+    "S3.3": Control(CRITICAL, "No bucket may be written by the public"),
+    "S3.12": Control(MEDIUM, "No bucket's ACL lets in other users"),
+}
 
 
-def grantee_words(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
-    """A short name and words for a grantee. AWS no longer tells display names."""
+def grantee_names(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
+    """The grantee for the ID, and for the column Grantee. AWS no longer returns display names."""
     if uri := grantee.get("URI"):
-        return GROUPS.get(uri, (uri, uri))
+        return ACL_GROUPS.get(uri, (uri, uri))
     id = grantee.get("ID") or grantee.get("EmailAddress", "")
     if id == owner:
         return "Owner", "Owner"
@@ -1560,275 +1811,846 @@ def grantee_words(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
 
 
 def grant_severity(grantee: dict[str, Any], owner: str, permission: str) -> tuple[str, str]:
-    """Severity and control of a grant, before any public access block; blank if harmless."""
-    if grantee.get("URI") in PUBLIC:
-        return CRITICAL, MAY[permission][2]
+    """Severity and control (S3.2, S3.3, S3.12), before any public access block.
+
+    Both are blank for the owner and for log delivery.
+    """
+    if grantee.get("URI") in PUBLIC_GRANTEES:
+        return CRITICAL, PERMISSION_TEXT[permission][1]
     if grantee.get("URI") == LOG_DELIVERY or grantee.get("ID") == owner:
         return "", ""
     return MEDIUM, "S3.12"
 
 
-def grant_words(grantee: dict[str, Any], permission: str, bucket: str) -> tuple[str, Brief]:
-    """Who may do what, as a sentence and behind the name of the bucket."""
-    who = PUBLIC.get(grantee.get("URI", ""), "another AWS account")
-    may, its, _ = MAY.get(permission, (f"{permission} on", f"{permission} on it", ""))
-    return f"{who[0].upper()}{who[1:]} may {may} {bucket}", (f"{who} may ", its, "")
+def grant_control_findings(
+    bucket: str, severity: str, permission: str
+) -> tuple[ControlFinding, ...]:
+    """The controls that a grant fails: S3.12 for any other user, S3.2 and S3.3 for the public.
+
+    Whether a public ACL that can itself be read or changed fails S3.2 and S3.3, the pages of
+    AWS do not say.
+    """
+    public = PERMISSION_TEXT[permission][1].split(", ") if severity == CRITICAL else ()
+    status = NOT_CHECKED if permission.endswith("_ACP") else FAILED
+    users_let_in = (ControlFinding("S3.12", bucket),) if severity else ()
+    return (*users_let_in, *(ControlFinding(control, bucket, status) for control in public))
 
 
-def grant_verdicts(bucket: str, severity: str, permission: str) -> tuple[Verdict, ...]:
-    """The controls that a grant fails: S3.12 is about any user's, S3.2 and S3.3 about public
-    ones. Whether an ACL that is open itself fails them, their pages do not tell."""
-    public = MAY[permission][2].split(", ") if severity == CRITICAL else ()
-    word = NOT_CHECKED if permission.endswith("_ACP") else FAILED
-    users = (Verdict("S3.12", bucket),) if severity else ()
-    return (*users, *(Verdict(control, bucket, word) for control in public))
+# --- check 6: S3 ACLs, public access blocks -------------------------------------------
+
+BLOCK_SETTINGS = (
+    *("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"),
+)
 
 
 @once
-def public_access_block(aws: Account, bucket: str = "", region: str = "") -> Answer | None:
-    """The settings of a bucket's block, or of the account's; None where there is none."""
+def public_access_block(aws: Account, bucket: str = "", region: str = "") -> dict[str, Any] | None:
+    """The settings of a bucket, or of the account if it is blank; None if there are none."""
     service, of = ("s3", {"Bucket": bucket}) if bucket else ("s3control", {"AccountId": aws.number})
     absent = {"NoSuchPublicAccessBlockConfiguration"}
-    answer = aws.ask(service, "GetPublicAccessBlock", region, absent, **of)
-    return answer["PublicAccessBlockConfiguration"] if answer else None
+    response = aws.ask(service, "GetPublicAccessBlock", region, absent, **of)
+    return response["PublicAccessBlockConfiguration"] if response else None
 
 
 def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
-    """Which public access block has the setting on, blank if none. One that has it on is
-    proof enough, if the other may not be read or not."""
-    missing: Unanswered | None = None
+    """The public access block that has the setting on; blank if none has.
+
+    If one has it on, it does not matter whether the other can be read.
+    """
+    failure = None
     for level, where in (("account", ()), ("bucket", (bucket, region))):
         try:
             block = public_access_block(aws, *where)
             if block is not None and block[setting]:
                 return f"{level} public access block"
-        except Unanswered as error:
-            missing = error
-    if missing:
-        raise missing
+        except AwsCallFailed as failed:
+            failure = failed
+    if failure:
+        raise failure
     return ""
 
 
-def without_public_grants(bucket: str, acl: dict[str, Any]) -> Mend:
-    """The command that leaves a bucket all its grants but the public ones."""
+def put_acl_command(bucket: str, acl: dict[str, Any]) -> tuple[str, ...]:
+    """Removes the public grants of a bucket, and no others."""
     names, grants = ("Type", "ID", "URI", "EmailAddress"), []
     for grant in acl["Grants"]:
-        if (who := grant["Grantee"]).get("URI") not in PUBLIC:
-            kept = {name: who[name] for name in names if name in who}
+        if (grantee := grant["Grantee"]).get("URI") not in PUBLIC_GRANTEES:
+            kept = {name: grantee[name] for name in names if name in grantee}
             grants.append({"Grantee": kept, "Permission": grant["Permission"]})
-    policy = compact({"Owner": {"ID": acl["Owner"]["ID"]}, "Grants": grants})
+    policy = compact_json({"Owner": {"ID": acl["Owner"]["ID"]}, "Grants": grants})
     return ("s3api", "put-bucket-acl", "--bucket", bucket, "--access-control-policy", policy)
 
 
-def restricted(bucket: str, block: dict[str, Any] | None) -> Mend:
-    """The command that makes a bucket's public policy void, and leaves the other settings."""
-    names = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
-    on = {name: bool((block or {}).get(name)) for name in names} | {"RestrictPublicBuckets": True}
-    settings = ",".join(f"{name}={str(value).lower()}" for name, value in on.items())
-    option = ("--public-access-block-configuration", settings)
+def restrict_bucket_command(bucket: str, block: dict[str, Any] | None) -> tuple[str, ...]:
+    """Turns RestrictPublicBuckets on, and keeps the other three settings."""
+    settings = {name: bool((block or {}).get(name)) for name in BLOCK_SETTINGS}
+    settings["RestrictPublicBuckets"] = True
+    text = ",".join(f"{name}={str(value).lower()}" for name, value in settings.items())
+    option = ("--public-access-block-configuration", text)
     return ("s3api", "put-public-access-block", "--bucket", bucket, *option)
 
 
-@once
-def bucket_acl(aws: Account, bucket: str) -> Answer:
-    return aws.ask("s3", "GetBucketAcl", buckets(aws)[bucket], Bucket=bucket)
+# --- check 6: S3 ACLs -----------------------------------------------------------------
 
 
 @once
-def policy_status(aws: Account, bucket: str) -> Answer:
-    region, absent = buckets(aws)[bucket], {"NoSuchBucketPolicy"}
+def bucket_acl(aws: Account, bucket: str) -> dict[str, Any]:
+    """The response of GetBucketAcl, from the bucket's own region."""
+    return aws.ask("s3", "GetBucketAcl", bucket_regions(aws)[bucket], Bucket=bucket)
+
+
+@once
+def policy_status(aws: Account, bucket: str) -> dict[str, Any]:
+    """The response of GetBucketPolicyStatus; empty if the bucket has no policy."""
+    region, absent = bucket_regions(aws)[bucket], {"NoSuchBucketPolicy"}
     return aws.ask("s3", "GetBucketPolicyStatus", region, absent, Bucket=bucket)
 
 
 def acl_and_policy(aws: Account, bucket: str) -> None:
+    """The two calls that every bucket needs."""
     bucket_acl(aws, bucket)
     policy_status(aws, bucket)
 
 
 @check(
     "S3 ACLs",
-    over=buckets,
-    ahead=(buckets, every(acl_and_policy, buckets)),
+    targets=BUCKETS,
+    prefetch=(bucket_regions, for_each(acl_and_policy, bucket_regions)),
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
-    thing=("Bucket", "Region"),
-    kind="grant",
+    name_columns=("Bucket", "Region"),
+    row_noun="grant",
     controls=BUCKET_CONTROLS,
-    about="Who is granted what on every bucket. Turn ACLs off, and block public access.",
+    description="Who is granted what on every bucket. Turn ACLs off, and block public access.",
     docs="https://docs.aws.amazon.com/AmazonS3/latest/userguide/about-object-ownership.html",
-    links={"Bucket": "s3/buckets/{Bucket}?region={Region}"},
-    nothing="No grant on any of {targets:,} buckets",
+    console_links={"Bucket": "s3/buckets/{Bucket}?region={Region}"},
+    empty_message="No grant on any of {targets:,} buckets",
 )
 def check_s3_acls(aws: Account, bucket: str) -> Rows:
-    """Every grant on a bucket, and whether its policy makes it public."""
-    region, acl = buckets(aws)[bucket], bucket_acl(aws, bucket)
-    owner, private = acl["Owner"]["ID"], without_public_grants(bucket, acl)
-    where = {"Bucket": bucket, "Region": region, "Owner": acl["Owner"].get("DisplayName") or owner}
+    """Every grant on a bucket (S3.2, S3.3, S3.12), and whether its policy makes it public."""
+    acl = bucket_acl(aws, bucket)
     for grant in acl["Grants"]:
-        grantee, permission = grant["Grantee"], grant["Permission"]
-        short, words = grantee_words(grantee, owner)
-        severity, control = grant_severity(grantee, owner, permission)
-        cells = where | {"Grantee": words, "Permission": permission, "Blocked by": ""}
-        mend: Mend = "ask the other account" if severity == MEDIUM else private
-        row = Row(bucket, f"{short}/{permission}", cells, f"{words} has {permission}", mend=mend)
-        if severity:
-            result, brief = grant_words(grantee, permission, bucket)
-            row = replace(row, result=result, severity=severity, control=control, brief=brief)
-            row = replace(row, verdicts=grant_verdicts(bucket, severity, permission))
-        yield public(aws, row, "IgnorePublicAcls") if severity == CRITICAL else row
-    policy = policy_status(aws, bucket)
-    if policy and policy["PolicyStatus"]["IsPublic"]:
-        cells = where | {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
-        result = f"The policy of {bucket} lets in {PUBLIC[EVERYONE]}"
-        brief = (f"its policy lets in {PUBLIC[EVERYONE]}", "", "")
-        row = Row(bucket, "policy", cells, result, CRITICAL, "S3.2, S3.3", brief=brief)
-        # whether it lets them read or write is not asked
-        verdicts = tuple(Verdict(control, bucket, NOT_CHECKED) for control in ("S3.2", "S3.3"))
-        yield public(aws, replace(row, verdicts=verdicts), "RestrictPublicBuckets")
-    return Counter(BUCKET_CONTROLS)
+        yield grant_row(aws, bucket, acl, grant["Grantee"], grant["Permission"])
+    status = policy_status(aws, bucket)
+    if status and status["PolicyStatus"]["IsPublic"]:
+        yield policy_row(aws, bucket, acl)
+    return Counter(BUCKET_CONTROLS.keys())
 
 
-def public(aws: Account, row: Row, setting: str) -> Row:
-    """The row for what is public, unless a block with this setting makes it void."""
-    bucket, region = row.target, str(row.cells["Region"])
-    whatever_blocks = tuple(one for one in row.verdicts if one.control == "S3.12")
-    try:
-        blocked = blocked_by(aws, bucket, region, setting)
-        if not blocked and not row.mend:
-            row = replace(row, mend=restricted(bucket, public_access_block(aws, bucket, region)))
-    except Unanswered as error:
-        why = gap(bucket, row.part, row.cells | {"Blocked by": ""}, error)
-        return replace(why, verdicts=whatever_blocks)
-    row = replace(row, cells=row.cells | {"Blocked by": blocked})
-    if not blocked:
+def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cell]:
+    """The cells that all rows of a bucket share."""
+    region, owner = bucket_regions(aws)[bucket], acl["Owner"]
+    name = owner.get("DisplayName") or owner["ID"]
+    return {"Bucket": bucket, "Region": region, "Owner": name, "Blocked by": ""}
+
+
+def grant_row(
+    aws: Account, bucket: str, acl: dict[str, Any], grantee: dict[str, Any], permission: str
+) -> Row:
+    """The row of a grant."""
+    owner = acl["Owner"]["ID"]
+    id, name = grantee_names(grantee, owner)
+    item = f"{id}/{permission}"
+    cells = grant_cells(aws, bucket, acl) | {"Grantee": name, "Permission": permission}
+    severity, control = grant_severity(grantee, owner, permission)
+    if not severity:
+        return Row(bucket, item, cells, Message(f"{name} has {permission}"))
+    who = PUBLIC_GRANTEES.get(grantee.get("URI", ""), "another AWS account")
+    may, _ = PERMISSION_TEXT.get(permission, (f"{permission} on it", ""))
+    row = Row(
+        bucket, item, cells, Message(f"{who} may ", may), severity, control,
+        remediation=Remediation(manual="ask the other account"),
+        control_findings=grant_control_findings(bucket, severity, permission),
+    )  # fmt: skip
+    if severity != CRITICAL:
         return row
-    facts = {"severity": LOW, "verdicts": whatever_blocks, "mend": row.mend or "already void"}
-    return row.ending(f", but the {blocked} makes that void", **facts)
+    fix = aws_cli(aws, bucket_regions(aws)[bucket], *put_acl_command(bucket, acl))
+    return apply_access_block(aws, row, "IgnorePublicAcls", lambda _: fix)
 
 
-# === runner ===========================================================================
+def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
+    """A policy that makes the bucket public. Whether it lets them read or write is not known."""
+    region = bucket_regions(aws)[bucket]
+    cells = grant_cells(aws, bucket, acl)
+    cells |= {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
+    unknown = (ControlFinding(name, bucket, NOT_CHECKED) for name in ("S3.2", "S3.3"))
+
+    def restrict(blocked: str) -> Remediation:
+        if blocked:
+            return Remediation(manual="already void")
+        block = public_access_block(aws, bucket, region)
+        return aws_cli(aws, region, *restrict_bucket_command(bucket, block))
+
+    row = Row(
+        bucket, "policy", cells,
+        Message(f"its policy lets in {PUBLIC_GRANTEES[EVERYONE]}"), CRITICAL, "S3.2, S3.3",
+        control_findings=tuple(unknown),
+    )  # fmt: skip
+    return apply_access_block(aws, row, "RestrictPublicBuckets", restrict)
+
+
+def apply_access_block(
+    aws: Account, row: Row, setting: str, fix: Callable[[str], Remediation]
+) -> Row:
+    """The row of something public: Low if a public access block with this setting makes it void.
+
+    It is NOT CHECKED if that cannot be read. `fix` gets the name of the block.
+    """
+    unaffected = tuple(one for one in row.control_findings if one.control == "S3.12")
+    try:
+        blocked = blocked_by(aws, row.target, str(row.cells["Region"]), setting)
+        remediation = fix(blocked)
+    except AwsCallFailed as failed:
+        cells, error = row.cells, failed.error
+        return Row(row.target, row.item, cells, error=error, control_findings=unaffected)
+    if not blocked:
+        return replace(row, remediation=remediation)
+    return replace(
+        row,
+        cells=row.cells | {"Blocked by": blocked},
+        message=row.message._replace(after=f", but the {blocked} makes that void"),
+        severity=LOW,
+        remediation=remediation,
+        control_findings=unaffected,
+    )
+
+
+# === aws ==============================================================================
+
+# Seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only twice when
+# nothing answers: a region that does not answer must not hold up the run.
+CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
+ATTEMPTS = 8  # with the waits of botocore's `standard` mode, about a minute
+MAX_TIMEOUTS = 3  # of one call in one region, before it is not made any more
+CONNECTIONS = 32  # as many as a check has threads
+
+# A pace for a throttled client, in seconds between calls. AWS's limits for IAM and EC2 are
+# about 20 calls a second. Slower by a fifth after each volley of refusals, faster by half a
+# per cent after each answer, a run takes 1.1 to 1.2 times what the limit allows (measured).
+INITIAL_DELAY, SLOWER, FASTER = 0.05, 1.2, 0.995
+VOLLEY = 1  # seconds in which calls that are refused together slow us down once
+
+THROTTLING_CODES = {"Throttling", "ThrottlingException", "RequestLimitExceeded", "SlowDown"}
+CLIENT_LOCK = threading.Lock()  # accounts share what botocore has read of its models
+
+
+class Call(NamedTuple):
+    """A call to AWS, without its parameters."""
+
+    service: str
+    operation: str
+    region: str
+
+    def error(self, code: str, detail: str = "") -> AwsError:
+        """The error of this call with a code."""
+        return AwsError(code, self.service, self.operation, detail)
+
+
+class Response(dict[str, Any]):
+    """The response to a call, or a structure inside it.
+
+    A missing required field means that the response is not from AWS (a proxy, a login page).
+    """
+
+    def __init__(self, content: dict[str, Any], call: Call) -> None:
+        super().__init__(content)
+        self.call = call
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        return Response(value, self.call) if isinstance(value, dict) else value
+
+    def __missing__(self, name: str) -> Any:
+        raise AwsCallFailed(self.call.error("MalformedResponse", f"without {name}"))
+
+
+class Pace:
+    """How fast one client may call: at will until AWS throttles it, then with a delay.
+
+    botocore's `adaptive` retries count every refusal of a volley, and then crawl for seconds.
+    """
+
+    def __init__(self) -> None:
+        self.delay = self.next = self.slowed = 0.0
+        self.lock = threading.Lock()
+
+    def before_send(self, **_: Any) -> None:
+        """Waits until the call may be sent."""
+        with self.lock:
+            now = time.monotonic()
+            self.next = max(now, self.next + self.delay)
+            pause = self.next - now
+        time.sleep(pause)
+
+    def on_response(self, response: tuple[Any, dict[str, Any]] | None, **_: Any) -> None:
+        """Learns from a response, or from None if there was none."""
+        code = response[1].get("Error", {}).get("Code") if response else None
+        with self.lock:
+            now = time.monotonic()
+            if code not in THROTTLING_CODES:
+                self.delay *= FASTER
+            elif now - self.slowed > VOLLEY:
+                self.delay, self.slowed = max(self.delay * SLOWER, INITIAL_DELAY), now
+
+
+@dataclass(eq=False)
+class Account:
+    """The account under audit, and the only way to AWS."""
+
+    session: boto3.Session
+    now: datetime  # the fixed time from which all ages of this audit are counted
+    only_regions: Collection[str] = ()  # blank: all that are enabled
+    max_key_age: int = MAX_KEY_AGE  # days
+    number: str = ""  # known once STS has answered, as is the ARN
+    arn: str = ""  # of the auditor in this account
+    profile: str = ""  # for the AWS CLI, to reach the account
+    clients: dict[tuple[str, str], Any] = field(default_factory=dict)
+    cache: dict[Any, Future[Any]] = field(default_factory=dict)  # of `once`
+    timeouts: Counter[Call | str] = field(default_factory=Counter)  # by call, and by region
+    fatal_error: AwsError | None = None  # why no further call makes sense
+    lock: Any = field(default_factory=threading.RLock)
+
+    @functools.cached_property
+    def home_region(self) -> str:
+        """The region for global services: the configured one, else the partition's own."""
+        partitions = [name for name in self.only_regions if name.startswith(("cn-", "us-gov-"))]
+        return self.session.region_name or [*partitions, "us-east-1"][0]
+
+    def ask(
+        self, service: str, operation: str, region: str = "",
+        absent: Collection[str] = (), **params: Any,
+    ) -> Response:  # fmt: skip
+        """The response to a single call: `aws.ask("s3", "GetBucketAcl", "eu-west-1", Bucket="b")`.
+
+        A blank region is the home region. An error code in `absent` is an answer too: an empty
+        response. Raises AwsCallFailed.
+        """
+        call = Call(service, operation, region or self.home_region)
+        pages = self._pages(call, params)
+        try:
+            return Response(self._call(call, lambda: read_body(next(pages))), call)
+        except AwsCallFailed as failed:
+            if failed.error.code not in absent:
+                raise
+            return Response({}, call)
+
+    def fetch(
+        self, service: str, operation: str, items: str, region: str = "",
+        page_size: int = 1000, **params: Any,
+    ) -> Iterator[Any]:  # fmt: skip
+        """The items of all pages, one by one: `aws.fetch("iam", "ListUsers", "Users")`.
+
+        Raises AwsCallFailed while it is iterated.
+        """
+        call = Call(service, operation, region or self.home_region)
+        pages = self._pages(call, params, page_size)
+        while page := self._call(call, lambda: next(pages, None)):
+            # S3 counts what it lists (KeyCount), and omits an empty list
+            yield from page.get(items, ()) if "KeyCount" in page else Response(page, call)[items]
+
+    def _pages(self, call: Call, params: dict[str, Any], size: int = 0) -> Iterator[dict[str, Any]]:
+        """The responses to a call, one page after another if a page size is given."""
+        from botocore import xform_name
+
+        client, name = self.client(call.service, call.region), xform_name(call.operation)
+        if size and client.can_paginate(name):
+            config = {"PageSize": size}
+            yield from client.get_paginator(name).paginate(**params, PaginationConfig=config)
+            return
+        yield (page := getattr(client, name)(**params))
+        while token := page.get("NextToken"):  # botocore has no paginator for some operations
+            yield (page := getattr(client, name)(**params, NextToken=token))
+
+    def _call(self, call: Call, send: Callable[[], T]) -> T:
+        """The result of `send`; every failure in it becomes AwsCallFailed.
+
+        Whatever is raised here comes from botocore, whose parsers raise all sorts of errors
+        for what is not a response of AWS.
+        """
+        if self.fatal_error:
+            raise AwsCallFailed(self.fatal_error)
+        if self.timeouts[call] >= MAX_TIMEOUTS:
+            raise AwsCallFailed(call.error("NoResponse", f"(asked {MAX_TIMEOUTS} times)"))
+        try:
+            result = send()
+        except Exception as error:
+            raise AwsCallFailed(self._error(error, call)) from error
+        self.timeouts[call] = self.timeouts[call.region] = 0
+        return result
+
+    def _error(self, error: Exception, call: Call) -> AwsError:
+        """The error of a call; those that no further call can survive are kept."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        code = type(error).__name__ if isinstance(error, BotoCoreError) else "MalformedResponse"
+        if isinstance(error, ClientError):
+            code = error.response["Error"]["Code"]
+        failure = call.error(code)
+        with self.lock:
+            if is_timeout(error):
+                self.timeouts.update([call, call.region])
+            if code in EXPIRED_CODES:
+                self.fatal_error = failure = self.fatal_error or failure
+        return failure
+
+    def client(self, service: str, region: str) -> Any:
+        """The client of a service in a region, made once. Making one is not thread-safe."""
+        from botocore.config import Config
+
+        config = Config(
+            connect_timeout=CONNECT_TIMEOUT,
+            read_timeout=READ_TIMEOUT,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            max_pool_connections=CONNECTIONS,
+        )
+        with self.lock, CLIENT_LOCK:
+            if (service, region) not in self.clients:
+                make: Callable[..., Any] = self.session.client
+                client = self.clients[service, region] = make(service, region, config=config)
+                pace, events = Pace(), client.meta.events
+                limit_timeouts = functools.partial(self._limit_timeout_retries, region)
+                events.register("before-send", pace.before_send)
+                events.register("needs-retry", pace.on_response)
+                events.register_first("needs-retry", limit_timeouts)
+            return self.clients[service, region]
+
+    def close(self) -> None:
+        """Close the connections; no thread makes another call after this."""
+        with self.lock:
+            self.fatal_error = AwsError("Closed")
+            for client in self.clients.values():
+                client.close()
+            self.clients.clear()
+            self.cache.clear()
+
+    def _limit_timeout_retries(
+        self, region: str, attempts: int, caught_exception: Exception | None, **_: Any
+    ) -> None:
+        """Two attempts where nothing answers, one where the region did not answer before.
+
+        botocore has one number of attempts for all failures; raising is how to stop early.
+        """
+        timeout = is_timeout(caught_exception)
+        if caught_exception and timeout and (attempts > 1 or self.timeouts[region]):
+            raise caught_exception
+
+
+def read_body(response: dict[str, Any]) -> dict[str, Any]:
+    """The response with its body as bytes: S3 streams objects."""
+    return response | {"Body": response["Body"].read()} if "Body" in response else response
+
+
+def is_timeout(error: Exception | None) -> bool:
+    """Whether nothing answered in time."""
+    from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
+
+    return isinstance(error, (ConnectTimeoutError, ReadTimeoutError))
+
+
+# === audit ============================================================================
 
 Progress = Callable[[str], None]
 
 
-@dataclass
-class Sheet:
-    """A check that has been run. `unread` are the targets that could not be looked at;
-    `listed` is whether all targets are known, `whole` whether all were asked for. `looked_at`
-    are the numbers of things, by control."""
+class Question(NamedTuple):
+    """The task of an audit, and what is known from earlier ones."""
 
-    check: Check
-    rows: list[Row]
-    unread: Collection[str] = ()
-    listed: bool = True
-    whole: bool = True
-    looked_at: Counter[str] = field(default_factory=Counter)
-
-    def id(self, row: Row) -> str:
-        """What names the row from run to run, in acceptances and in the state."""
-        return f"{self.check.name}/{row.id}"
+    checks: list[Check]
+    acceptances: list[Acceptance]
+    state: AccountState | None  # None without --state
+    today: str  # the day on which the run began
+    keeps_history: bool  # False if a part of the checks or regions was left out
 
 
-def examine(what: Check, aws: Account, target: str) -> tuple[list[Row], Counter[str]]:
-    """The rows of one target, and how many things were looked at, by control. A failure costs
-    what is left of this target, and says so."""
+class Audit(NamedTuple):
+    """The outcome of an audit: the report, and what to remember."""
+
+    report: Report
+    remembered: dict[str, KnownFinding]
+    used_acceptances: set[Acceptance]
+
+
+def audit(aws: Account, job: AccountJob, question: Question, progress: Progress) -> Audit:
+    """Run the checks on one account and make its report."""
+    began = time.monotonic()
+    check_region_names(aws)
+    state, today = question.state, question.today
+    start_prefetch(aws, question.checks)
+    raw = [run_check(definition, aws, progress) for definition in question.checks]
+    known = state.findings if state else None
+    results = [
+        apply_state_and_acceptances(result, aws.number, question.acceptances, known, today)
+        for result in raw
+    ]
+    remembered, resolved = diff_with_state(results, known or {}, aws.only_regions)
+    report = Report(
+        account=aws.number,
+        started=aws.now.replace(microsecond=0),
+        name=job.name,
+        profile=job.profile,
+        auditor_arn=aws.arn,
+        home_region=aws.home_region,
+        aliases=value_or_error(account_aliases, aws),
+        regions=value_or_error(regions, aws),
+        seconds=round(time.monotonic() - began, 1),
+        results=results,
+        controls={
+            name: evaluate_control(result, name)
+            for result in results
+            for name in result.check.controls
+        },
+        resolved=None if state is None else resolved,
+    )
+    if state is not None:
+        history = append_today(state.history, report, today)
+        report = replace(report, history=history if question.keeps_history else [*state.history])
+    return Audit(report, remembered, used_acceptances(results, aws.number, question.acceptances))
+
+
+def check_region_names(aws: Account) -> None:
+    """Raises CannotRun if --region names a region that is not enabled in the account."""
+    if not (wanted := set(aws.only_regions)):
+        return
+    try:
+        unknown = sorted(wanted - set(enabled_regions(aws)))
+    except AwsCallFailed:  # the checks will say what they cannot read
+        return
+    if unknown:
+        valid = ", ".join(enabled_regions(aws))
+        raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
+
+
+def value_or_error(function: Callable[[Account], T], aws: Account) -> T | AwsError:
+    """The result of a cached call, or its error."""
+    try:
+        return function(aws)
+    except AwsCallFailed as failed:
+        return failed.error
+
+
+# --- running a check ------------------------------------------------------------------
+
+
+def check_target(definition: Check, aws: Account, target: str) -> tuple[list[Row], Counter[str]]:
+    """The rows of one target, and the number of resources evaluated, by control.
+
+    A failure costs the rest of this target: it becomes a row that is NOT CHECKED.
+    """
     rows: list[Row] = []
-    found = what.rows(aws, target)
+    found = definition.rows(aws, target)
     try:
         while True:
             rows.append(next(found))
+            require_declared_controls(definition, rows[-1])
     except StopIteration as end:
         number = end.value or 0
         return rows, number if isinstance(number, Counter) else Counter({"": number})
     except Exception as error:
-        vanished = isinstance(error, Unanswered) and error.code in GONE
-        return ([] if vanished else [*rows, unread_row(what, target, error)]), Counter()
+        if isinstance(error, AwsCallFailed) and error.error.code in GONE_CODES:
+            return [], Counter()
+        return [*rows, failed_target_row(definition, target, error)], Counter()
 
 
-def as_gap(error: Exception) -> Unanswered:
-    """What was not answered, when AWS did not answer, or when we, or who answered, blundered."""
+def require_declared_controls(definition: Check, row: Row) -> None:
+    """Raises ValueError if the row decides a control that its check did not declare."""
+    named = {one.control for one in row.control_findings}
+    if unknown := named - definition.controls.keys():
+        raise ValueError(f"{definition.title} does not declare {', '.join(sorted(unknown))}")
+
+
+def to_aws_error(error: Exception) -> AwsError:
+    """Any exception as an AwsError. The traceback of a bug goes to standard error."""
+    if isinstance(error, AwsCallFailed):
+        return error.error
     if isinstance(error, CannotRun):
-        return Unanswered("CannotRun", detail=str(error))
-    if not isinstance(error, Unanswered):
-        traceback.print_exc()
-        return Unanswered("InternalError", detail=f"{type(error).__name__}: {error}")
-    return replace(error)
+        return AwsError("CannotRun", detail=str(error))
+    traceback.print_exc()
+    return AwsError("InternalError", detail=f"{type(error).__name__}: {error}")
 
 
-def unread_row(what: Check, target: str, error: Exception) -> Row:
-    return gap(target, "", {what.columns[0]: target}, as_gap(error))
+def failed_target_row(definition: Check, target: str, error: Exception) -> Row:
+    """The row of a target that could not be checked."""
+    return not_checked_row(target, "", {definition.columns[0]: target}, to_aws_error(error))
 
 
-def run_check(what: Check, aws: Account, progress: Progress) -> Sheet:
-    """Run a check over all its targets side by side; the rows come in target order."""
-    pool = ThreadPoolExecutor(what.threads)
-    jobs: dict[str, Future[tuple[list[Row], Counter[str]]]] = {}
-    rows, looked_at, unlisted = list[Row](), Counter[str](), list[Row]()
+def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResult:
+    """Run a check over all its targets, side by side; the rows come in target order."""
+    pool, noun = ThreadPoolExecutor(definition.threads), definition.targets.noun
+    futures: dict[str, Future[tuple[list[Row], Counter[str]]]] = {}
+    rows, evaluated, unlisted = list[Row](), Counter[str](), list[Row]()
     try:
         try:
-            for target in what.over(aws):
-                jobs[target] = pool.submit(examine, what, aws, target)
+            for target in definition.targets.names(aws):
+                futures[target] = pool.submit(check_target, definition, aws, target)
         except Exception as error:
-            unlisted = [unread_row(what, what.targets, error)]
-        for done, job in enumerate(jobs.values(), 1):
-            progress(f"{what.title}: {done:,} of {len(jobs):,} {what.targets}")
-            found, number = job.result()
+            unlisted = [failed_target_row(definition, noun, error)]
+        for done, future in enumerate(futures.values(), 1):
+            progress(f"{definition.title}: {done:,} of {len(futures):,} {noun}")
+            found, number = future.result()
             rows += found
-            looked_at += number
-    finally:  # when interrupted, threads that still wait for AWS must not hold the run
+            evaluated += number
+    finally:  # if interrupted, threads that still wait for AWS must not hold the run
         pool.shutdown(wait=False, cancel_futures=True)
-    rows, missed = told_once(what, [*rows, *unlisted], aws.expired)
-    targets = len(jobs.keys() - missed)
-    if all(row.gap for row in rows) and (targets or not rows):
-        words = what.nothing.format(targets=targets, looked_at=looked_at[""])
-        rows.insert(0, Row("nothing", "", {}, words))
-    whole = what.over is not regions or not aws.only
-    return Sheet(what, rows, missed, not unlisted, whole, looked_at)
+    rows, failed = collapse_expired(definition, [*rows, *unlisted], aws.fatal_error)
+    targets = len(futures.keys() - failed)
+    if all(row.error for row in rows) and (targets or not rows):
+        text = definition.empty_message.format(targets=targets, evaluated=evaluated[""])
+        rows.insert(0, Row("nothing", "", {}, Message(text)))
+    complete = not (definition.targets.regional and aws.only_regions)
+    return CheckResult(definition, rows, complete, failed, not unlisted, evaluated)
 
 
-def told_once(
-    what: Check, rows: list[Row], expired: Unanswered | None
+def collapse_expired(
+    definition: Check, rows: list[Row], fatal_error: AwsError | None
 ) -> tuple[list[Row], set[str]]:
-    """The rows, and the targets that could not be looked at. That the credentials have
-    expired is one row for all the targets that it cost."""
-    missed = {row.target for row in rows if row.gap and not row.part}
-    if lost := {row.target for row in rows if expired and row.gap == expired}:
-        cells: dict[str, Cell] = {what.columns[0]: f"{len(lost):,} {what.targets}"}
-        rows = [row for row in rows if row.gap != expired]
-        rows += [gap("expired", "", cells, expired or Unanswered(""))]
-    return rows, missed | lost
+    """The rows, and the targets that failed.
+
+    Expired credentials are one row, for all the targets that they cost.
+    """
+    failed = {row.target for row in rows if row.error and not row.item}
+    lost = {row.target for row in rows if fatal_error and row.error == fatal_error}
+    if lost and fatal_error:
+        name: dict[str, Cell] = {definition.columns[0]: f"{len(lost):,} {definition.targets.noun}"}
+        rows = [row for row in rows if row.error != fatal_error]
+        rows.append(not_checked_row("expired", "", name, fatal_error))
+    return rows, failed | lost
 
 
-def look_ahead(aws: Account, checks: Iterable[Check]) -> None:
-    """Put the questions of later checks while earlier ones run. The answers are kept, failures
-    as well, so that nothing is asked twice and nothing differs but the waiting."""
-    questions = dict.fromkeys([account_aliases, *(one for what in checks for one in what.ahead)])
-    pool = ThreadPoolExecutor(len(questions))
-    for question in questions:
-        pool.submit(question, aws)
+def start_prefetch(aws: Account, checks: Iterable[Check]) -> None:
+    """Start calls of later checks while earlier checks run.
+
+    Their results are cached, errors too: nothing is asked twice, and only the waiting differs.
+    """
+    calls = dict.fromkeys([account_aliases, *(call for one in checks for call in one.prefetch)])
+    pool = ThreadPoolExecutor(len(calls))
+    for call in calls:
+        pool.submit(call, aws)
     pool.shutdown(wait=False)
 
 
-# === files ============================================================================
+# --- acceptances and the state --------------------------------------------------------
+
+
+def apply_state_and_acceptances(
+    result: CheckResult,
+    account: str,
+    acceptances: Collection[Acceptance],
+    known: dict[str, KnownFinding] | None,
+    today: str,
+) -> CheckResult:
+    """The result with the four fields of its rows that depend on earlier runs and on people."""
+    rows = []
+    for row in result.rows:
+        id = result.check.id(row)
+        first_seen, new = seen_before(row, id, known, today)
+        acceptance, expired = find_acceptance(row, account, id, acceptances, today)
+        if first_seen or acceptance:
+            row = replace(
+                row,
+                acceptance=acceptance,
+                acceptance_expired=expired,
+                first_seen=first_seen,
+                new=new,
+            )
+        rows.append(row)
+    return replace(result, rows=rows)
+
+
+def seen_before(
+    row: Row, id: str, known: dict[str, KnownFinding] | None, today: str
+) -> tuple[str, bool]:
+    """The day on which a row was first seen, and whether it is new; blank without a state.
+
+    What is NOT CHECKED has a day only if it had one before, and is never new.
+    """
+    if row.status == OK or known is None:
+        return "", False
+    if before := known.get(id):
+        return before.first_seen, False
+    return (today, True) if row.status == FINDING else ("", False)
+
+
+def find_acceptance(
+    row: Row, account: str, id: str, acceptances: Iterable[Acceptance], today: str
+) -> tuple[Acceptance | None, bool]:
+    """The acceptance of a row, and whether it has expired.
+
+    It is the first that is valid, else the first that matches.
+    """
+    matching = [one for one in acceptances if one.matches(account, id)]
+    if row.status == OK or not matching:
+        return None, False
+    valid = [one for one in matching if not one.until or one.until >= today]
+    return [*valid, *matching][0], not valid
+
+
+def used_acceptances(
+    results: Iterable[CheckResult], account: str, acceptances: Iterable[Acceptance]
+) -> set[Acceptance]:
+    """The acceptances that match some row."""
+    ids = [result.check.id(row) for result in results for row in result.rows]
+    return {one for one in acceptances if any(one.matches(account, id) for id in ids)}
+
+
+def diff_with_state(
+    results: Collection[CheckResult], known: dict[str, KnownFinding], only_regions: Collection[str]
+) -> tuple[dict[str, KnownFinding], dict[str, KnownFinding]]:
+    """The findings to remember, and those that were resolved, by ID.
+
+    A finding whose target was not read may still exist: it is remembered as it was.
+    """
+    by_name = {result.check.name: result for result in results}
+    remembered = {
+        (id := result.check.id(row)): known.get(id, KnownFinding(row.first_seen, row.result))
+        for result in results
+        for row in result.rows
+        if row.first_seen
+    }
+    resolved: dict[str, KnownFinding] = {}
+    for id in sorted(known.keys() - remembered.keys()):
+        result = by_name.get(id.partition("/")[0])
+        undetermined = result is None or is_undetermined(result, id, only_regions)
+        (remembered if undetermined else resolved)[id] = known[id]
+    return remembered, resolved
+
+
+def is_undetermined(result: CheckResult, id: str, only_regions: Collection[str]) -> bool:
+    """Whether a missing finding may still exist: its target failed, or was left out."""
+
+    def is_in(target: str) -> bool:
+        return f"{id}/".startswith(f"{result.check.name}/{target}/")
+
+    if not result.targets_complete or any(map(is_in, result.failed_targets)):
+        return True
+    return not result.complete and not any(map(is_in, only_regions))
+
+
+# --- history --------------------------------------------------------------------------
+
+HISTORY_LENGTH = 12  # entries: a year of monthly audits
+
+
+def append_today(history: Iterable[HistoryEntry], report: Report, today: str) -> list[HistoryEntry]:
+    """The history with an entry for today.
+
+    Of several audits on one day the last counts; new and resolved findings add up.
+    """
+    entries = {entry.day: entry for entry in history}
+    earlier = entries.get(today, HistoryEntry(today, {}))
+    findings = report.rows(FINDING)
+    severities = Counter(row.severity for row in findings)
+    resolved = (start_of_day(one.first_seen) for one in (report.resolved or {}).values())
+    entries[today] = HistoryEntry(
+        today,
+        open={severity: severities[severity] for severity in SEVERITIES},
+        not_checked=len(report.errors()),
+        new=sum(row.first_seen == today for row in findings),
+        days_open=(*earlier.days_open, *((start_of_day(today) - day).days for day in resolved)),
+    )
+    return [entries[day] for day in sorted(entries)][-HISTORY_LENGTH:]
+
+
+def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
+    """The history of several accounts as one.
+
+    An account without an entry for a day counts as on the day before, and as one thing that is
+    NOT CHECKED.
+    """
+    days = sorted({entry.day for report in reports for entry in report.history})
+    merged = []
+    for day in days[-HISTORY_LENGTH:]:
+        until = [[one for one in report.history if one.day <= day] for report in reports]
+        latest = [entries[-1] for entries in until if entries]
+        of_day = [entry for entry in latest if entry.day == day]
+        merged.append(
+            HistoryEntry(
+                day,
+                open={name: sum(one.open[name] for one in latest) for name in SEVERITIES},
+                not_checked=sum(one.not_checked for one in of_day) + len(latest) - len(of_day),
+                new=sum(one.new for one in of_day),
+                days_open=tuple(days for one in of_day for days in one.days_open),
+            )
+        )
+    return merged
+
+
+# --- controls of Security Hub ---------------------------------------------------------
+
+
+def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
+    """The status of a control, from the rows of the check that decides it.
+
+    It is PASSED only if everything that the control asks about was read. An accepted row that
+    is a finding or an error makes it ACCEPTED.
+    """
+    failed, accepted, undecided = set[str](), set[str](), set[str]()
+    scope = result.check.controls[name].scope
+    for row in result.rows:
+        named = [one for one in row.control_findings if one.control == name]
+        if row.error and not named and (row.target == ROOT) == (scope == ROOT):
+            undecided.add(row.status)
+        for one in named:
+            if one.status == NOT_CHECKED:
+                undecided.add(ACCEPTED if row.status == ACCEPTED else NOT_CHECKED)
+            else:
+                (accepted if row.status == ACCEPTED else failed).add(one.resource)
+    evaluated = result.evaluated[name]
+    if scope and evaluated:  # a region or user that was read decides it for the account
+        evaluated, undecided = 1, set()
+    elif not result.complete or (scope and not undecided):
+        undecided.add(NOT_CHECKED)
+    decided = ACCEPTED if accepted or undecided else PASSED
+    status = FAILED if failed else NOT_CHECKED if NOT_CHECKED in undecided else decided
+    return ControlStatus(status, evaluated, len(failed | accepted))
+
+
+def merge_statuses(reports: Iterable[Report]) -> dict[str, ControlStatus]:
+    """The controls over all accounts: of each the worst status, and the sums."""
+    audited = [one for one in reports if one.account_status == ACTIVE]
+    merged = {}
+    for name in (name for definition in CHECKS for name in definition.controls):
+        each = [one.controls[name] for one in audited if name in one.controls]
+        statuses = [one.status for one in each] + [NOT_CHECKED for one in audited if one.error]
+        if each:
+            worst = min(statuses, key=CONTROL_STATUSES.index)
+            evaluated, failed = sum(one.evaluated for one in each), sum(one.failed for one in each)
+            merged[name] = ControlStatus(worst, evaluated, failed)
+    return merged
+
+
+def drop_ok_rows(report: Report) -> Report:
+    """The report without its OK rows: an overview does not show them, and they take memory."""
+    results = [
+        replace(result, rows=[row for row in result.rows if row.status != OK])
+        for result in report.results
+    ]
+    return replace(report, results=results)
+
+
+# === storage ==========================================================================
+
+# --- files here -----------------------------------------------------------------------
+
+STATE_LOCK = threading.Lock()  # accounts that are audited side by side share a state file
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine, for its owner only, as are folders that are made for it."""
+    """A file on this machine that only its owner may read."""
 
     path: Path
-    own_folder: bool = False
+    create_folder: bool = False  # because its name has {account}, {date} or {time} in it
 
     def __str__(self) -> str:
         return str(self.path)
 
-    def place(self) -> str:
-        """The whole name, for who stands elsewhere."""
+    def absolute(self) -> str:
+        """The absolute path."""
         return str(self.path.resolve())
 
-    def check(self) -> None:
-        """Find out before the audit, not after it, whether it can be written."""
+    def ensure_writable(self) -> None:
+        """Raises CannotRun if it cannot be written, before an audit and not after it."""
         folder = self.path.parent
-        while self.own_folder and not folder.exists():
+        while self.create_folder and not folder.exists():
             folder = folder.parent
         if self.path.is_dir():
             raise CannotRun(f"{self} is a folder, not a file")
@@ -1838,18 +2660,15 @@ class LocalFile:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise CannotRun(f"cannot write into {folder}: {reason(error)}") from error
-
-    def make_folder(self) -> None:
-        if self.own_folder:
-            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
+            raise CannotRun(f"cannot write into {folder}: {error_text(error)}") from error
 
     def read(self) -> bytes:
+        """The content; OSError if there is none."""
         return self.path.read_bytes()
 
     def write(self, data: bytes) -> None:
-        """Write it in one move: a crash leaves the old one or the new."""
-        self.make_folder()
+        """Replaces the content in one move: after a crash it is the old one or the new one."""
+        self._make_folder()
         handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".security_check-")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -1860,28 +2679,29 @@ class LocalFile:
             raise
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
-        """Replace what is there, if anything, by what becomes of it. The folder is locked
-        meanwhile, so that two runs do not lose each other's changes."""
-        self.make_folder()
+        """Replaces the content, None if there is no file, while no other run can."""
+        self._make_folder()
         with locked(self.path.parent):
             self.write(change(self.read() if self.path.exists() else None))
 
-    def documents(self) -> list[LocalFile]:
-        """The JSON files of a folder; what is no folder is one itself."""
-        self.path.stat()  # which raises an error if there is nothing
+    def list_json(self) -> list[LocalFile]:
+        """The JSON files in this folder, or this file; OSError if there is neither."""
+        self.path.stat()
         found = sorted(self.path.glob("*.json")) if self.path.is_dir() else [self.path]
         return [LocalFile(path) for path in found]
 
-
-WRITING = threading.Lock()  # of the state, by accounts that are audited side by side
+    def _make_folder(self) -> None:
+        if self.create_folder:
+            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    with WRITING:
+    """Keeps other threads and other processes out; on Windows only other threads."""
+    with STATE_LOCK:
         try:
             import fcntl
-        except ImportError:  # on Windows, where a folder cannot be locked
+        except ImportError:
             yield
             return
         handle = os.open(folder, os.O_RDONLY)
@@ -1892,77 +2712,75 @@ def locked(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
+# --- files in S3 ----------------------------------------------------------------------
+
 S3_NAME = re.compile(r"s3://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
-OVERTAKEN = {"PreconditionFailed", "ConditionalRequestConflict"}  # somebody else wrote it
-UPDATES = 50  # tries; who is overtaken has seen another one succeed
+WRITE_CONFLICT_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
+MAX_WRITE_TRIES = 50  # of the state: each conflict means that another writer has finished
+CONFLICT_PAUSE = 100  # milliseconds at most, so that writers do not meet again
 
 
 @dataclass(frozen=True)
 class S3Object:
-    """An object in S3. `aws` is the account that started the run, whatever account is audited.
+    """An object in S3, with the methods of LocalFile.
 
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
     """
 
-    aws: Account
+    aws: Account  # the one that started the run, whatever account is audited
     bucket: str
     key: str
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
 
-    place = __str__
+    def absolute(self) -> str:
+        """The name with s3:// in front."""
+        return str(self)
 
-    def _ask(self, operation: str, **params: Any) -> Answer:
-        return self.aws.ask("s3", operation, Bucket=self.bucket, **params)
+    def ensure_writable(self) -> None:
+        """Tests write access with a conditional PUT that must fail, so that nothing is written.
 
-    def check(self) -> None:
-        """Put nothing beside it, on a condition that no object meets: S3 refuses for another
-        reason if the bucket is not there, or if we may not."""
+        S3 refuses it for another reason if the bucket is missing or writing is not allowed.
+        """
         folder, slash, name = self.key.rpartition("/")
-        probe = f"{folder}{slash}.security_check-{name}"
+        probe = replace(self, key=f"{folder}{slash}.security_check-{name}")
         try:
-            self._ask("PutObject", Key=probe, Body=b"", IfMatch='"no such tag"')
-        except Unanswered as error:
-            if error.code in {"NoSuchKey", *OVERTAKEN}:
+            probe.write(b"", IfMatch='"no such tag"')
+        except AwsCallFailed as failed:
+            if failed.error.code in WRITE_CONFLICT_CODES:
                 return
-            raise CannotRun(f"cannot write {self}: {error}") from error
-        raise CannotRun(f"cannot write {self}: what answered knows no conditions, so it is not S3")
+            raise CannotRun(f"cannot write {self}: {failed.error}") from failed
+        raise CannotRun(f"cannot write {self}: this store ignores conditions, so it is not S3")
 
     def read(self) -> bytes:
-        return self._read()[0]
-
-    def _read(self) -> tuple[bytes, str]:
-        answer = self._ask("GetObject", Key=self.key, absent={"NoSuchKey"})
-        if not answer:
-            raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
-        return answer["Body"], answer["ETag"]
+        """The content; FileNotFoundError if there is no object."""
+        return self._get()[0]
 
     def write(self, data: bytes, **condition: str) -> None:
-        """Put it, which S3 does whole or not at all."""
-        kind = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
-        kept = self._ask("PutObject", Key=self.key, Body=data, ContentType=kind, **condition)
-        kept["ETag"]  # which is an error if it was not S3 that answered
+        """Replaces the content, which S3 does completely or not at all."""
+        content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
+        response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
+        response["ETag"]  # raises if something other than S3 answered
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
-        """Replace what is there, if anything, by what becomes of it: again where somebody else
-        wrote it meanwhile."""
-        for tries_left in reversed(range(UPDATES)):
+        """Replaces the content, None if there is no object; again if another run was faster."""
+        for tries_left in reversed(range(MAX_WRITE_TRIES)):
             before, condition = None, {"IfNoneMatch": "*"}
             with contextlib.suppress(FileNotFoundError):
-                before, tag = self._read()
+                before, tag = self._get()
                 condition = {"IfMatch": tag}
             try:
                 self.write(change(before), **condition)
-            except Unanswered as error:
-                if error.code not in {"NoSuchKey", *OVERTAKEN} or not tries_left:
+            except AwsCallFailed as failed:
+                if failed.error.code not in WRITE_CONFLICT_CODES or not tries_left:
                     raise
-                time.sleep(secrets.randbelow(100) / 1000)
+                time.sleep(secrets.randbelow(CONFLICT_PAUSE) / 1000)
             else:
                 return
 
-    def documents(self) -> list[S3Object]:
-        """The JSON objects right under a prefix; what is named like one is one itself."""
+    def list_json(self) -> list[S3Object]:
+        """The JSON objects directly under this prefix, or this object if it is named like one."""
         if self.key.endswith(".json"):
             return [self]
         prefix = f"{self.key.rstrip('/')}/".lstrip("/")
@@ -1970,81 +2788,76 @@ class S3Object:
         keys = [one["Key"] for one in self.aws.fetch("s3", "ListObjectsV2", "Contents", **where)]
         return [replace(self, key=key) for key in keys if key.endswith(".json")]
 
+    def _get(self) -> tuple[bytes, str]:
+        response = self._ask("GetObject", absent={"NoSuchKey"})
+        if not response:
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
+        return response["Body"], response["ETag"]
+
+    def _ask(self, operation: str, **params: Any) -> Response:
+        return self.aws.ask("s3", operation, Bucket=self.bucket, Key=self.key, **params)
+
+
+# --- files in both places -------------------------------------------------------------
 
 File = LocalFile | S3Object
-FAILED_FILES = (OSError, Unanswered)  # how reading and writing fail
+FILE_ERRORS = (OSError, AwsCallFailed)  # raised by reading and writing
 
 
-def reason(error: Exception) -> str:
+def error_text(error: Exception) -> str:
+    """Why a file could not be read or written."""
     return getattr(error, "strerror", None) or str(error)
 
 
 @contextlib.contextmanager
-def reading(file: File) -> Iterator[None]:
-    """What fails meanwhile is why the file cannot be read, in one line."""
+def read_errors_as_cannot_run(file: File) -> Iterator[None]:
+    """While this is open, a file that cannot be read raises CannotRun."""
     try:
         yield
-    except FAILED_FILES as error:
-        raise CannotRun(f"cannot read {file}: {reason(error)}") from error
+    except FILE_ERRORS as error:
+        raise CannotRun(f"cannot read {file}: {error_text(error)}") from error
 
 
-def deliver(data: bytes, file: File) -> None:
-    """Write the results, elsewhere if need be."""
+def write_or_save_copy(file: File, data: bytes) -> None:
+    """Write results, or save them elsewhere and raise CannotRun."""
     try:
         file.write(data)
-    except FAILED_FILES as error:
-        rescue(data, file, error)
+    except FILE_ERRORS as error:
+        save_copy_and_fail(data, file, error)
 
 
-def rescue(data: bytes, file: File, error: Exception) -> None:
-    """Keep what could not be written on this machine: an audit is not run twice for a full
-    disk."""
-    why, name = f"cannot write {file}: {reason(error)}", Path(file.place()).name
+def save_copy_and_fail(data: bytes, file: File, error: Exception) -> NoReturn:
+    """Save results in a temporary folder: an audit is not run twice for a full disk."""
+    why = f"cannot write {file}: {error_text(error)}"
     try:
-        copy = LocalFile(Path(tempfile.mkdtemp(prefix="security_check-")) / name)
+        folder = Path(tempfile.mkdtemp(prefix="security_check-"))
+        copy = LocalFile(folder / Path(file.absolute()).name)
         copy.write(data)
     except OSError:
         raise CannotRun(f"{why}, and no copy elsewhere: the results are lost") from error
     raise CannotRun(f"{why}; the results are in {copy}") from error
 
 
-# === months: what was accepted, what is new, what is gone ==============================
+# --- the accept file ------------------------------------------------------------------
 
 ACCEPT_LINE = re.compile(r"(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
-STATE_SCHEMA = 1
-
-DAYS_KEPT = 12
-
-Known = dict[str, dict[str, str]]  # by the ID of a finding: first_seen, result
 
 
-@dataclass(frozen=True)
-class Day:
-    """What the audits of a day found: open findings by severity and gaps, as the last one saw
-    them; findings that were new that day; and how many days those stood that are gone."""
-
-    day: str
-    found: dict[str, int]
-    not_checked: int = 0
-    new: int = 0
-    stood: list[int] = field(default_factory=list)
+def read_accept_file(file: File) -> list[Acceptance]:
+    """The acceptances in a file; CannotRun if it cannot be read or a line is not one."""
+    try:
+        with read_errors_as_cannot_run(file):
+            text = file.read().decode()
+    except UnicodeError as error:
+        raise CannotRun(f"cannot read {file}: {error}") from error
+    return parse_accept_file(text, str(file))
 
 
-class State(NamedTuple):
-    """What is remembered, by account."""
+def parse_accept_file(text: str, name: str) -> list[Acceptance]:
+    """Lines `ID [until YYYY-MM-DD] # reason`; the ID may be a glob.
 
-    accounts: dict[str, Known]
-    history: dict[str, list[Day]]
-
-
-def start_of_day(day: str) -> datetime:
-    """ValueError if it is no day like 2030-12-31."""
-    return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=timezone.utc)
-
-
-def acceptances(text: str, name: str) -> list[Acceptance]:
-    """The decisions in a file: a line each, `ID [until YYYY-MM-DD] # reason`; the ID may be a
-    glob. Blank lines and lines that begin with # do not count."""
+    Blank lines and lines that begin with # are ignored. `name` is for the error message.
+    """
     found = []
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):
@@ -2061,723 +2874,636 @@ def acceptances(text: str, name: str) -> list[Acceptance]:
     return found
 
 
-def accepted(row: Row, number: str, id: str, decisions: Iterable[Acceptance], today: str) -> Row:
-    """The row with the decision about it: the first that holds, else the first that is over."""
-    matching = [one for one in decisions if one.is_about(number, id)]
-    if row.status == OK or not matching:
-        return row
-    holding = (one for one in matching if not one.until or one.until >= today)
-    if decision := next(holding, None):
-        return replace(row, acceptance=decision)
-    return replace(row, acceptance=matching[0], lapsed=True)
+# --- the state file -------------------------------------------------------------------
+
+STATE_SCHEMA = 1
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)  # raised by what is no state
 
 
-def settled(
-    sheet: Sheet, number: str, decisions: Iterable[Acceptance], known: Known | None, today: str
-) -> Sheet:
-    """The sheet with what was accepted, and with the day on which each finding was first
-    seen; `known` is None where no state is kept."""
-    rows = []
-    for row in sheet.rows:
-        id = sheet.id(row)
-        if known is not None and row.status != OK:
-            first = known.get(id, {}).get("first_seen", "")
-            fresh = not first and row.status == FINDING
-            row = replace(row, first_seen=today if fresh else first, new=fresh)
-        rows.append(accepted(row, number, id, decisions, today))
-    return replace(sheet, rows=rows)
+def state_to_json(states: dict[str, AccountState]) -> bytes:
+    """The state file of these accounts. Users keep it from month to month, so its names stay."""
+    accounts, history = {}, {}
+    for number, state in states.items():
+        accounts[number] = {id: known._asdict() for id, known in state.findings.items()}
+        history[number] = [
+            {
+                "day": entry.day,
+                "found": entry.open,
+                "not_checked": entry.not_checked,
+                "new": entry.new,
+                "stood": entry.days_open,
+            }
+            for entry in state.history
+        ]
+    document = {"schema": STATE_SCHEMA, "accounts": accounts, "history": history}
+    return json.dumps(document, indent=1, sort_keys=True).encode()
 
 
-def is_open(sheet: Sheet, id: str, only: Collection[str]) -> bool:
-    """Whether the run could not tell if a finding that it does not show is gone."""
-
-    def is_about(target: str) -> bool:
-        return f"{id}/".startswith(f"{sheet.check.name}/{target}/")
-
-    left_out = sheet.check.over is regions and only and not any(map(is_about, only))
-    return not sheet.listed or any(map(is_about, sheet.unread)) or bool(left_out)
-
-
-def compared(sheets: list[Sheet], known: Known, only: Collection[str]) -> tuple[Known, Known]:
-    """What to remember, and what is gone since last time. What could not be looked at is
-    neither new nor gone: it is remembered as it was."""
-    now: Known = {}
-    for sheet in sheets:
-        for row in sheet.rows:
-            if row.first_seen:
-                said = str(row.gap or row.result)
-                entry = {"first_seen": row.first_seen, "result": said}
-                now[sheet.id(row)] = known.get(sheet.id(row), entry)
-    ran = {sheet.check.name: sheet for sheet in sheets}
-    gone: Known = {}
-    for id in sorted(known.keys() - now.keys()):
-        name = id.partition("/")[0]
-        kept = now if name not in ran or is_open(ran[name], id, only) else gone
-        kept[id] = known[id]
-    return now, gone
-
-
-def with_today(days: Iterable[Day], report: Report, today: str) -> list[Day]:
-    """The days with this one. Of several audits on one day the last counts; what was new and
-    what went away on that day adds up."""
-    earlier = {one.day: one for one in days}
-    before = earlier.pop(today, Day(today, {}))
-    found = report.rows(FINDING)
-    gone = [start_of_day(entry["first_seen"]) for entry in (report.gone or {}).values()]
-    stood = [*before.stood, *((start_of_day(today) - first).days for first in gone)]
-    severities = Counter(row.severity for row in found)
-    new = sum(row.first_seen == today for row in found)
-    now = Day(
-        today, {name: severities[name] for name in SEVERITIES}, len(report.gaps()), new, stood
-    )
-    return sorted([*earlier.values(), now], key=lambda one: one.day)[-DAYS_KEPT:]
-
-
-def days_of(reports: Collection[Report]) -> list[Day]:
-    """The history of one account, or of many as one. An account that has no line for a day
-    counts as it was before, and as one thing that was not checked."""
-    every_day = sorted({one.day for report in reports for one in report.history})
-    together = []
-    for day in every_day[-DAYS_KEPT:]:
-        known = [[one for one in report.history if one.day <= day][-1:] for report in reports]
-        last = [one for lines in known for one in lines]
-        today = [one for one in last if one.day == day]
-        found = {name: sum(one.found[name] for one in last) for name in SEVERITIES}
-        gaps = sum(one.not_checked for one in today) + len(last) - len(today)
-        stood = [days for one in today for days in one.stood]
-        together.append(Day(day, found, gaps, sum(one.new for one in today), stood))
-    return together
-
-
-def days_from(entries: Iterable[dict[str, Any]]) -> list[Day]:
-    """What was written of days. ValueError, TypeError or KeyError if it is no such thing."""
-    days = [Day(**entry) for entry in entries]
-    for one in days:
-        start_of_day(one.day)
-        sum([one.not_checked, one.new, *one.stood, *(one.found[name] for name in SEVERITIES)])
-    return days
-
-
-def read_state(file: File) -> State:
-    """What was found before, by account; empty if the file is not there yet."""
-    with reading(file):
-        try:
-            return state_from(file.read(), file)
-        except FileNotFoundError:
-            return State({}, {})
-
-
-def state_from(data: bytes, file: File) -> State:
-    """What a file holds of it."""
+def state_from_json(data: bytes, file: File) -> dict[str, AccountState]:
+    """The state of each account; CannotRun if it is none. `file` is for the error message."""
     try:
-        state = json.loads(data)
-        if (version := state["schema"]) != STATE_SCHEMA:
+        document = json.loads(data)
+        if (version := document["schema"]) != STATE_SCHEMA:
             raise CannotRun(f"{file} is of version {version}, this script knows {STATE_SCHEMA}")
-        for entry in (one for known in state["accounts"].values() for one in known.values()):
-            start_of_day(entry["first_seen"] if entry["result"] else "")
-        history = state.get("history", {})  # a state of version 1.0 has none
-        days = {number: days_from(entries) for number, entries in history.items()}
-        return State(dict(state["accounts"]), days)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CannotRun(f"{file} is damaged or no state file: mend or remove it") from error
+        findings = document["accounts"]
+        history = document.get("history", {})  # missing in files of version 1.0
+        return {
+            number: AccountState(
+                {id: known_finding(**entry) for id, entry in findings.get(number, {}).items()},
+                tuple(history_entry(**entry) for entry in history.get(number, ())),
+            )
+            for number in findings.keys() | history.keys()
+        }
+    except UNREADABLE as error:
+        raise CannotRun(f"{file} is damaged or no state file: repair or remove it") from error
 
 
-def write_state(file: File, number: str, known: Known, history: list[Day]) -> None:
-    """Replace what is remembered of one account, and keep what is of others."""
+def known_finding(first_seen: str, result: str) -> KnownFinding:
+    """A finding as the state file has it."""
+    start_of_day(first_seen if result else "")
+    return KnownFinding(first_seen, result)
+
+
+def history_entry(
+    day: str, found: dict[str, int], not_checked: int = 0, new: int = 0, stood: Iterable[int] = ()
+) -> HistoryEntry:
+    """A day of the history, with the names of the state file."""
+    start_of_day(day)
+    numbers = [not_checked, new, *stood, *(found[severity] for severity in SEVERITIES)]
+    sum(numbers)  # TypeError if one is none
+    return HistoryEntry(day, found, not_checked, new, tuple(stood))
+
+
+def read_state(file: File) -> dict[str, AccountState]:
+    """The state of each account; empty if the file does not exist yet."""
+    with read_errors_as_cannot_run(file):
+        try:
+            return state_from_json(file.read(), file)
+        except FileNotFoundError:
+            return {}
+
+
+def write_state(file: File, number: str, state: AccountState) -> None:
+    """Replace the state of one account, and keep those of others."""
     data = b""
 
     def with_account(before: bytes | None) -> bytes:
         nonlocal data
-        state = State({}, {}) if before is None else state_from(before, file)
-        each = state.history | {number: history}
-        days = {account: [asdict(day) for day in lines] for account, lines in each.items()}
-        accounts = state.accounts | {number: known}
-        after = {"schema": STATE_SCHEMA, "accounts": accounts, "history": days}
-        data = json.dumps(after, indent=1, sort_keys=True).encode()
+        others = state_from_json(before, file) if before else {}
+        data = state_to_json(others | {number: state})
         return data
 
     try:
         file.update(with_account)
-    except FAILED_FILES as error:
-        rescue(data or with_account(None), file, error)
+    except FILE_ERRORS as error:
+        save_copy_and_fail(data or with_account(None), file, error)
 
 
-# === report ===========================================================================
+# --- the report as JSON ---------------------------------------------------------------
+
+REPORT_SCHEMA = 5
+MALFORMED_REPORT = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+ONLY_FOR_THE_AUDIT = {"control_findings", "failed_targets", "targets_complete", "evaluated"}
+MAX_NUMBER = 10**15  # readers of JSON and the .xls format hold numbers below exactly
 
 
-@dataclass(frozen=True)
-class Judged:
-    """The verdict on a control, how many things were looked at and how many failed."""
-
-    verdict: str
-    looked_at: int = 0
-    failed: int = 0
-
-
-def judge(sheet: Sheet, name: str) -> Judged:
-    """The verdict of a sheet on a control. It is PASSED only where all that the control asks
-    about was read; a gap that somebody accepted, or a failure, makes it ACCEPTED."""
-    failed, accepted, unread = set[str](), set[str](), set[str]()
-    for row in sheet.rows:
-        said = [one for one in row.verdicts if one.control == name]
-        if row.gap and not said and (row.target == ROOT) == (CONTROLS[name].of == ROOT):
-            unread.add(row.status)
-        for one in said:
-            if one.word == NOT_CHECKED:
-                unread.add(ACCEPTED if row.status == ACCEPTED else NOT_CHECKED)
-            else:
-                (accepted if row.status == ACCEPTED else failed).add(one.resource)
-    looked_at, once = sheet.looked_at[name], CONTROLS[name].of
-    if once and looked_at:  # what one region shows, another that is unread cannot undo
-        looked_at, unread = 1, set()
-    elif not sheet.whole or (once and not unread):
-        unread.add(NOT_CHECKED)
-    decided = ACCEPTED if accepted or unread else PASSED
-    verdict = FAILED if failed else NOT_CHECKED if NOT_CHECKED in unread else decided
-    return Judged(verdict, looked_at, len(failed | accepted))
+def encode(value: Any) -> Any:
+    """A report, or what is in it, as JSON: the fields by name; tests/deploy has the schema."""
+    if value is None or type(value) in (str, int, bool, float):
+        return value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {name: encode(one) for name, one in value.items()}
+    if isinstance(value, CheckResult):
+        return encode_result(value)
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return [*map(encode, value)]
+    kind: Any = type(value)
+    return {name: encode(getattr(value, name)) for name in reported_fields(kind)}
 
 
-def judged_together(reports: Iterable[Report]) -> dict[str, Judged]:
-    """The verdicts over all accounts: of each control the worst, and the sums."""
-    judged = {}
-    audited = [one for one in reports if one.state == ACTIVE]
-    for name in CONTROLS:
-        each = [one.judged[name] for one in audited if name in one.judged]
-        words = [one.verdict for one in each] + [NOT_CHECKED for one in audited if one.error]
-        if each:
-            looked_at, failed = sum(one.looked_at for one in each), sum(one.failed for one in each)
-            judged[name] = Judged(min(words, key=VERDICTS.index), looked_at, failed)
-    return judged
+def encode_result(result: CheckResult) -> dict[str, Any]:
+    """A result as JSON, with what can be derived from its rows: tools do not know our rules."""
+    rows = [
+        {
+            "id": result.check.id(row),
+            "status": row.status,
+            "result": row.result,
+            **encode(row),
+            "dates": [name for name, cell in row.cells.items() if isinstance(cell, datetime)],
+        }
+        for row in result.rows
+    ]
+    name, title = result.check.name, result.check.title
+    return {"check": name, "title": title, "complete": result.complete, "rows": rows}
 
 
-@dataclass
-class Report:
-    """An audit of one account, whole, as plain data. `number` and `name` are the account's,
-    `arn` is the auditor's, `home` is the region of the account's global services. `profile`
-    is what the AWS CLI needs to get there, if anything. `gone` is
-    what was resolved since last time, None without a state; `history` are the last days of
-    audits; `judged` are the verdicts on controls. An account that could not be
-    entered has an `error` and no sheets; one whose `state` is not ACTIVE has neither."""
-
-    number: str
-    started: datetime
-    arn: str = ""
-    home: str = ""
-    aliases: list[str] | Unanswered = field(default_factory=list)
-    regions: list[str] | Unanswered = field(default_factory=list)
-    sheets: list[Sheet] = field(default_factory=list)
-    gone: Known | None = None
-    history: list[Day] = field(default_factory=list)
-    judged: dict[str, Judged] = field(default_factory=dict)
-    seconds: float = 0
-    path: str = ""
-    profile: str = ""
-    name: str = ""
-    state: str = ACTIVE
-    error: Unanswered | None = None
-
-    def all_rows(self) -> list[Row]:
-        return [row for sheet in self.sheets for row in sheet.rows]
-
-    def rows(self, status: str) -> list[Row]:
-        return [row for row in self.all_rows() if row.status == status]
-
-    def gaps(self) -> list[Unanswered]:
-        """What AWS did not answer, and nobody accepted."""
-        unknown = [one for one in (self.aliases, self.error) if isinstance(one, Unanswered)]
-        return [*unknown, *(row.gap for row in self.rows(NOT_CHECKED) if row.gap)]
-
-    def has_expired(self) -> bool:
-        return any(why.code in EXPIRED for why in self.gaps())
-
-    def exit_code(self) -> int:
-        return 3 if self.gaps() else 1 if self.rows(FINDING) else 0
-
-    def is_calm(self) -> bool:
-        """Whether there is nothing that a person should read today."""
-        findings = self.rows(FINDING)
-        known = self.gone is not None and not any(row.new for row in findings)
-        lapsed = any(row.lapsed for row in findings)
-        return not self.gaps() and not lapsed and (known or not findings)
-
-    def badness(self) -> tuple[Any, ...]:
-        """Accounts of which nothing is known come first, then those with the worst findings."""
-        count = tally(self.all_rows(), with_new=False)
-        numbers = (-count[severity] for severity in SEVERITIES)
-        return not self.error, *numbers, -len(self.gaps()), self.number
+@functools.cache
+def reported_fields(kind: Any) -> dict[str, Any]:
+    """The types of the fields of a class, without those that only the audit needs."""
+    hints = get_type_hints(kind)
+    return {name: hint for name, hint in hints.items() if name not in ONLY_FOR_THE_AUDIT}
 
 
-@dataclass
-class Results:
-    """The report of one account, or those of several, the worst first, which belong to `of`."""
-
-    reports: list[Report]
-    started: datetime
-    several: bool = False
-    with_state: bool = False
-    of: str = ""
-    arn: str = ""
-    seconds: float = 0
-    path: str = ""
-
-    def headings(self) -> dict[str, Any]:
-        return {"with_new": self.with_state, "with_ok": not self.several}
-
-
-def completed(sheet: Sheet, home: str, profile: str) -> Sheet:
-    """The sheet as it is reported: commands are complete, and what was needed only to compare
-    and to judge is gone."""
-    rows = [replace(row, mend=whole_command(row, home, profile), verdicts=()) for row in sheet.rows]
-    return Sheet(sheet.check, rows, whole=sheet.whole)
+@functools.cache
+def decoder(kind: Any) -> Callable[[Any], Any]:
+    """A function from JSON to a value of this type; it raises one of MALFORMED_REPORT."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind in DECODERS:
+        return DECODERS[kind]
+    if origin is UnionType:  # AwsError | None, list[str] | AwsError, the cells
+        choices = [(json_types(one), decoder(one)) for one in arguments]
+        return functools.partial(decode_choice, choices)
+    if is_dataclass(kind) or hasattr(kind, "_fields"):
+        return functools.partial(decode_fields, kind)
+    if origin is dict:
+        decode = decoder(arguments[1])
+        return lambda data: {name: decode(one) for name, one in data.items()}
+    if origin in (list, tuple):
+        decode = decoder(arguments[0])
+        return lambda data: origin(map(decode, data))
+    return functools.partial(require_type, json_types(kind))
 
 
-def whole_command(row: Row, home: str, profile: str) -> Mend:
-    """The command that mends a finding, with region and profile, or why there is none.
-
-    Whoever can name a user or a bucket must not get a command into the shell of who pastes it.
-    """
-    if row.status != FINDING or isinstance(row.mend, str):
-        return row.mend if row.status == FINDING else ""
-    region = row.cells.get("Home region") or row.cells.get("Region") or home
-    words = ("aws", *row.mend, "--region", str(region))
-    words += cli_option("profile", profile) if profile else ()
-    text = Command(shlex.join(words))
-    fits = text.isprintable() and len(text) <= MAX_TEXT
-    return text if fits else "too long, or odd characters: by hand"
+def decode_choice(choices: Any, data: Any) -> Any:
+    """The value, by the first of the types that JSON has for it."""
+    decode, *_ = (decode for types, decode in choices if type(data) in types)
+    return decode(data)
 
 
-def command(row: Row) -> str:
-    """What mends a finding, to be pasted into a shell; blank where no command does."""
-    return row.mend if isinstance(row.mend, Command) else ""
+def require_type(types: Collection[type], data: Any) -> Any:
+    """The value, if it is of one of the types and no number that nobody can show."""
+    if type(data) not in types or (isinstance(data, (int, float)) and not abs(data) < MAX_NUMBER):
+        raise TypeError(f"{data!r} is not of {types}")
+    return data
 
 
-REPORT_SCHEMA = 4
-NOT_A_REPORT = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
+def json_types(kind: Any) -> tuple[type, ...]:
+    """The types that JSON has for values of this type. A date in a cell is text at first."""
+    if is_dataclass(kind):
+        return (dict,)
+    return {float: (int, float), datetime: ()}.get(kind, (get_origin(kind) or kind,))
 
 
-def as_json(report: Report) -> dict[str, Any]:
-    """The whole report for machines; tests/report.schema.json describes it."""
-    gone = report.gone
-    return {
-        "account": report.number,
-        "name": report.name,
-        "state": report.state,
-        "error": plain(report.error),
-        "aliases": plain(report.aliases),
-        "audited_by": report.arn,
-        "profile": report.profile,
-        "home": report.home,
-        "started": report.started.isoformat(),
-        "duration": report.seconds,
-        "regions": plain(report.regions),
-        "workbook": report.path,
-        "checks": [
-            {
-                "name": sheet.check.name,
-                "title": sheet.check.title,
-                "whole": sheet.whole,
-                "rows": [row_as_json(sheet, row) for row in sheet.rows],
-            }
-            for sheet in report.sheets
-        ],
-        "controls": [
-            {"control": name, **CONTROLS[name]._asdict(), **asdict(judged)}
-            for name, judged in report.judged.items()
-        ],
-        "history": [asdict(one) for one in report.history],
-        "resolved": gone if gone is None else [{"id": id, **gone[id]} for id in gone],
+def decode_fields(kind: Any, data: dict[str, Any]) -> Any:
+    """A dataclass or NamedTuple from its fields."""
+    fields = reported_fields(kind).items()
+    return kind(**{name: decoder(hint)(data[name]) for name, hint in fields})
+
+
+def decode_date(data: str) -> datetime:
+    """A moment, in UTC."""
+    return datetime.fromisoformat(data).astimezone(timezone.utc)
+
+
+def decode_row(data: dict[str, Any]) -> Row:
+    """A row, with its dates as dates again."""
+    row: Row = decode_fields(Row, data)
+    dates: dict[str, Cell] = {name: decode_date(data["cells"][name]) for name in data["dates"]}
+    return replace(row, cells=row.cells | dates) if dates else row
+
+
+def decode_result(data: dict[str, Any]) -> CheckResult:
+    """A result of one of our checks."""
+    (definition,) = (one for one in CHECKS if one.name == data["check"])
+    complete = require_type((bool,), data["complete"])
+    return CheckResult(definition, [*map(decode_row, data["rows"])], complete)
+
+
+DECODERS: dict[Any, Callable[[Any], Any]] = {
+    datetime: decode_date,
+    Row: decode_row,
+    CheckResult: decode_result,
+}
+
+
+def to_json(reports: Iterable[Report]) -> bytes:
+    """The JSON report: a document with one entry an account."""
+    controls = {name: control for one in CHECKS for name, control in one.controls.items()}
+    document = {
+        "schema": REPORT_SCHEMA,
+        "version": __version__,
+        "controls": encode(controls),
+        "accounts": encode([*reports]),
     }
+    return json.dumps(document, indent=1).encode()
 
 
-def row_as_json(sheet: Sheet, row: Row) -> dict[str, Any]:
-    dates = {name: one.isoformat() for name, one in row.cells.items() if isinstance(one, datetime)}
-    names = ("target", "part", "severity", "control", "status", "first_seen", "new", "lapsed")
-    return {
-        "id": sheet.id(row),
-        **{name: getattr(row, name) for name in names},
-        "cells": row.cells | dates,
-        "dates": [*dates],
-        "result": str(row.gap or row.result),
-        "brief": [*row.brief],
-        "gap": plain(row.gap),
-        "acceptance": plain(row.acceptance),
-        "mend": command(row),
-        "by_hand": "" if command(row) else row.mend,
-    }
+def reports_from_json(data: bytes, file: File) -> list[Report]:
+    """The reports in a document; CannotRun unless each round-trips exactly."""
+    try:
+        document = json.loads(data)
+        if (version := document["schema"]) != REPORT_SCHEMA:
+            raise CannotRun(f"{file} is of version {version}, this script knows {REPORT_SCHEMA}")
+        reports: list[Report] = [decode_fields(Report, one) for one in document["accounts"]]
+        for report in reports:
+            check_values(report)
+        if encode(reports) != document["accounts"]:
+            raise ValueError("not what this script writes")
+    except MALFORMED_REPORT as error:
+        raise CannotRun(f"{file} is damaged, or no report of this script") from error
+    return reports
 
 
-def plain(facts: Any) -> Any:
-    """What AWS did not answer, or a decision, as JSON; anything else as it is."""
-    return asdict(facts) if isinstance(facts, (Unanswered, Acceptance)) else facts
-
-
-def report_from(one: dict[str, Any]) -> Report:
-    """The report that was written as JSON, and the same again; or one of NOT_A_REPORT."""
-    report = Report(
-        **strings(one, "name", "state", "profile", "home"),
-        number=str(one["account"]),
-        arn=str(one["audited_by"]),
-        path=str(one["workbook"]),
-        started=datetime.fromisoformat(one["started"]).astimezone(timezone.utc),
-        seconds=float(one["duration"]),
-        error=gap_from(one["error"]),
-        aliases=names_from(one["aliases"]),
-        regions=names_from(one["regions"]),
-        sheets=[*map(sheet_from, one["checks"])],
-        judged={each["control"]: judged_from(each) for each in one["controls"]},
-        history=days_from(one["history"]),
-    )
-    if one["resolved"] is not None:
-        gone = {each["id"]: strings(each, "first_seen", "result") for each in one["resolved"]}
-        report.gone = gone
-    firsts = [row.first_seen for row in report.all_rows() if row.first_seen]
-    for day in (*firsts, *(entry["first_seen"] for entry in (report.gone or {}).values())):
+def check_values(report: Report) -> None:
+    """Raises ValueError or KeyError for values of the right type that no report has."""
+    rows, resolved = report.rows(), (report.resolved or {}).values()
+    for entry in report.history:
+        history_entry(entry.day, entry.open, entry.not_checked, entry.new, entry.days_open)
+    for day in (*(row.first_seen for row in rows if row.first_seen), *(one[0] for one in resolved)):
         start_of_day(day)
-    if not 0 <= report.seconds < 1e9 or as_json(report) != one:
-        raise ValueError
-    return report
+    words = {*(row.severity for row in rows), *(one.status for one in report.controls.values())}
+    unknown = words - {"", *SEVERITIES, *CONTROL_STATUSES}
+    known_controls = {name for one in CHECKS for name in one.controls}
+    if unknown or report.controls.keys() - known_controls or not 0 <= report.seconds < 1e9:
+        raise ValueError("an unknown severity, status or control, or an impossible duration")
 
 
-def judged_from(one: dict[str, Any]) -> Judged:
-    verdict = VERDICTS[VERDICTS.index(one["verdict"])]
-    return Judged(verdict, int(one["looked_at"]), int(one["failed"]))
+# === output ===========================================================================
+
+STATUS_HELP = {
+    FINDING: "A person should act.",
+    NOT_CHECKED: "AWS did not let the script look. Nothing is known of what is there.",
+    ACCEPTED: "A finding, or something NOT CHECKED, that somebody decided to live with, and why.",
+    OK: "Evaluated, nothing wrong.",
+}
+
+# --- rows on their sheets -------------------------------------------------------------
 
 
-def sheet_from(one: dict[str, Any]) -> Sheet:
-    (what,) = (what for what in CHECKS if what.name == one["name"])
-    return Sheet(what, [*map(row_from, one["rows"])], whole=bool(one["whole"]))
-
-
-def row_from(one: dict[str, Any]) -> Row:
-    (start, what, end), decision = map(str, one["brief"]), one["acceptance"]
-    if one["severity"] not in ("", *SEVERITIES):
-        raise ValueError
-    cells: dict[str, Any] = {
-        name: cell if isinstance(cell, int) or cell is None else str(cell)
-        for name, cell in one["cells"].items()
-    }
-    dates = {name: datetime.fromisoformat(cells[name]) for name in one["dates"]}
-    return Row(
-        **strings(one, "target", "part", "severity", "control", "first_seen"),
-        cells=cells | dates,
-        result="" if one["gap"] else str(one["result"]),
-        gap=gap_from(one["gap"]),
-        brief=(start, what, end),
-        mend=Command(one["mend"]) or str(one["by_hand"]),
-        new=bool(one["new"]),
-        acceptance=Acceptance(**strings(decision, *decision)) if decision else None,
-        lapsed=bool(one["lapsed"]),
-    )
-
-
-def strings(one: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: str(one[name]) for name in names}
-
-
-def gap_from(one: dict[str, str] | None) -> Unanswered | None:
-    return Unanswered(**strings(one, *one)) if one else None
-
-
-def names_from(one: list[str] | dict[str, str]) -> list[str] | Unanswered:
-    return gap_from(one) or [] if isinstance(one, dict) else [*map(str, one)]
-
-
-class Found(NamedTuple):
-    """A row, and where it was found."""
+class SheetRow(NamedTuple):
+    """A row on its sheet; `position` counts from 0 at the top."""
 
     report: Report
-    sheet: Sheet
+    check: Check
     row: Row
+    position: int
 
-    def rank(self) -> int:
-        return GRADES.index(self.row.grade)
+    def link(self) -> str:
+        """The place of the row in the workbook."""
+        part, line = divmod(self.position, MAX_ROWS - HEADER_ROWS)
+        return f"#'{sheet_title(self.check.title, part)}'!A{HEADER_ROWS + 1 + line}"
 
 
-Tables = dict[Check, list[Found]]
+Sheets = dict[Check, list[SheetRow]]
 
 
-def tables_of(reports: Iterable[Report]) -> Tables:
-    """The rows of one report, or of many, by check, the most serious first."""
-    tables: Tables = defaultdict(list)
+def rows_by_check(reports: Iterable[Report], with_ok: bool = True) -> Sheets:
+    """The rows of each sheet, the most serious first, else in the order of the reports."""
+    found: dict[Check, list[tuple[Report, Row]]] = defaultdict(list)
     for report in reports:
-        for sheet in report.sheets:
-            tables[sheet.check] += [Found(report, sheet, row) for row in sheet.rows]
-    return {what: sorted(found, key=Found.rank) for what, found in tables.items()}
+        for result in report.results:
+            shown = (row for row in result.rows if with_ok or row.status != OK)
+            found[result.check] += [(report, row) for row in shown]
+    for pairs in found.values():
+        pairs.sort(key=lambda pair: ROW_ORDER.index(pair[1].level))
+    return {
+        definition: [SheetRow(report, definition, row, n) for n, (report, row) in enumerate(pairs)]
+        for definition, pairs in found.items()
+    }
 
 
-def worst(tables: Tables, status: str) -> list[tuple[int, Found]]:
-    """The rows of a status, the most serious first, with their places on their sheets."""
-    places = (pair for found in tables.values() for pair in enumerate(found))
-    return sorted((p for p in places if p[1].row.status == status), key=lambda p: p[1].rank())
+def ranked(sheets: Sheets, status: str) -> list[SheetRow]:
+    """The rows with a status from all sheets, the most serious first."""
+    lines = [line for sheet in sheets.values() for line in sheet if line.row.status == status]
+    return sorted(lines, key=lambda line: ROW_ORDER.index(line.row.level))
 
 
-def things(found: Iterable[tuple[int, Found]]) -> list[list[tuple[int, Found]]]:
-    """Rows in their order, those about one thing together where its first one stands."""
-    grouped: dict[Any, list[tuple[int, Found]]] = defaultdict(list)
-    for place, one in found:
-        of = (one.sheet.check, one.report.number, *one.sheet.check.names(one.row))
-        grouped[of].append((place, one))
-    return [*grouped.values()]
+def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
+    """Rows about one resource together, in the place of the first of them."""
+    groups: dict[tuple[Any, ...], list[SheetRow]] = defaultdict(list)
+    for line in lines:
+        names = line.check.resource_names(line.row)
+        groups[(line.check, line.report.account, *names)].append(line)
+    return [*groups.values()]
 
 
 def tally(rows: Iterable[Row], with_new: bool, with_ok: bool = True) -> dict[str, int]:
-    """How many rows there are of each grade, under the headings of the tables."""
-    number: Counter[str] = Counter()
+    """The number of rows by heading: the severities, New, OK, ACCEPTED and NOT CHECKED."""
+    counts: Counter[str] = Counter()
     for row in rows:
-        number.update([row.grade, *([NEW] if row.new and row.status == FINDING else [])])
-    others = [*([NEW] if with_new else []), *([OK] if with_ok else []), ACCEPTED, NOT_CHECKED]
-    return {heading: number[heading] for heading in (*SEVERITIES, *others)}
+        counts.update([row.level, *(["New"] if row.new and row.status == FINDING else [])])
+    optional = [*(["New"] if with_new else []), *([OK] if with_ok else [])]
+    headings = (*SEVERITIES, *optional, ACCEPTED, NOT_CHECKED)
+    return {heading: counts[heading] for heading in headings}
 
 
-# === words ============================================================================
-
-MEANING = {
-    FINDING: "A person should act.",
-    NOT_CHECKED: "AWS did not let the script look. Nothing is known of what is there.",
-    ACCEPTED: "A finding, or a gap, that somebody decided to live with, and why.",
-    OK: "Looked at, nothing wrong.",
-}
-PAINT = {CRITICAL: "1;31", HIGH: "31", NEW: "1", NOT_CHECKED: "7"}  # for terminals
+def tally_for(overview: Overview, rows: Iterable[Row]) -> dict[str, int]:
+    """The tally with the headings that fit the overview."""
+    return tally(rows, overview.with_state, with_ok=not overview.multi_account)
 
 
-def result_words(row: Row) -> str:
-    """What was found or could not be read, and what somebody decided about it."""
-    return f"{row.gap or row.result}{decision_words(row)}"
+# --- sentences ------------------------------------------------------------------------
 
 
-def decision_words(row: Row) -> str:
-    if not (one := row.acceptance):
+def describe_result(row: Row) -> str:
+    """The column Result: the finding or the error, and the acceptance."""
+    return f"{row.result}{describe_acceptance(row)}"
+
+
+def describe_acceptance(row: Row) -> str:
+    """` (accepted until 2030-12-31: moves to roles)`, or blank."""
+    if not (acceptance := row.acceptance):
         return ""
-    words = f"until {one.until}: {one.reason}" if one.until else one.reason
-    return f" ({'acceptance expired,' if row.lapsed else 'accepted'} {words})"
+    expired = "acceptance expired," if row.acceptance_expired else "accepted"
+    until = f"until {acceptance.until}: " if acceptance.until else ""
+    return f" ({expired} {until}{acceptance.reason})"
 
 
-def thing_words(found: Sequence[Found], several: bool) -> str:
-    """What was found about one thing, as people name it."""
-    (report, sheet, row), number = found[0], len(found)
-    same: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for one in found:
-        start, what, end = one.row.brief if any(one.row.brief) else (one.row.result, "", "")
-        same[start, end].append(what)
-    clauses = [f"{start}{in_words(what)}{end}" for (start, end), what in same.items()]
-    words = "; ".join([*clauses[:2], *(["and more"] if clauses[2:] else [])])
-    name, *rest = sheet.check.names(row) or [""]
-    rest += [report.number, report.name] if several else []
-    rest += [counted(number, sheet.check.kind)] if number > 1 else []
-    behind = f" ({', '.join(filter(None, rest))})" if any(rest) else ""
-    return f"{name}: {words}{behind}"[0 if name else 2 :] + decision_words(row)
+def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
+    """All that was found about one resource, as one line.
+
+    `bastion: lets the whole Internet reach SSH (22) and RDP (3389) (sg-1, eu-west-1, 2 rules)`.
+    """
+    report, definition, row, _ = group[0]
+    items: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for line in group:
+        before, item, after = line.row.message
+        items[before, after].append(item)
+    clauses = [f"{before}{in_words(found)}{after}" for (before, after), found in items.items()]
+    text = "; ".join([*clauses[:2], *(["and more"] if clauses[2:] else [])])
+    name, *others = definition.resource_names(row) or [""]
+    others += [report.account, report.name] if multi_account else []
+    others += [counted(len(group), definition.row_noun)] if len(group) > 1 else []
+    behind = ", ".join(filter(None, others))
+    subject = f"{name}: {text}" if name else text
+    return subject + (f" ({behind})" if behind else "") + describe_acceptance(row)
 
 
-def mend_words(row: Row) -> str:
-    """The command that mends a finding, or why there is none."""
-    return command(row) or (f"({row.mend})" if row.mend else "")
-
-
-def needed(why: Unanswered | None) -> str:
-    """What to do about a refusal."""
-    if not why or not why.permission:
+def needed_permission(error: AwsError | None) -> str:
+    """` (needs iam:ListUsers)`, blank if the call was not denied."""
+    if not error or not error.missing_permission:
         return ""
-    trust = ", and a trust policy that lets us in" if why.operation == "AssumeRole" else ""
-    return f" (needs {why.permission}{trust})"
+    trust = ", and a trust policy that lets us in" if error.operation == "AssumeRole" else ""
+    return f" (needs {error.missing_permission}{trust})"
 
 
-def texts(names: list[str] | Unanswered) -> list[str]:
-    return [f"{NOT_CHECKED}: {names}"] if isinstance(names, Unanswered) else names
+def names_or_error(names: list[str] | AwsError) -> str:
+    """Names as a list, or why they are NOT CHECKED."""
+    return f"{NOT_CHECKED}: {names}" if isinstance(names, AwsError) else ", ".join(names)
 
 
-def headline(results: Results) -> str:
-    found = [row for report in results.reports for row in report.rows(FINDING)]
+def headline(overview: Overview) -> str:
+    """The numbers of findings and of what is NOT CHECKED, in one line."""
+    reports = overview.reports
+    found = [row for report in reports for row in report.rows(FINDING)]
     findings = counted(len(found), "finding")
-    gaps = sum(len(report.gaps()) for report in results.reports)
-    if results.with_state:
-        gone = sum(len(report.gone or ()) for report in results.reports)
-        findings += f" ({sum(row.new for row in found):,} new, {gone:,} resolved)"
-    return f"{findings}, {f'{gaps:,} {NOT_CHECKED}' if gaps else 'everything was checked'}"
+    errors = sum(len(report.errors()) for report in reports)
+    if overview.with_state:
+        resolved = sum(len(report.resolved or ()) for report in reports)
+        findings += f" ({sum(row.new for row in found):,} new, {resolved:,} resolved)"
+    return f"{findings}, {f'{errors:,} {NOT_CHECKED}' if errors else 'everything was checked'}"
 
+
+def describe_accounts(reports: list[Report]) -> str:
+    """The number of accounts that were audited, and of the others by the reason why not."""
+    reasons = Counter(NOT_CHECKED if one.error else one.account_status for one in reports)
+    audited = f"{reasons.pop(ACTIVE, 0):,} audited"
+    return ", ".join([audited, *(f"{number:,} {reason}" for reason, number in reasons.items())])
+
+
+def describe_outcome(report: Report) -> str:
+    """How the audit of one account among several went, or why there was none."""
+    if report.error:
+        return f"{report.error}{needed_permission(report.error)}"
+    if report.account_status != ACTIVE:
+        return f"{report.account_status}: cannot be audited"
+    how = "credentials expired after" if report.credentials_expired() else "audited in"
+    return f"{how} {report.seconds:.0f} s"
+
+
+def run_details(overview: Overview) -> dict[str, str]:
+    """The section `The audit` of the Summary."""
+    when = {
+        "Started": f"{overview.started:%Y-%m-%d %H:%M} UTC",
+        "Duration": f"{overview.seconds:.0f} s",
+    }
+    if overview.multi_account:
+        accounts = {"Accounts": describe_accounts(overview.reports), "Scope": overview.scope}
+        return accounts | {"Audited by": overview.auditor_arn} | when
+    (report,) = overview.reports
+    account = {"Account": report.account, "Alias": names_or_error(report.aliases)}
+    where = {"Regions": names_or_error(report.regions)}
+    return account | {"Audited by": report.auditor_arn} | when | where
+
+
+# --- history --------------------------------------------------------------------------
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
 def bar(number: int, most: int, places: int) -> str:
-    """A bar of block characters, so long that `most` fills the places."""
-    whole, eighths = divmod(round(8 * places * number / max(most, 1)), 8)
-    return BLOCKS[8] * whole + (BLOCKS[eighths] if eighths else "")
+    """A bar of block characters; `most` fills the places.
+
+    >>> bar(6, 20, 4)
+    '█▎'
+    """
+    full, eighths = divmod(round(8 * places * number / max(most, 1)), 8)
+    return BLOCKS[8] * full + (BLOCKS[eighths] if eighths else "")
 
 
-def bars(days: Sequence[Day], places: int) -> list[str]:
-    """The open findings of each day as a bar, to one scale."""
-    totals = [sum(one.found.values()) for one in days]
+def bars(history: Sequence[HistoryEntry], places: int) -> list[str]:
+    """The open findings of each day as a bar, all on one scale."""
+    totals = [sum(entry.open.values()) for entry in history]
     return [bar(total, max(totals), places) for total in totals]
 
 
-def stood_words(days: Iterable[Day]) -> str:
-    """How long findings stood that are gone."""
-    stood = sorted(number for one in days for number in one.stood)
-    if not stood:
+def describe_days_open(history: Iterable[HistoryEntry]) -> str:
+    """How long findings had been open when they were resolved; blank if none was."""
+    days_open = sorted(number for entry in history for number in entry.days_open)
+    if not days_open:
         return ""
-    median = counted(stood[(len(stood) - 1) // 2], "day")
-    if len(stood) == 1:
-        return f"The finding that was resolved had stood for {median}"
-    return f"Half of the {len(stood):,} findings that were resolved had stood for {median} or less"
+    median = counted(days_open[(len(days_open) - 1) // 2], "day")
+    if len(days_open) == 1:
+        return f"The finding that was resolved had been open for {median}"
+    number = f"{len(days_open):,}"
+    return f"Half of the {number} findings that were resolved had been open for {median} or less"
 
 
-def trend(days: Sequence[Day], today: str) -> list[str]:
-    """The last audit and this one, if this one is a line of the history."""
-    last = [*zip(days, bars(days, 40), strict=True)][-2:]
+def last_two_bars(history: Sequence[HistoryEntry], today: str) -> list[str]:
+    """The last audit and this one, if this one has an entry."""
+    lines = [*zip(history, bars(history, 40), strict=True)][-2:]
     return [
-        f"{one.day}  {counted(sum(one.found.values()), 'finding'):>15}  {blocks}"
-        for one, blocks in (last if len(last) > 1 and days[-1].day == today else ())
+        f"{entry.day}  {counted(sum(entry.open.values()), 'finding'):>15}  {blocks}"
+        for entry, blocks in (lines if len(lines) > 1 and history[-1].day == today else ())
     ]
 
 
-def accounts_words(reports: list[Report]) -> str:
-    """How many were audited, and how many were not, and why."""
-    fate = Counter(NOT_CHECKED if one.error else one.state for one in reports)
-    audited = f"{fate.pop(ACTIVE, 0):,} audited"
-    return ", ".join([audited, *(f"{number:,} {state}" for state, number in fate.items())])
+# --- terminal -------------------------------------------------------------------------
+
+COLUMNS_OF_TERMINAL = 80
+MAX_ACCOUNT_LINES = 20  # so that the summary stays on one screen
+MAX_WORST, MAX_LINES = 5, 10
+ANSI = {CRITICAL: "1;31", HIGH: "31", "New": "1", NOT_CHECKED: "7"}  # colours
 
 
-def facts(results: Results) -> dict[str, str]:
-    """The run in words."""
-    took = f"{results.seconds:.0f} s"
-    when = {"Started": f"{results.started:%Y-%m-%d %H:%M} UTC", "Duration": took}
-    if results.several:
-        who = {"Accounts": accounts_words(results.reports), "Of": results.of}
-        return who | {"Audited by": results.arn} | when
-    (report,) = results.reports
-    who = {"Account": report.number, "Alias": ", ".join(texts(report.aliases))}
-    return who | {"Audited by": report.arn} | when | {"Regions": ", ".join(texts(report.regions))}
-
-
-def what_happened(report: Report) -> str:
-    """How the audit of one account among several went."""
-    if report.error:
-        return f"{report.error}{needed(report.error)}"
-    if report.state != ACTIVE:
-        return f"{report.state}: cannot be audited"
-    how = "credentials expired after" if report.has_expired() else "audited in"
-    return f"{how} {report.seconds:.0f} s"
-
-
-def terminal_text(results: Results, colour: bool = False) -> str:
-    """What is printed: a table of 80 columns, the path last so that it can be copied."""
-    tables = tables_of(results.reports)
-    table = (
-        account_table(results, colour) if results.several else check_table(results, tables, colour)
-    )
-
-    def told(title: str, found: Iterable[tuple[int, Found]], most: int = 10) -> list[str]:
-        groups = [[one for _, one in group] for group in things(found)]
-        lines = [
-            f"{group[0].row.severity:8}  {thing_words(group, results.several)}" for group in groups
-        ]
-        return some_lines(title, lines, most)
-
-    found = worst(tables, FINDING)
-    gone = [
-        f"{entry['result']} ({report.number + '/' if results.several else ''}{id})"
-        for report in results.reports
-        for id, entry in (report.gone or {}).items()
+def terminal_text(overview: Overview, colour: bool = False) -> str:
+    """The summary on standard output; the path comes last, so that it can be copied."""
+    sheets = rows_by_check(overview.reports)
+    table = account_table if overview.multi_account else check_table
+    lines = ranked(sheets, FINDING)
+    resolved = [
+        f"{known.result} ({f'{report.account}/' if overview.multi_account else ''}{id})"
+        for report in overview.reports
+        for id, known in (report.resolved or {}).items()
     ]
-    ending = [
-        *told("Worst", found, 5),
-        *told("New", [pair for pair in found if pair[1].row.new]),
-        *told("Acceptance expired", [pair for pair in found if pair[1].row.lapsed]),
-        *some_lines("Resolved", gone, 10),
-        results.path,
+    history = merge_history(overview.reports)
+    new = [line for line in lines if line.row.new]
+    expired = [line for line in lines if line.row.acceptance_expired]
+    return "\n".join([
+        *table(overview, sheets, colour),
+        "",
+        headline(overview),
+        *last_two_bars(history, f"{overview.started:%Y-%m-%d}"),
+        *finding_text("Worst", lines, overview, MAX_WORST),
+        *finding_text("New", new, overview, MAX_LINES),
+        *finding_text("Acceptance expired", expired, overview, MAX_LINES),
+        *first_lines("Resolved", resolved, MAX_LINES),
+        overview.path,
+    ])  # fmt: skip
+
+
+def finding_text(title: str, lines: Iterable[SheetRow], overview: Overview, most: int) -> list[str]:
+    """Findings under a title, one line a resource."""
+    texts = [
+        f"{group[0].row.severity:8}  {describe_resource(group, overview.multi_account)}"
+        for group in group_by_resource(lines)
     ]
-    history = trend(days_of(results.reports), f"{results.started:%Y-%m-%d}")
-    return "\n".join([*table, "", headline(results), *history, *ending])
+    return first_lines(title, texts, most)
 
 
-def check_table(results: Results, tables: Tables, colour: bool) -> list[str]:
-    (report,) = results.reports
-    alias = f" ({', '.join(texts(report.aliases))})" if report.aliases else ""
-    lines = [f"AWS account {report.number}{alias}", ""]
-    lines.append(" " * 16 + number_cells(tally([], **results.headings()), names=True))
-    for what, found in tables.items():
-        count = tally((one.row for one in found), **results.headings())
-        lines.append(f"{what.title:16}" + number_cells(count, colour))
-    return lines
-
-
-def account_table(results: Results, colour: bool) -> list[str]:
-    """A line an account, twenty at most."""
-    lines = [f"{results.of}: {accounts_words(results.reports)}", ""]
-    for n, report in enumerate(results.reports[:20]):
-        count = tally(report.all_rows(), **results.headings())
-        del count[ACCEPTED]  # to stay within 80 columns
-        if n == 0:
-            lines.append(" " * 33 + number_cells(count, names=True))
-        audited = report.state == ACTIVE and not report.error
-        end = number_cells(count, colour) if audited else what_happened(report)[:47]
-        lines.append(f"{report.number:12} {fitted(report.name, 19)} {end}")
-    more = len(results.reports) - 20
-    return [*lines, f"and {more:,} more accounts"] if more > 0 else lines
-
-
-def some_lines(title: str, lines: list[str], most: int) -> list[str]:
-    """A few lines under a title, folded to 80 columns, and how many more."""
+def first_lines(title: str, lines: list[str], most: int) -> list[str]:
+    """The first lines under a title, folded, and the number of the others; nothing if none."""
     more = [f"and {len(lines) - most:,} more"] if len(lines) > most else []
-    folded = (folds for line in [*lines[:most], *more] for folds in fold(line))
+    folded = (part for line in [*lines[:most], *more] for part in fold(line))
     return [f"{title}:", *folded] if lines else []
 
 
+def check_table(overview: Overview, sheets: Sheets, colour: bool) -> list[str]:
+    """The numbers of a single account, one line a check."""
+    (report,) = overview.reports
+    alias = f" ({names_or_error(report.aliases)})" if report.aliases else ""
+    lines = [f"AWS account {report.account}{alias}", ""]
+    lines.append(" " * 16 + number_cells(tally_for(overview, []), names=True))
+    for definition, found in sheets.items():
+        counts = tally_for(overview, (line.row for line in found))
+        lines.append(f"{definition.title:16}" + number_cells(counts, colour))
+    return lines
+
+
+def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
+    """The numbers of the first MAX_ACCOUNT_LINES accounts, one line each."""
+    reports = overview.reports
+    lines = [f"{overview.scope}: {describe_accounts(reports)}", ""]
+    for n, report in enumerate(reports[:MAX_ACCOUNT_LINES]):
+        counts = tally_for(overview, report.rows())
+        del counts[ACCEPTED]  # to stay within COLUMNS_OF_TERMINAL
+        if n == 0:
+            lines.append(" " * 33 + number_cells(counts, names=True))
+        audited = report.account_status == ACTIVE and not report.error
+        end = number_cells(counts, colour) if audited else describe_outcome(report)[:47]
+        lines.append(f"{report.account:12} {fit(report.name, 19)} {end}")
+    more = len(reports) - MAX_ACCOUNT_LINES
+    return [*lines, f"and {more:,} more accounts"] if more > 0 else lines
+
+
+def number_cells(counts: dict[str, int], colour: bool = False, names: bool = False) -> str:
+    """The numbers in columns, or the names above them."""
+    cells = []
+    for name, number in counts.items():
+        cell = f"{name if names else number or '-':>{max(len(name), 5) + 1}}"
+        code = ANSI.get(name) if colour and number else None
+        cells.append(f"\x1b[{code}m{cell}\x1b[0m" if code else cell)
+    return "".join(cells)
+
+
 def fold(text: str) -> list[str]:
-    """The text in lines of 80 columns. A wide character takes two, so it is folded with a
-    placeholder behind it."""
-    padded = "".join(f"{char}\0" if width(char) == 2 else char for char in printable(text))
-    lines = textwrap.wrap(padded, 80, initial_indent="  ", subsequent_indent=" " * 12,
-        break_on_hyphens=False)  # fmt: skip
+    """The text in lines of COLUMNS_OF_TERMINAL, indented.
+
+    A wide character takes two columns, so it is folded with a placeholder behind it.
+    """
+    padded = "".join(f"{char}\0" if display_width(char) == 2 else char for char in printable(text))
+    lines = textwrap.wrap(
+        padded, COLUMNS_OF_TERMINAL, initial_indent="  ", subsequent_indent=" " * 12,
+        break_on_hyphens=False,
+    )  # fmt: skip
     return [line.replace("\0", "") for line in lines]
 
 
 def printable(text: str) -> str:
+    """The text with a question mark for every character that a terminal may obey."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def width(char: str) -> int:
-    """How many places a character takes on a terminal."""
+def display_width(char: str) -> int:
+    """The number of columns that a character takes on a terminal."""
     return 0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1
 
 
-def fitted(text: str, places: int) -> str:
-    """The text cut or filled to a number of places on a terminal."""
+def fit(text: str, places: int) -> str:
+    """The text cut or filled to a number of columns on a terminal."""
     shown = ""
     for char in printable(text):
-        if width(char) > places:
+        if display_width(char) > places:
             break
-        shown, places = shown + char, places - width(char)
+        shown, places = shown + char, places - display_width(char)
     return shown + " " * places
 
 
-def number_cells(count: dict[str, int], colour: bool = False, names: bool = False) -> str:
-    """The numbers in columns, or the names above them."""
-    cells = []
-    for column, number in count.items():
-        cell = f"{column if names else number or '-':>{max(len(column), 5) + 1}}"
-        paint = PAINT.get(column) if colour and number else None
-        cells.append(f"\x1b[{paint}m{cell}\x1b[0m" if paint else cell)
-    return "".join(cells)
+# --- workbook: columns and styles -----------------------------------------------------
+
+REMEDIATION_NOTE = "Remediation: read a command first, what it closes may be in use."
+MAX_ROWS = 65_536  # of a sheet of the .xls format
+HEADER_ROWS = 3  # title, note, header
+MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # digits, lines
+COLUMN_UNIT, POINT = 270, 48.8  # the width of a digit, and of a point, in units of the format
+LETTERS_PER_DIGIT = 1.2  # widths count digits; letters are narrower
+CAPITAL_WIDTH = 1.25  # digits; bold and capital letters are wider
+DATE_WIDTH = 10  # digits of 2030-12-31
+PAGE_WIDTH_PT = 785  # between the margins of a landscape A4 page, less a little
+MIN_SCALE = 70  # per cent, so that letters of 10 points are printed with 7
+SUMMARY_LAST_COLUMN = 11  # so that the Summary is as wide as a portrait page
+SUMMARY_LETTERS = 115  # in a line over the columns 1 to SUMMARY_LAST_COLUMN
+
+ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "never"
 
 
-# === workbook =========================================================================
+class Column(NamedTuple):
+    """How a column looks on every sheet."""
 
-WIDTHS = {  # characters
-    "Account name": 12, "Group name": 14, "Ports": 14, "Open to": 14, "Used by": 12,
-    "Blocked by": 12, "User": 28, "Bucket": 30, "Grantee": 18, "Result": 36, "ID": 40,
-    "What it asks": 52, "Finding": 52,
-}  # fmt: skip
-WIDTH = 24  # of other columns; longer text wraps
-LETTERS = 1.2  # a letter is narrower than a digit, by which the format measures
-UNWRAPPED = ("ID", "VPC", "Owner", "Grantee", MEND)  # ends of headers: no words to wrap at
-CHARACTER = 270  # the width of a digit, in the units of the format, of which a point has 48.8
-PAPER = 785  # points between the margins of a landscape A4 page, but for a little
-SMALLEST = 70  # per cent: 7 points of 10
-ACROSS = 11  # the last column of the Summary
-TOP = 3  # rows above the first of a table: title, note, header
+    width: int = 24  # digits; longer text wraps
+    wraps: str = ALWAYS  # or AT_SPACES, as IDs do, so that they stay on one line; or NEVER
+    numeric: bool = False  # if so, the header is aligned right, as its numbers are
+    printed: str = ALWAYS  # or IF_IT_FITS on the page, or NEVER
 
-LOOKS = {
+
+NUMBER = Column(numeric=True)
+COLUMNS: dict[str, Column] = {
+    "Account name": Column(12),
+    "Group name": Column(14),
+    "Ports": Column(14),
+    "Open to": Column(14),
+    "Used by": Column(12),
+    "Blocked by": Column(12),
+    "User": Column(28),
+    "Bucket": Column(30),
+    "Grantee": Column(18, AT_SPACES),
+    "Result": Column(36),
+    "Requirement": Column(52),
+    "Finding": Column(52),
+    **dict.fromkeys(("Instance ID", "Group ID", "Access key ID"), Column(wraps=AT_SPACES)),
+    **dict.fromkeys(("VPC", "Owner"), Column(wraps=AT_SPACES)),
+    **dict.fromkeys((*ROW_ORDER, FINDING, "New", "Resolved"), NUMBER),
+    **dict.fromkeys(("Evaluated", "Failed", "Accounts failed"), NUMBER),
+    **dict.fromkeys(("Age (days)", "Days open"), NUMBER),
+    **dict.fromkeys(("First seen", "Control", "Status"), Column(printed=IF_IT_FITS)),
+    "Remediation": Column(wraps=NEVER, printed=NEVER),
+    "ID": Column(40, AT_SPACES, printed=NEVER),
+}
+
+STYLES = {
+    # severities and statuses: a cell with such a word has this style
     CRITICAL: "font: bold on; pattern: pattern solid, fore_colour coral",
     HIGH: "font: bold on; pattern: pattern solid, fore_colour tan",
     MEDIUM: "font: bold on; pattern: pattern solid, fore_colour light_yellow",
@@ -2788,479 +3514,659 @@ LOOKS = {
     OK: "font: colour green",
     PASSED: "font: colour green",
     FAILED: "font: colour dark_red, bold on",
-    NEW: "font: bold on; pattern: pattern solid, fore_colour light_turquoise",
+    # other cells
+    "new": "font: bold on; pattern: pattern solid, fore_colour light_turquoise",
     "header": "font: bold on; pattern: pattern solid, fore_colour gray25",
     "link": "font: colour blue, underline single",
     "cell": "font: bold off",
     "command": "font: name Courier New, colour gray80",
     "code": "font: name Courier New, colour gray80, height 160",
+    # text that may run over the next cell, without a line below it
     "title": "font: bold on, height 320",
     "note": "font: italic on",
     "jump": "font: colour blue, underline single",
     "section": "font: bold on, height 240",
     "bar": "font: colour dark_blue",
 }
-FREE = ("title", "note", "jump", "section", "bar")  # what may run over its cell, and has no lines
-CONSOLES = {
-    "cn-": "console.amazonaws.cn",
-    "us-gov-": "console.amazonaws-us-gov.com",
-    "": "console.aws.amazon.com",
-}
+OVERFLOW_STYLES = ("title", "note", "jump", "section", "bar")
+UNWRAPPED_STYLES = (*OVERFLOW_STYLES, "command", "code")
+UNDERLINED_STYLES = STYLES.keys() - {*OVERFLOW_STYLES, "code"}  # with a thin line below
+LINE_HEIGHT = 270  # twentieths of a point, as all heights
+ROW_HEIGHTS = {"title": 440, "section": 340}
+CODE_HEIGHT = 230
 
-Line = tuple[list[Cell], str, dict[int, str]]  # cells, look, links by column
-Beside = tuple[str, str, str, str]  # a word, the text beside it, where it leads, what mends it
+
+class StyledCell(NamedTuple):
+    """A cell with a style."""
+
+    value: Cell
+    style: str = "cell"  # of STYLES
+    link: str = ""  # a URL, a file in the same folder, or #'Sheet'!A1
+
+
+TableRow = dict[str, Cell | StyledCell]  # by column
+
+
+def status_cell(word: str) -> StyledCell:
+    """A severity, a status, or other text, in its own style."""
+    return StyledCell(word, word if word in STYLES else "cell")
+
+
+@functools.cache
+def xls_style(
+    name: str, right: bool = False, date: bool = False, wrap: bool = True
+) -> xlwt.XFStyle:
+    """A style of STYLES for xlwt. Cached, because the format allows 4,094 styles in a workbook."""
+    import xlwt
+
+    align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
+    wrapped = ", wrap on" if wrap and name not in UNWRAPPED_STYLES else ""
+    below = "; borders: bottom hair, bottom_colour gray40" if name in UNDERLINED_STYLES else ""
+    number_format = "yyyy-mm-dd" if date else "General"
+    return xlwt.easyxf(f"{STYLES[name]}; {align}{wrapped}{below}", num_format_str=number_format)
+
+
+def to_xls(value: Cell) -> Cell:
+    """The value as the format can hold it: dates without a zone (UTC), text of limited length."""
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).replace(tzinfo=None)
+    if isinstance(value, str):
+        text = value.encode("utf-16", "replace").decode("utf-16")
+        return text if len(text) <= MAX_CELL_TEXT else text[: MAX_CELL_TEXT - 1] + "…"
+    return "" if value is None else value
+
+
+# --- workbook: what xlwt cannot write -------------------------------------------------
+#
+# A sheet and a workbook are rows of BIFF records: type (2 bytes), length (2), data. Two kinds
+# are put in here, before the last record of a sheet, and after the links of a workbook.
+#
+#     HLINK, type 0x01B8 ([MS-XLS] 2.4.140, [MS-OSHARED] 2.3.7)
+#         first row (2), last row (2), first column (2), last column (2)
+#         D0C9EA79... (16)      this is a link
+#         2 (4)                 the version
+#         kind (4)              8 a place in this workbook, 3 a URL, 1 a file in the same folder
+#         kind 8: number of letters with the final 0 (4), letters as UTF-16
+#         kind 3: E0C9EA79... (16), number of bytes (4), letters as UTF-16
+#         kind 1: 03030000... (16), 0 (2), number of bytes (4), letters, FFFF DEAD and zeros (28)
+#
+#     Lbl, type 0x0018 ([MS-XLS] 2.4.150), a name of a sheet: 6 is Print_Area, 7 Print_Titles
+#         0x20 built in (2), 0 (1), length of the name (1), length of the formula (2)
+#         0 (2), number of the sheet from 1 (2), 0 (4), 0 (1), name (1)
+#         formula: 3B (1), reference to the sheet (2), rows (2 + 2), columns (2 + 2)
+
+HLINK, LABEL = 0x01B8, 0x0018
+LINK_ID = bytes.fromhex("D0C9EA79F9BACE118C8200AA004BA90B")
+URL_ID = bytes.fromhex("E0C9EA79F9BACE118C8200AA004BA90B")
+FILE_ID = bytes.fromhex("0303000000000000C000000000000046")
+PRINT_AREA, PRINT_TITLES = 6, 7
+LAST_COLUMN = 255  # of the .xls format
+END_RECORD = 4  # bytes
+
+
+def biff_record(kind: int, data: bytes) -> bytes:
+    """A record of the .xls format."""
+    return struct.pack("<HH", kind, len(data)) + data
+
+
+def link_data(target: str) -> bytes:
+    """Where a link leads: `#Sheet!A1` in the workbook, a URL, else a file in the same folder."""
+    text = (target.removeprefix("#") + "\0").encode("utf-16-le")
+    if target.startswith("#"):
+        return struct.pack("<II", 8, len(text) // 2) + text
+    if ":" in target:
+        return struct.pack("<I", 3) + URL_ID + struct.pack("<I", len(text)) + text
+    path, end = target.encode() + b"\0", struct.pack("<HH20xI", 0xFFFF, 0xDEAD, 0)
+    return struct.pack("<I", 1) + FILE_ID + struct.pack("<HI", 0, len(path)) + path + end
 
 
 def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
-    """Put links (row, column, target) on a sheet, as HLINK records, which xlwt cannot write: a
-    formula in their place would have no value for those who read the file without Excel.
-    `#Sheet!A1` is a place in the workbook, a name without `:` a file in the same folder.
+    """Put links (row, column, target) on a sheet.
 
-    [MS-XLS] 2.4.140, [MS-OSHARED] 2.3.7
+    A formula in their place would have no value for those who read the file without Excel.
     """
     records = []
     for row, column, target in links:
-        text = (target.removeprefix("#") + "\0").encode("utf-16-le")
-        if target.startswith("#"):
-            kind, link = 8, struct.pack("<I", len(text) // 2) + text
-        elif ":" in target:
-            moniker = bytes.fromhex("E0C9EA79F9BACE118C8200AA004BA90B")
-            kind, link = 3, moniker + struct.pack("<I", len(text)) + text
-        else:
-            moniker = bytes.fromhex("0303000000000000C000000000000046")
-            path, end = target.encode() + b"\0", struct.pack("<HH20xI", 0xFFFF, 0xDEAD, 0)
-            kind, link = 1, moniker + struct.pack("<HI", 0, len(path)) + path + end
-        place = struct.pack("<HHHH", row, row, column, column)
-        start = place + bytes.fromhex("D0C9EA79F9BACE118C8200AA004BA90B")
-        data = start + struct.pack("<II", 2, kind) + link
-        records.append(struct.pack("<HH", 0x01B8, len(data)) + data)
+        head = struct.pack("<HHHH", row, row, column, column) + LINK_ID + struct.pack("<I", 2)
+        records.append(biff_record(HLINK, head + link_data(target)))
     plain = sheet.get_biff_data()
-    whole = b"".join((plain[:-4], *records, plain[-4:]))  # before the end record
-    sheet.get_biff_data = lambda: whole
+    data = b"".join((plain[:-END_RECORD], *records, plain[-END_RECORD:]))
+    sheet.get_biff_data = lambda: data
 
 
-def set_paper(book: Any, areas: Sequence[tuple[int, int]]) -> None:
-    """Print of each sheet only what is above and left of its last row and column, and the header
-    again on every page of all but the first: built-in names of each sheet, Print_Area and
-    Print_Titles, which xlwt cannot write.
+def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
+    """Print of each sheet what is above and left of its last row and column.
 
-    [MS-XLS] 2.4.150
+    All but the first sheet have their header again on every page.
     """
     names = b""
     book.setup_ownbook()
     refs = book._Workbook__sheet_refs
     for sheet, (row, column) in enumerate(areas):
         ref = refs.setdefault((book._ownbook_supbookx, sheet, sheet), len(refs))
-        for name, place in ((6, (0, row, 0, column)), (7, (TOP - 1, TOP - 1, 0, 255)))[: sheet + 1]:
-            area = struct.pack("<BHHHHH", 0x3B, ref, *place)
-            data = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(area), 0, sheet + 1, 0, 0, name) + area
-            names += struct.pack("<HH", 0x18, len(data)) + data
+        header = HEADER_ROWS - 1
+        ranges = {PRINT_AREA: (0, row, 0, column), PRINT_TITLES: (header, header, 0, LAST_COLUMN)}
+        for name, place in ranges.items():
+            if sheet or name == PRINT_AREA:
+                formula = struct.pack("<BHHHHH", 0x3B, ref, *place)
+                head = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(formula), 0, sheet + 1, 0, 0, name)
+                names += biff_record(LABEL, head + formula)
     links = book._Workbook__all_links_rec
     book._Workbook__all_links_rec = lambda: links() + names
 
 
-@functools.cache
-def style(look: str, right: bool = False, date: bool = False, wrap: bool = True) -> xlwt.XFStyle:
-    """One of LOOKS. The format allows 4,094 styles in a workbook, so they are shared."""
-    import xlwt
-
-    align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
-    wrapped = ", wrap on" if wrap and look not in (*FREE, "command", "code") else ""
-    lines = "" if look in (*FREE, "code") else "; borders: bottom hair, bottom_colour gray40"
-    form = "yyyy-mm-dd" if date else "General"
-    return xlwt.easyxf(f"{LOOKS[look]}; {align}{wrapped}{lines}", num_format_str=form)
+# --- workbook: sheets -----------------------------------------------------------------
 
 
-def heads_numbers(header: str) -> bool:
-    """Whether a column counts something, or has a unit."""
-    counts = (*GRADES, FINDING, NEW, "Resolved", "Looked at", "Failed", "Accounts failed")
-    return header in counts or header.endswith("(days)")
+class SheetWriter:
+    """A worksheet, written from top to bottom."""
 
-
-def clean(value: Cell) -> Cell:
-    """What the format can hold: dates without a zone (UTC), text of limited length."""
-    if isinstance(value, datetime):
-        return value.astimezone(timezone.utc).replace(tzinfo=None)
-    if isinstance(value, str):
-        text = value.encode("utf-16", "replace").decode("utf-16")
-        return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-    return "" if value is None else value
-
-
-class Page:
-    """A worksheet that is written from top to bottom; closing it sets widths and links. It has
-    the columns of `header`, or is the Summary."""
-
-    def __init__(self, book: xlwt.Workbook, title: str, footer: str, header: list[str]) -> None:
-        self.sheet, self.next, self.header = book.add_sheet(title), 0, header
-        self.widths: Counter[int] = Counter()
+    def __init__(self, sheet: Any, footer: str) -> None:
+        self.sheet = sheet
+        self.next_row = 0
+        self.widths: Counter[int] = Counter()  # digits, by column
         self.links: list[tuple[int, int, str]] = []
-        self.last = ACROSS  # column on paper
-        self.sheet.portrait = not header
-        self.sheet.header_str, self.sheet.footer_str = b"", f"&L{footer}&R&P / &N".encode()
+        self.last_printed = SUMMARY_LAST_COLUMN  # column
+        sheet.header_str, sheet.footer_str = b"", f"&L{footer}&R&P / &N".encode()
 
-    def write(self, values: Iterable[Cell], look: str = "", links: Any = None) -> None:
-        """A row, with links by column. Without a look, words that are a severity, a status or a
-        verdict have their own, as has what is new."""
-        lines = 1
-        for column, value in enumerate(values):
-            own, name = look or self.look_of(value), self.header[column] if self.header else ""
-            if target := (links or {}).get(column):
-                self.links.append((self.next, column, target))
-                own = "jump" if look in FREE else "link"
-            text, date = str(value), isinstance(value, datetime)
-            bare = " " not in text or name == MEND
-            wrap = not date and not (bare and name.endswith(UNWRAPPED))
-            right = isinstance(value, int) or (own == "header" and heads_numbers(text))
-            if value or own not in FREE:
-                self.sheet.write(self.next, column, clean(value), style(own, right, date, wrap))
-            if own not in FREE:
-                most, wide = WIDTHS.get(name, WIDTH), own == "header" or text.isupper()
-                width = 10 if date else min(int(len(text) * (1.25 if wide else 1)) + 1, most)
-                self.widths[column] = max(self.widths[column], width)
-                if wrap:
-                    lines = max(lines, math.ceil(len(text) / most / LETTERS))
-        self.end_row({"title": 440, "section": 340}.get(look, 270 * min(lines, 20)))
-
-    def look_of(self, value: Cell) -> str:
-        if value in (*GRADES, FINDING, PASSED, FAILED):
-            return str(value)
-        starts = {"aws ": "command", f"{NEW.upper()}: ": NEW}
-        return next((look for word, look in starts.items() if str(value).startswith(word)), "cell")
-
-    def end_row(self, height: int) -> None:
-        self.sheet.row(self.next).height_mismatch = True
-        self.sheet.row(self.next).height = height
-        self.next += 1
-
-    def write_beside(self, text: str, look: str, height: int) -> None:
-        """Text over all columns but the first."""
-        self.sheet.write_merge(self.next, self.next, 1, ACROSS, clean(text), style(look))
+    def write_row(self, cells: Sequence[Cell | StyledCell], columns: Sequence[Column] = ()) -> None:
+        """Write a row; its height fits its text."""
+        height = LINE_HEIGHT
+        for number, cell in enumerate(cells):
+            styled = cell if isinstance(cell, StyledCell) else StyledCell(cell)
+            column = columns[number] if columns else Column()
+            lines = self.write_cell(number, styled, column)
+            needed = LINE_HEIGHT * min(lines, MAX_LINES_OF_CELL)
+            height = max(height, needed, ROW_HEIGHTS.get(styled.style, 0))
         self.end_row(height)
 
-    def section(self, title: str, lines: Sequence[Beside]) -> None:
-        """A title, and under it words with their looks, which may be links, with text beside
-        them that is as high as it needs: LibreOffice does not wrap a link. Of a command one
-        line is shown: who copies the cell gets all of it."""
-        self.next += 1
-        self.write([title if lines else f"{title}: none"], "section")
-        for word, text, target, mend in lines:
-            look = self.look_of(word)
-            if target:
-                self.links.append((self.next, 0, target))
-                look = "link" if look == "cell" else look
-            self.sheet.write(self.next, 0, word, style(look))
-            self.write_beside(text, "cell", 270 * max(len(textwrap.wrap(text, 115)), 1))
-            if mend:
-                self.write_beside(mend, "code", 230)
+    def write_cell(self, number: int, cell: StyledCell, column: Column) -> int:
+        """Write a cell, and return the number of lines that it needs."""
+        value, name, link = cell
+        if link:
+            self.links.append((self.next_row, number, link))
+        text, date = str(value), isinstance(value, datetime)
+        wraps = not date and (" " in text or column.wraps == ALWAYS) and column.wraps != NEVER
+        right = isinstance(value, int) or (name == "header" and column.numeric)
+        overflows = name in OVERFLOW_STYLES
+        if value or not overflows:
+            look = xls_style(name, right, date, wraps)
+            self.sheet.write(self.next_row, number, to_xls(value), look)
+        if overflows:
+            return 1
+        capitals = name == "header" or text.isupper()
+        width = DATE_WIDTH if date else int(len(text) * (CAPITAL_WIDTH if capitals else 1)) + 1
+        self.widths[number] = max(self.widths[number], min(width, column.width))
+        return math.ceil(len(text) / column.width / LETTERS_PER_DIGIT) if wraps else 1
+
+    def end_row(self, height: int) -> None:
+        """Set the height of the row, and go on to the next."""
+        self.sheet.row(self.next_row).height_mismatch = True
+        self.sheet.row(self.next_row).height = height
+        self.next_row += 1
 
     def close(self) -> None:
+        """Set the widths and the links."""
         for column, width in self.widths.items():
-            self.sheet.col(column).width = CHARACTER * max(width, 6)
-        if self.header:
-            self.fit()
-        else:
-            self.sheet.fit_num_pages = self.sheet.fit_height_to_pages = 1
+            self.sheet.col(column).width = COLUMN_UNIT * max(width, MIN_COLUMN)
         add_links(self.sheet, self.links)
 
-    def fit(self) -> None:
-        """Leave out of the print the columns on the right, as many as must be for letters of
-        seven points. What is still too wide goes on to a second page."""
-        points = [self.sheet.col(column).width / 48.8 for column in range(len(self.header))]
-        fits = [total * SMALLEST <= 100 * PAPER for total in accumulate(points)]
-        never, spare = ("ID", MEND), ("First seen", "Control", "Status")
-        self.last = len(points) - 1
-        while (name := self.header[self.last]) in never or (name in spare and not fits[self.last]):
-            self.last -= 1
-        self.sheet.fit_num_pages = self.sheet.fit_width_to_pages = int(fits[self.last])
-        self.sheet.fit_height_to_pages, self.sheet.print_scaling = 0, SMALLEST
+
+class TableWriter(SheetWriter):
+    """A sheet with a title, a note, and a table under a header that stays in view."""
+
+    def __init__(self, sheet: Any, footer: str, header: Sequence[str]) -> None:
+        super().__init__(sheet, footer)
+        self.header = header
+        self.columns = [COLUMNS.get(name, Column()) for name in header]
+        sheet.portrait = False
+        sheet.panes_frozen, sheet.horz_split_pos = True, HEADER_ROWS
+
+    def write_head(self, title: str, note: str, docs: str) -> None:
+        """Write HEADER_ROWS: the title with links, the note, the header."""
+        cells = [StyledCell("", "title") for _ in self.header]
+        cells[self.header.index("Result")] = StyledCell("Summary", "jump", "#Summary!A1")
+        if docs:
+            cells[-1] = StyledCell("AWS documentation", "jump", docs)
+        cells[0] = StyledCell(title, "title")
+        self.write_row(cells)
+        self.write_row([StyledCell(note, "note")])
+        self.write_row([StyledCell(name, "header") for name in self.header], self.columns)
+
+    def write_table_row(self, cells: TableRow) -> None:
+        """Write a row by column."""
+        self.write_row([cells.get(name, "") for name in self.header], self.columns)
+
+    def close(self) -> None:
+        """Set the print range too: as many columns as fit on a page at MIN_SCALE.
+
+        If those that are always printed do not fit, they go on to a second page.
+        """
+        super().close()
+        points = [self.sheet.col(number).width / POINT for number in range(len(self.header))]
+        fits = [total * MIN_SCALE <= 100 * PAGE_WIDTH_PT for total in accumulate(points)]
+        self.last_printed = max(
+            number
+            for number, column in enumerate(self.columns)
+            if column.printed == ALWAYS or (column.printed == IF_IT_FITS and fits[number])
+        )
+        self.sheet.fit_num_pages = self.sheet.fit_width_to_pages = int(fits[self.last_printed])
+        self.sheet.fit_height_to_pages, self.sheet.print_scaling = 0, MIN_SCALE
 
 
-class Book:
-    """A workbook that is written sheet by sheet; `footer` stands under every printed page."""
+class SummaryLine(NamedTuple):
+    """A line of a section of the Summary."""
+
+    label: str
+    text: str
+    link: str = ""
+    command: str = ""
+
+
+class SummaryWriter(SheetWriter):
+    """The first sheet: tables and sections on one printed page."""
+
+    def write_section(self, title: str, lines: Sequence[SummaryLine]) -> None:
+        """Write lines under a title; the title says so if there are none."""
+        self.next_row += 1
+        self.write_row([StyledCell(title if lines else f"{title}: none", "section")])
+        for label, text, link, command in lines:
+            name = status_cell(label).style
+            if link:  # on the label: LibreOffice does not wrap a linked text
+                self.links.append((self.next_row, 0, link))
+                name = "link" if name == "cell" else name
+            self.sheet.write(self.next_row, 0, label, xls_style(name))
+            height = LINE_HEIGHT * max(len(textwrap.wrap(text, SUMMARY_LETTERS)), 1)
+            self.write_merged(text, "cell", height)
+            if command:  # a line of it is visible; a copy of the cell has all of it
+                self.write_merged(command, "code", CODE_HEIGHT)
+
+    def write_merged(self, text: str, style: str, height: int) -> None:
+        """Write text over all columns but the first."""
+        row, last = self.next_row, SUMMARY_LAST_COLUMN
+        self.sheet.write_merge(row, row, 1, last, to_xls(text), xls_style(style))
+        self.end_row(height)
+
+    def close(self) -> None:
+        """Fit the sheet on one page."""
+        super().close()
+        self.sheet.portrait = True
+        self.sheet.fit_num_pages = self.sheet.fit_height_to_pages = 1
+
+
+class WorkbookWriter:
+    """The sheets of a workbook in their order; `footer` stands on every printed page."""
 
     def __init__(self, footer: str) -> None:
         import xlwt
 
         self.book, self.footer = xlwt.Workbook(encoding="utf-8"), footer
-        self.pages: list[Page] = []
+        self.sheets: list[SheetWriter] = []
 
-    def page(self, title: str, header: list[str]) -> Page:
-        self.pages.append(page := Page(self.book, title, self.footer, header))
-        return page
+    def summary(self) -> SummaryWriter:
+        """The first sheet, to be written."""
+        self.sheets.append(writer := SummaryWriter(self.book.add_sheet("Summary"), self.footer))
+        return writer
 
-    def table(self, title: str, about: str, docs: str, header: list[str], lines: Any) -> None:
-        """One sheet, continued on others where the format's number of rows runs out."""
-        pages: list[Page] = []
-        for cells, look, links in lines:
-            if not pages or pages[-1].next == MAX_ROWS:
-                pages.append(page := self.page(page_title(title, len(pages)), header))
-                back, last = header.index("Result"), len(header) - 1
-                over = {0: title, back: "Summary", last: docs and "AWS documentation"}
-                top, jumps = [over.get(n, "") for n in range(len(header))], {last: docs}
-                page.write(top, "title", jumps | {back: "#Summary!A1"})
-                advice = f" {MEND}: read a command first, what it closes may be in use."
-                page.write([about + (advice if MEND in header else "")], "note")
-                page.write(header, "header")
-                page.sheet.panes_frozen, page.sheet.horz_split_pos = True, TOP
-            pages[-1].write(cells, look, links)
-        for page in pages:
-            page.close()
+    def write_table(
+        self, title: str, note: str, docs: str, header: list[str],
+        rows: Iterable[TableRow], empty: str = "",
+    ) -> None:  # fmt: skip
+        """Write a table, on more sheets after MAX_ROWS; `empty` is what it says without rows."""
+        writer = None
+        for number, cells in enumerate(rows):
+            part, line = divmod(number, MAX_ROWS - HEADER_ROWS)
+            if not writer or line == 0:
+                writer = self.add_table(sheet_title(title, part), title, note, docs, header)
+            writer.write_table_row(cells)
+        if not writer:
+            writer = self.add_table(title, title, note, docs, header)
+            writer.write_row([empty], writer.columns)
+
+    def add_table(
+        self, name: str, title: str, note: str, docs: str, header: list[str]
+    ) -> TableWriter:
+        """A new sheet, with its head."""
+        self.sheets.append(writer := TableWriter(self.book.add_sheet(name), self.footer, header))
+        writer.write_head(title, note, docs)
+        return writer
 
     def data(self) -> bytes:
         """The bytes of the file."""
-        set_paper(self.book, [(page.next - 1, page.last) for page in self.pages])
+        for writer in self.sheets:
+            writer.close()
+        set_print_areas(self.book, [(one.next_row - 1, one.last_printed) for one in self.sheets])
         file = io.BytesIO()
         self.book.save(file)
         return file.getvalue()
 
 
-def page_title(title: str, number: int) -> str:
-    return f"{title} ({number + 1})" if number else title
+def sheet_title(title: str, part: int) -> str:
+    """The name of a sheet, or of its continuation: `MFA (2)`."""
+    return f"{title} ({part + 1})" if part else title
 
 
-def console_link(what: Check, column: str, row: Row, home: str) -> str:
+# --- workbook: tables -----------------------------------------------------------------
+
+CIS_DOC_URL = (
+    "https://docs.aws.amazon.com/securityhub/latest/userguide/cis-aws-foundations-benchmark.html"
+)
+CONSOLES = {
+    "cn-": "console.amazonaws.cn",
+    "us-gov-": "console.amazonaws-us-gov.com",
+    "": "console.aws.amazon.com",
+}
+
+
+def console_link(line: SheetRow, column: str) -> str:
     """The page in the AWS console of what a cell names, blank if there is none."""
-    named = {name: str(row.cells.get(name, "")) for name in what.columns}
-    if not named[column] or column not in what.links or named[column] == ROOT:
+    report, definition, row, _ = line
+    names = {name: str(row.cells.get(name, "")) for name in definition.columns}
+    if not names[column] or names[column] == ROOT:
         return ""
-    region = named.get("Region") or home
+    region = names.get("Region") or report.home_region
     console = next(host for start, host in CONSOLES.items() if region.startswith(start))
-    quoted = {name: quote(value, safe="", errors="replace") for name, value in named.items()}
-    return f"https://{region}.{console}/{what.links[column].format_map(quoted)}"
+    quoted = {name: quote(value, safe="", errors="replace") for name, value in names.items()}
+    return f"https://{region}.{console}/{definition.console_links[column].format_map(quoted)}"
 
 
-def header_of(what: Check, with_state: bool, several: bool = False) -> list[str]:
-    account = ["Account", "Account name"] if several else []
-    seen = ["First seen"] if with_state else []
-    return [*account, *what.columns, "Result", "Severity", "Status", "Control", *seen, MEND, "ID"]
+def check_header(definition: Check, overview: Overview) -> list[str]:
+    """The columns of a check's sheet."""
+    account = ["Account", "Account name"] if overview.multi_account else []
+    seen = ["First seen"] if overview.with_state else []
+    end = ["Result", "Severity", "Status", "Control", *seen, "Remediation", "ID"]
+    return [*account, *definition.columns, *end]
 
 
-def sheet_lines(found: Iterable[Found], header: list[str]) -> Iterator[Line]:
-    """The rows as cells under a header, in the order in which they come."""
-    for report, sheet, row in found:
-        cells: dict[str, Cell] = row.cells | {
-            "Account": report.number,
-            "Account name": report.name,
-            "Result": f"NEW: {result_words(row)}" if row.new else result_words(row),
-            "Severity": row.severity,
-            "Status": row.status,
-            "Control": row.control,
-            "First seen": start_of_day(row.first_seen) if row.first_seen else "",
-            MEND: mend_words(row),
-            "ID": sheet.id(row),
-        }
-        pages = {
-            name: console_link(sheet.check, name, row, report.home) for name in sheet.check.links
-        }
-        links = {header.index(name): page for name, page in pages.items()}
-        look = ACCEPTED if row.status == ACCEPTED else ""
-        yield [cells.get(name, "") for name in header], look, links
+def check_table_row(line: SheetRow) -> TableRow:
+    """A row of a check's sheet."""
+    report, definition, row, _ = line
+    command, manual = row.shown_remediation()
+    cells: TableRow = {
+        **row.cells,
+        "Account": report.account,
+        "Account name": report.name,
+        "Result": f"NEW: {describe_result(row)}" if row.new else describe_result(row),
+        "Severity": row.severity,
+        "Status": row.status,
+        "Control": row.control,
+        "First seen": start_of_day(row.first_seen) if row.first_seen else "",
+        "Remediation": command or (f"({manual})" if manual else ""),
+        "ID": definition.id(row),
+    }
+    styles = {name: NOT_CHECKED for name, cell in row.cells.items() if cell == NOT_CHECKED}
+    styles |= {"Severity": row.severity, "Status": row.status}
+    styles |= {"Result": "new"} if row.new else {}
+    styles |= {"Remediation": "command"} if command else {}
+    if row.status == ACCEPTED:
+        styles = dict.fromkeys(cells, ACCEPTED)
+    links = {name: console_link(line, name) for name in definition.console_links}
+    styles |= {name: "link" for name, link in links.items() if link}
+    for name, style in styles.items():
+        if style:
+            cells[name] = StyledCell(plain_value(cells[name]), style, links.get(name, ""))
+    return cells
 
 
-def resolved_lines(results: Results, header: list[str]) -> Iterator[Line]:
-    gone = [(report, *one) for report in results.reports for one in (report.gone or {}).items()]
-    for report, id, entry in gone:
-        first = start_of_day(entry["first_seen"])
-        stood = (report.started - first).days
-        cells: list[Cell] = [report.number, report.name, id, entry["result"], first, stood]
-        yield cells[-len(header) :], "", {}
-    if not gone:
-        yield ["Nothing was resolved since last time"], "", {}
+def plain_value(cell: Cell | StyledCell) -> Cell:
+    """The value of a cell without its style."""
+    return cell.value if isinstance(cell, StyledCell) else cell
 
 
-def account_lines(results: Results, header: list[str]) -> Iterator[Line]:
-    """A line an account, with a link to its workbook if that is in the same folder."""
-    for report in results.reports:
-        beside = report.path and Path(report.path).parent == Path(results.path).parent
-        unknown = NOT_CHECKED if report.gaps() else OK
-        status = FINDING if report.rows(FINDING) else unknown
-        cells: dict[str, Cell] = {
-            "Account": report.number,
-            "Name": report.name,
-            "Alias": ", ".join(texts(report.aliases)),
-            "Result": what_happened(report),
-            "Status": status if report.state == ACTIVE else report.state,
-            "Workbook": "open" if beside else report.path,
-            "Resolved": len(report.gone or ()) or "",
-            **{name: n or "" for name, n in tally(report.all_rows(), with_new=True).items()},
-            NOT_CHECKED: len(report.gaps()) or "",
-        }
-        file = Path(report.path).name if beside else ""
-        yield [cells.get(name, "") for name in header], "", {len(header) - 1: file}
+def account_table_row(report: Report, overview: Overview) -> TableRow:
+    """A row of the sheet Accounts, with a link to the workbook if it is in the same folder."""
+    same_folder = report.workbook and Path(report.workbook).parent == Path(overview.path).parent
+    status = FINDING if report.rows(FINDING) else NOT_CHECKED if report.errors() else OK
+    counts = {name: n or "" for name, n in tally(report.rows(), with_new=True).items()}
+    link = StyledCell("open", "link", Path(report.workbook).name)
+    return {
+        **counts,
+        "Account": report.account,
+        "Name": report.name,
+        "Alias": names_or_error(report.aliases),
+        "Resolved": len(report.resolved or ()) or "",
+        NOT_CHECKED: len(report.errors()) or "",
+        "Result": describe_outcome(report),
+        "Status": status_cell(status if report.account_status == ACTIVE else report.account_status),
+        "Workbook": link if same_folder else report.workbook,
+    }
 
 
-def control_lines(reports: Collection[Report], header: list[str]) -> Iterator[Line]:
-    """A line a control, with a link to the sheet that decides it."""
-    by_control = {name: what for what in CHECKS for name in what.controls}
-    for name, judged in judged_together(reports).items():
-        control, title = CONTROLS[name], by_control[name].title
-        failing = [one for one in reports if name in one.judged and one.judged[name].failed]
-        cells: dict[str, Cell] = {
+def resolved_table_rows(reports: Iterable[Report]) -> Iterator[TableRow]:
+    """The findings that were resolved since last time."""
+    for report in reports:
+        for id, known in (report.resolved or {}).items():
+            first = start_of_day(known.first_seen)
+            yield {
+                "Account": report.account,
+                "Account name": report.name,
+                "Finding": id,
+                "Result": known.result,
+                "First seen": first,
+                "Days open": (report.started - first).days,
+            }
+
+
+def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
+    """The controls that the checks decide, with a link to the sheet of each."""
+    deciding = {name: definition for definition in CHECKS for name in definition.controls}
+    for name, status in merge_statuses(reports).items():
+        control, title = deciding[name].controls[name], deciding[name].title
+        failing = [one for one in reports if name in one.controls and one.controls[name].failed]
+        yield {
             "Control": name,
-            "What it asks": control.asks,
-            "Severity": control.severity,
-            "Result": judged.verdict,
-            "Looked at": judged.looked_at,
-            "Failed": judged.failed,
+            "Requirement": control.requirement,
+            "Severity": status_cell(control.severity),
+            "Result": status_cell(status.status),
+            "Evaluated": status.evaluated,
+            "Failed": status.failed,
             "Accounts failed": len(failing),
             "CIS 5.0.0": control.cis_5,
             "CIS 3.0.0": control.cis_3,
             "PCI DSS 4.0.1": control.pci,
-            "Sheet": title,
+            "Sheet": StyledCell(title, "link", f"#'{title}'!A1"),
         }
-        yield [cells[name] for name in header], "", {len(header) - 1: f"#'{title}'!A1"}
 
 
-def write_summary(book: Book, results: Results, tables: Tables) -> None:
-    """The first page: the run in words, a line a check, and what to look at first."""
-    page = book.page("Summary", [])
-    page.write(["AWS security check"], "title")
-    page.write([headline(results)], "note")
-    page.next += 1
-    page.write(["Check", *tally([], **results.headings())], "header")
-    for what, found in tables.items():
-        counts = tally((one.row for one in found), **results.headings()).values()
-        page.write([what.title, *(n or "" for n in counts)], links={0: f"#'{what.title}'!A1"})
-    if results.several:
-        all_rows = (row for report in results.reports for row in report.all_rows())
-        page.write(["All", *(n or "" for n in tally(all_rows, **results.headings()).values())])
-    page.section("Worst findings", few(told_beside(things(worst(tables, FINDING)), results)))
-    unread = told_beside(([one] for one in worst(tables, NOT_CHECKED)), results)
-    page.section("Not checked", [*few([*not_entered(results), *unread]), *to_add(results)])
-    write_history(page, days_of(results.reports))
-    places = {"Accounts": "#Accounts!A1"}
-    told = [(name, fact, places.get(name, ""), "") for name, fact in facts(results).items()]
-    page.section("The audit", told)
-    page.section("What a status means", [(*one, "", "") for one in MEANING.items()])
-    page.close()
+# --- workbook: the Summary ------------------------------------------------------------
 
 
-def write_history(page: Page, days: list[Day]) -> None:
-    """Whether it gets better: a line a day, with a bar to scale."""
-    if not days:
+def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+    """A line for each resource, with the command for its first finding."""
+    return [
+        SummaryLine(
+            group[0].row.severity,
+            describe_resource(group, overview.multi_account),
+            group[0].link(),
+            group[0].row.shown_remediation().command,
+        )
+        for group in group_by_resource(lines)
+    ]
+
+
+def account_error_lines(overview: Overview) -> list[SummaryLine]:
+    """The accounts that could not be opened."""
+    return [
+        SummaryLine(
+            NOT_CHECKED,
+            f"{report.account} {report.name}: {describe_outcome(report)}".strip(),
+            f"#Accounts!A{number}",
+        )
+        for number, report in enumerate(overview.reports, HEADER_ROWS + 1)
+        if report.error
+    ]
+
+
+def not_checked_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+    """The rows that are NOT CHECKED, with the permission that is needed."""
+    return [
+        SummaryLine(
+            NOT_CHECKED,
+            f"{line.check.title}: {describe_result(line.row)}{needed_permission(line.row.error)}, "
+            f"{line.row.id}"
+            + (f", {line.report.account} {line.report.name}" if overview.multi_account else ""),
+            line.link(),
+        )
+        for line in lines
+    ]
+
+
+def policy_line(overview: Overview) -> list[SummaryLine]:
+    """The statement to add to the policy for the calls that were denied, if any was."""
+    errors = (error for report in overview.reports for error in report.errors())
+    actions = sorted({one.missing_permission for one in errors if one.missing_permission})
+    statement = json.dumps({"Effect": "Allow", "Action": actions, "Resource": "*"})
+    return [SummaryLine("Remediation", f"add to the policy: {statement}")] if actions else []
+
+
+def first_ten(lines: Sequence[SummaryLine]) -> list[SummaryLine]:
+    """The first ten lines, and the number of the others."""
+    more = [SummaryLine("", f"and {len(lines) - 10:,} more")] if len(lines) > 10 else []
+    return [*lines[:10], *more]
+
+
+def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
+    """Write the first sheet: the numbers, what to look at first, and the run."""
+    page.write_row([StyledCell("AWS security check", "title")])
+    page.write_row([StyledCell(headline(overview), "note")])
+    page.next_row += 1
+    write_check_counts(page, overview, sheets)
+    worst = finding_lines(ranked(sheets, FINDING), overview)
+    page.write_section("Worst findings", first_ten(worst))
+    unread = not_checked_lines(ranked(sheets, NOT_CHECKED), overview)
+    not_checked = first_ten([*account_error_lines(overview), *unread])
+    page.write_section("Not checked", [*not_checked, *policy_line(overview)])
+    write_history(page, merge_history(overview.reports))
+    links = {"Accounts": "#Accounts!A1"}
+    details = run_details(overview).items()
+    page.write_section(
+        "The audit", [SummaryLine(name, text, links.get(name, "")) for name, text in details]
+    )
+    page.write_section("What a status means", [SummaryLine(*one) for one in STATUS_HELP.items()])
+
+
+def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
+    """Write the number of rows of each check by severity and status."""
+    names = ["Check", *tally_for(overview, [])]
+    columns = [COLUMNS.get(name, Column()) for name in names]
+    page.write_row([StyledCell(name, "header") for name in names], columns)
+    for definition, lines in sheets.items():
+        title = StyledCell(definition.title, "link", f"#'{definition.title}'!A1")
+        counts = tally_for(overview, (line.row for line in lines))
+        page.write_row([title, *(n or "" for n in counts.values())])
+    if overview.multi_account:
+        rows = (line.row for lines in sheets.values() for line in lines)
+        page.write_row(["All", *(n or "" for n in tally_for(overview, rows).values())])
+
+
+def write_history(page: SummaryWriter, history: Sequence[HistoryEntry]) -> None:
+    """Write one line a day, with a bar for the number of open findings."""
+    if not history:
         return
-    page.next += 1
-    page.write(["Audit of", *SEVERITIES, NEW, "Resolved", NOT_CHECKED, "Findings"], "header")
-    for one, blocks in zip(days, bars(days, 24), strict=True):
-        numbers = (*(one.found[name] for name in SEVERITIES), one.new, len(one.stood))
-        page.write([start_of_day(one.day), *(n or "" for n in (*numbers, one.not_checked))])
-        page.next -= 1
-        page.write([*[""] * 8, f"{blocks} {sum(one.found.values()):,}"], "bar")
-    if words := stood_words(days):
-        page.write([words], "note")
+    page.next_row += 1
+    names = ["Date", *SEVERITIES, "New", "Resolved", NOT_CHECKED, "Findings"]
+    columns = [COLUMNS.get(name, Column()) for name in names]
+    page.write_row([StyledCell(name, "header") for name in names], columns)
+    for entry, blocks in zip(history, bars(history, 24), strict=True):
+        open_findings = [entry.open[name] for name in SEVERITIES]
+        numbers = [*open_findings, entry.new, len(entry.days_open), entry.not_checked]
+        total = StyledCell(f"{blocks} {sum(open_findings):,}", "bar")
+        page.write_row([start_of_day(entry.day), *(n or "" for n in numbers), total])
+    if text := describe_days_open(history):
+        page.write_row([StyledCell(text, "note")])
 
 
-def told_beside(groups: Iterable[list[tuple[int, Found]]], results: Results) -> Iterator[Beside]:
-    """Rows in words, each of which leads to where the first stands, and what mends that."""
-    for group in groups:
-        place, (report, sheet, row) = group[0]
-        words = thing_words([one for _, one in group], results.several)
-        if row.gap:
-            account = f", {report.number} {report.name}" if results.several else ""
-            words = f"{sheet.check.title}: {result_words(row)}{needed(row.gap)}, {row.id}{account}"
-        number, line = divmod(place, MAX_ROWS - TOP)
-        target = f"#'{page_title(sheet.check.title, number)}'!A{TOP + 1 + line}"
-        yield row.severity or row.status, words, target, command(row)
+# --- workbook, CSV --------------------------------------------------------------------
 
 
-def not_entered(results: Results) -> Iterator[Beside]:
-    for n, one in enumerate(results.reports, TOP + 1):
-        if one.error:
-            words = f"{one.number} {one.name}: {what_happened(one)}".strip()
-            yield NOT_CHECKED, words, f"#Accounts!A{n}", ""
-
-
-def few(lines: Iterable[Beside]) -> list[Beside]:
-    """The first ten, and how many more there are."""
-    known = [*lines]
-    more = [("", f"and {len(known) - 10:,} more", "", "")] if len(known) > 10 else []
-    return [*known[:10], *more]
-
-
-def to_add(results: Results) -> Iterator[Beside]:
-    """What to add to the policy for the calls that were denied, if any was."""
-    gaps = [why for report in results.reports for why in report.gaps()]
-    if actions := sorted({why.permission for why in gaps if why.permission}):
-        statement = json.dumps({"Effect": "Allow", "Action": actions, "Resource": "*"})
-        yield MEND, f"add to the policy: {statement}", "", ""
-
-
-def book_of(results: Results) -> bytes:
-    """The workbook of an account, or the overview of several, as the bytes of its file."""
-    tables = tables_of(results.reports)
-    whose = results.of if results.several else f"AWS account {results.reports[0].number}"
-    book = Book(f"{whose}, {results.started:%Y-%m-%d}")
-    write_summary(book, results, tables)
-    if results.several:
-        news = [NEW, "Resolved"] if results.with_state else []
-        header = ["Account", "Name", "Alias", *SEVERITIES, *news, NOT_CHECKED, "Result", "Status"]
-        about, header = "Every account, the worst first.", [*header, "Workbook"]
-        book.table("Accounts", about, "", header, account_lines(results, header))
-    for what, found in tables.items():
-        header = header_of(what, results.with_state, results.several)
-        nothing: Line = [f"Nothing in {counted(len(results.reports), 'account')}"], "", {}
-        lines = sheet_lines(found, header) if found else [nothing]
-        book.table(what.title, what.about, what.docs, header, lines)
-    if any(report.judged for report in results.reports):
-        header = ["Control", "What it asks", "Severity", "Result", "Looked at", "Failed"]
-        header += ["Accounts failed"] if results.several else []
-        header += ["CIS 5.0.0", "CIS 3.0.0", "PCI DSS 4.0.1", "Sheet"]
-        about = "Controls of AWS Security Hub that the checks decide, by the rules of Security Hub."
-        book.table("Controls", about, HUB, header, control_lines(results.reports, header))
-    if results.with_state:
-        header = ["Account", "Account name"] if results.several else []
-        header += ["Finding", "Result", "First seen", "Stood (days)"]
-        about = "Findings of the last report that are gone."
-        book.table("Resolved", about, "", header, resolved_lines(results, header))
+def build_workbook(overview: Overview) -> bytes:
+    """The workbook of one account, or the overview of several, as the bytes of its file."""
+    reports, multi = overview.reports, overview.multi_account
+    whose = overview.scope if multi else f"AWS account {reports[0].account}"
+    book = WorkbookWriter(f"{whose}, {overview.started:%Y-%m-%d}")
+    sheets = rows_by_check(reports, with_ok=not multi)
+    write_summary(book.summary(), overview, sheets)
+    if multi:
+        write_accounts(book, overview)
+    for definition, lines in sheets.items():
+        note = f"{definition.description} {REMEDIATION_NOTE}"
+        header = check_header(definition, overview)
+        empty = f"Nothing in {counted(len(reports), 'account')}"
+        rows = map(check_table_row, lines)
+        book.write_table(definition.title, note, definition.docs, header, rows, empty)
+    if any(report.controls for report in reports):
+        write_controls(book, overview)
+    if overview.with_state:
+        write_resolved(book, overview)
     return book.data()
 
 
-def alone(report: Report) -> Results:
-    with_state = report.gone is not None
-    return Results(
-        [report], report.started, False, with_state, seconds=report.seconds, path=report.path
-    )
+def write_accounts(book: WorkbookWriter, overview: Overview) -> None:
+    """Write the sheet Accounts."""
+    header = ["Account", "Name", "Alias", *SEVERITIES]
+    header += ["New", "Resolved"] if overview.with_state else []
+    header += [NOT_CHECKED, "Result", "Status", "Workbook"]
+    rows = (account_table_row(report, overview) for report in overview.reports)
+    book.write_table("Accounts", "Every account, the worst first.", "", header, rows)
 
 
-def workbook(report: Report) -> bytes:
-    return book_of(alone(report))
+def write_controls(book: WorkbookWriter, overview: Overview) -> None:
+    """Write the sheet Controls."""
+    header = ["Control", "Requirement", "Severity", "Result", "Evaluated", "Failed"]
+    header += ["Accounts failed"] if overview.multi_account else []
+    header += ["CIS 5.0.0", "CIS 3.0.0", "PCI DSS 4.0.1", "Sheet"]
+    note = "Controls of AWS Security Hub that the checks decide, by the rules of Security Hub."
+    rows = control_table_rows(overview.reports)
+    book.write_table("Controls", note, CIS_DOC_URL, header, rows)
 
 
-def as_csv(sheet: Sheet, report: Report) -> bytes:
+def write_resolved(book: WorkbookWriter, overview: Overview) -> None:
+    """Write the sheet Resolved."""
+    header = ["Account", "Account name"] if overview.multi_account else []
+    header += ["Finding", "Result", "First seen", "Days open"]
+    note = "Findings of the last report that are resolved."
+    rows, empty = resolved_table_rows(overview.reports), "Nothing was resolved since last time"
+    book.write_table("Resolved", note, "", header, rows, empty)
+
+
+def to_csv(result: CheckResult, report: Report) -> bytes:
     """A sheet as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
     file = io.StringIO()
     table = csv.writer(file)
-    header = header_of(sheet.check, report.gone is not None)
+    header = check_header(result.check, Overview.of_one(report))
     table.writerow(header)
-    (found,) = tables_of([replace(report, sheets=[sheet])]).values()
-    for cells, _, _ in sheet_lines(found, header):
-        days = (f"{cell:%Y-%m-%d}" if isinstance(cell, datetime) else str(cell) for cell in cells)
-        table.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in days)
+    lines = rows_by_check([replace(report, results=[result])]).get(result.check, [])
+    for cells in map(check_table_row, lines):
+        values = [plain_value(cells.get(name, "")) for name in header]
+        texts = (f"{one:%Y-%m-%d}" if isinstance(one, datetime) else str(one) for one in values)
+        table.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in texts)
     return file.getvalue().encode("utf-8-sig")
 
 
-# === streams ==========================================================================
+# === command line =====================================================================
+
+# --- streams --------------------------------------------------------------------------
 
 
-def say(text: str, stream: TextIO | Any = None) -> None:
+def print_safe(text: str, stream: TextIO | Any = None) -> None:
     """Print, whatever has become of the stream: a reader that went away undoes no audit."""
     stream = stream or sys.stdout
-    if stream is None:  # closed by who started us
+    if stream is None:  # closed by the caller
         return
     try:
         encoding = stream.encoding or "utf-8"
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
-    except OSError:  # or the interpreter complains again when it flushes at its end
+    except OSError:  # the interpreter would complain again when it flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def complain(text: str) -> None:
-    say(f"security_check.py: {text}", sys.stderr)
+def warn(text: str) -> None:
+    """Print a line on standard error."""
+    print_safe(f"security_check.py: {text}", sys.stderr)
 
 
 def show_progress(started: float, wanted: bool, text: str) -> None:
-    """A line that stays where it is, for somebody who waits at a terminal."""
+    """A line that is overwritten, for somebody who waits at a terminal; blank text removes it."""
     if wanted and sys.stderr and sys.stderr.isatty():
         seconds = f"{time.monotonic() - started:.0f} s"
         sys.stderr.write(f"\r\x1b[K{text[:68]}  {seconds}" if text else "\r\x1b[K")
@@ -3268,14 +4174,14 @@ def show_progress(started: float, wanted: bool, text: str) -> None:
 
 
 def redacted(record: logging.LogRecord) -> bool:
-    """Take the session token and signatures out of botocore's log."""
+    """Remove the session token and signatures from botocore's log."""
     text = re.sub(r"(?i)(token|signature)(\W{1,6})[^\s'\",&]+", r"\1\2***", record.getMessage())
     record.msg, record.args = text, ()
     return True
 
 
 def log_calls(wanted: bool) -> None:
-    """botocore's log on standard error, but for what was answered: it holds reports."""
+    """Show botocore's log on standard error, without the responses: they hold reports."""
     logging.getLogger("botocore").setLevel(logging.DEBUG if wanted else logging.NOTSET)
     if not wanted:
         return
@@ -3286,8 +4192,9 @@ def log_calls(wanted: bool) -> None:
         logging.getLogger(secretive).setLevel(logging.INFO)
 
 
-# === arguments ========================================================================
+# --- arguments ------------------------------------------------------------------------
 
+ROLE = "security-check"  # to assume in the accounts of an organization
 EPILOG = """\
 (*) may be repeated. The checks are:
   {checks}
@@ -3301,31 +4208,31 @@ exit codes:
 Credentials, regions and proxies are configured as for the AWS CLI."""
 
 
-def like(pattern: str, what: str) -> Callable[[str], str]:
-    """A type of argument, for argparse."""
+def regex_type(pattern: str, what: str) -> Callable[[str], str]:
+    """A type of argument for argparse: text that matches, named `what` in the error."""
 
-    def checked(text: str) -> str:
+    def parse(text: str) -> str:
         if not re.fullmatch(pattern, text, re.ASCII):
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
         return text
 
-    return checked
+    return parse
 
 
-ACCOUNT = like(r"\d{12}", "an account number of twelve digits")
-DAYS = like(r"\d{1,5}", "a number of days")
+ACCOUNT = regex_type(r"\d{12}", "an account number of twelve digits")
+DAYS = regex_type(r"\d{1,5}", "a number of days")
 # https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
-ROLE_NAME = like(r"/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
+ROLE_NAME = regex_type(r"/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
 
-MARK = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
+UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
 
 
-def name_of(what: str) -> Callable[[str], str]:
-    """A type of argument: the name of a file or a folder, here or in S3."""
+def path_type(what: str) -> Callable[[str], str]:
+    """A type of argument for argparse: the name of a file or a folder, here or in S3."""
 
-    def checked(text: str) -> str:
-        if mark := MARK.search(text):
-            why = f"{mark[0]}: only {{account}}, {{date}} and {{time}} are filled in"
+    def parse(text: str) -> str:
+        if unknown := UNKNOWN_PLACEHOLDER.search(text):
+            why = f"{unknown[0]}: only {{account}}, {{date}} and {{time}} are filled in"
             raise argparse.ArgumentTypeError(why)
         match = S3_NAME.fullmatch(text)
         key = "" if match is None else match[2] or ""
@@ -3333,43 +4240,44 @@ def name_of(what: str) -> Callable[[str], str]:
             raise argparse.ArgumentTypeError(f"{text!r} is not the name of a {what} in S3")
         return text
 
-    return checked
+    return parse
 
 
-FILE = name_of("file")
-FOLDER = name_of("folder")
+FILE = path_type("file")
+FOLDER = path_type("folder")
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    names = [what.name for what in CHECKS]
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a run; a mistake in them ends the program with exit code 2."""
+    names = [definition.name for definition in CHECKS]
     parser = argparse.ArgumentParser(
         prog="security_check.py",
         description="Audit an AWS account with read-only checks, and write a workbook.",
         epilog=EPILOG.format(checks=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    several: dict[str, Any] = {"action": "append", "default": []}
+    repeated: dict[str, Any] = {"action": "append", "default": []}
     file: dict[str, Any] = {"metavar": "FILE", "type": FILE}
     add = parser.add_argument
-    add("--profile", **several, metavar="NAME", help="a profile of the AWS configuration (*)")
+    add("--profile", **repeated, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--organization", action="store_true", help="audit every account of the organization")
-    add("--account", **several, metavar="NUMBER", type=ACCOUNT,
-        help="audit this account, or of the organization only this (*)")  # fmt: skip
+    add("--account", **repeated, metavar="NUMBER", type=ACCOUNT,
+        help="audit this account; with --organization, only this one of it (*)")  # fmt: skip
     add("--role", metavar="NAME", type=ROLE_NAME, default=ROLE,
         help="the role to assume in other accounts (%(default)s)")  # fmt: skip
-    add("--region", **several, metavar="REGION", help="limit regional checks to a region (*)")
-    add("--check", **several, metavar="CHECK", choices=names, help="run only this check (*)")
+    add("--region", **repeated, metavar="REGION", help="limit regional checks to a region (*)")
+    add("--check", **repeated, metavar="CHECK", choices=names, help="run only this check (*)")
     add("--output", **file, help="the workbook, or the overview of several accounts")
     add("--json", **file, help="write the report as JSON too; - is standard output")
     add("--csv", metavar="FOLDER", type=FOLDER, help="write every sheet as a CSV file too")
-    add("--state", **file, help="remember findings here, to tell which are new or gone")
+    add("--state", **file, help="remember findings here, to tell new and resolved ones")
     add("--accept", **file, help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")
     add("--merge", nargs="+", metavar="NAME", type=FOLDER, default=[],
         help="audit nothing: make the overview of these reports and folders")  # fmt: skip
-    add("--list", **file, help="audit nothing: write the numbers of the accounts, a line each")
+    add("--list", **file, help="audit nothing: write the numbers of the accounts, one a line")
     add("--max-key-age", metavar="DAYS", type=DAYS, default=str(MAX_KEY_AGE),
         help="an access key older than this is a finding (%(default)s)")  # fmt: skip
-    add("--quiet", action="store_true", help="be silent but for what a person should read")
+    add("--quiet", action="store_true", help="print only if there is news, or an error")
     add("--debug", action="store_true", help="log the calls to AWS on standard error")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(argv)
@@ -3378,20 +4286,29 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     others = ("role", "region", "check", "csv", "accept", "max_key_age", "list")
     for name in others if options.merge else ():
         if getattr(options, name) != parser.get_default(name):
-            parser.error(f"--merge audits nothing: --{name.replace('_', '-')} has no place there")
+            parser.error(f"--merge audits nothing: it does not take --{name.replace('_', '-')}")
     return options
 
 
-# === access ===========================================================================
+# --- credentials ----------------------------------------------------------------------
+
+READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
+REFUSED_CODES = {
+    *("AuthFailure", "InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch"),
+    "UnrecognizedClientException",
+}
 
 
-class ReadingModels:
-    """What botocore knows of AWS's services, read once for all accounts, because that is slow,
-    and without what writes: our clients have no method that could change anything, but for
-    those that are named, which the client that writes reports to S3 has."""
+class ReadOnlyLoader:
+    """The descriptions of AWS's services in botocore, without the operations that write.
+
+    Our clients have no method that writes. They are read once for all accounts, because that
+    is slow.
+    """
 
     def __init__(self, loader: Any, writes: Collection[str]) -> None:
-        self.loader, self.writes = loader, writes
+        self.loader = loader
+        self.writes = writes  # operations that are kept, for the client that writes reports
         self.load_service_model = functools.cache(self._load_service_model)
 
     def __getattr__(self, name: str) -> Any:
@@ -3406,32 +4323,34 @@ class ReadingModels:
         reads = {
             name: operation
             for name, operation in model["operations"].items()
-            if name.startswith(READS) or name in self.writes
+            if name.startswith(READ_PREFIXES) or name in self.writes
         }
         return model | {"operations": reads}
 
 
 @functools.cache
-def service_models(writes: tuple[str, ...]) -> Any:
+def read_only_loader(writes: tuple[str, ...]) -> ReadOnlyLoader:
+    """The loader for all sessions with these writes."""
     import botocore.session
 
-    return ReadingModels(botocore.session.Session().get_component("data_loader"), writes)
+    return ReadOnlyLoader(botocore.session.Session().get_component("data_loader"), writes)
 
 
 def new_session(
     profile: str | None = None, writes: Collection[str] = (), **keys: str
 ) -> boto3.Session:
+    """A session whose clients can only read, and do what `writes` names."""
     import boto3
     import botocore.session
 
     core = botocore.session.Session(profile=profile)
-    core.register_component("data_loader", service_models(tuple(writes)))
+    core.register_component("data_loader", read_only_loader(tuple(writes)))
     return boto3.Session(botocore_session=core, **keys)
 
 
-def advice(error: Exception, profile: str | None) -> str:
-    """What to do about credentials that do not work."""
-    code = getattr(error, "code", type(error).__name__)
+def credentials_help(error: Exception, profile: str | None) -> str:
+    """Advice about credentials that do not work."""
+    code = error.error.code if isinstance(error, AwsCallFailed) else type(error).__name__
     option = f" --profile {profile}" if profile else ""
     if code == "NoCredentialsError":
         return f"no AWS credentials found: run `aws configure{option}` or set AWS_PROFILE"
@@ -3439,25 +4358,24 @@ def advice(error: Exception, profile: str | None) -> str:
         return f"the login session has expired: run `aws login{option}`"
     if code in ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"):
         return f"the SSO session has expired: run `aws sso login{option}`"
-    if code in EXPIRED:
+    if code in EXPIRED_CODES:
         return "the credentials have expired: renew them and run again"
-    if code in REFUSED:
+    if code in REFUSED_CODES:
         return "AWS does not accept these credentials: check the access key and the clock"
-    reason = error.__cause__ or error
-    return f"cannot reach the account: {' '.join(str(reason).split())}"
+    cause = error.__cause__ or error
+    return f"cannot reach the account: {' '.join(str(cause).split())}"
 
 
 def connect(
     options: argparse.Namespace, profile: str | None, writes: Collection[str] = ()
 ) -> Account:
-    """The account that we run in: it has answered who we are. It has the methods that read, and
-    those that are named."""
+    """The account whose credentials we have, by STS. Raises CannotRun."""
     from botocore.exceptions import BotoCoreError, ProfileNotFound
 
-    now = datetime.now(timezone.utc)
+    now = utc_now()
     try:
         session = new_session(profile, writes)
-        aws = Account(session, now, options.region, int(options.max_key_age))
+        aws = Account(session, now, options.region, int(options.max_key_age), profile=profile or "")
         identity = aws.ask("sts", "GetCallerIdentity")
         aws.number, aws.arn = identity["Account"], identity["Arn"]
     except ProfileNotFound as error:
@@ -3465,519 +4383,556 @@ def connect(
 
         known = ", ".join(botocore.session.Session().available_profiles) or "none"
         raise CannotRun(f"{error} (profiles: {known})") from error
-    except (BotoCoreError, Unanswered) as error:
-        raise CannotRun(advice(error, profile)) from error
+    except (BotoCoreError, AwsCallFailed) as error:
+        raise CannotRun(credentials_help(error, profile)) from error
     return aws
 
 
-def enter(caller: Account, profile: str | None, role: str, number: str) -> Account:
-    """Another account, by its role; or the one that we run in, as we are."""
-    session, arn = caller.session, caller.arn
-    if number != caller.number:
-        partition, who = arn.split(":")[1], re.split("[/:]", arn)[-1]
-        name = re.sub(r"[^A-Za-z0-9_+=,.@-]", "-", f"security-check-{who}")[:64]
-        wanted = f"arn:{partition}:iam::{number}:role/{role.lstrip('/')}"
-        try:
-            answer = caller.ask("sts", "AssumeRole", RoleArn=wanted, RoleSessionName=name)
-        except Unanswered as error:
-            raise replace(error, detail=wanted) from error
-        keys, arn = answer["Credentials"], answer["AssumedRoleUser"]["Arn"]
-        session = new_session(
-            profile,
-            aws_access_key_id=keys["AccessKeyId"],
-            aws_secret_access_key=keys["SecretAccessKey"],
-            aws_session_token=keys["SessionToken"],
-            region_name=caller.region,
-        )
-    now = datetime.now(timezone.utc)
-    return Account(session, now, caller.only, caller.max_key_age, number, arn)
+def assume_role(caller: Account, profile: str | None, role: str, number: str) -> Account:
+    """Another account, by its role; or the caller's own, as it is."""
+    if number == caller.number:
+        session, arn = caller.session, caller.arn
+    else:
+        session, arn = role_session(caller, profile, role, number)
+    profile = profile if number == caller.number else ""
+    limits = caller.only_regions, caller.max_key_age
+    return Account(session, utc_now(), *limits, number, arn, profile or "")
 
 
-def check_regions(aws: Account) -> None:
+def role_session(
+    caller: Account, profile: str | None, role: str, number: str
+) -> tuple[boto3.Session, str]:
+    """A session with the credentials of a role in another account, and its ARN."""
+    partition, who = caller.arn.split(":")[1], re.split("[/:]", caller.arn)[-1]
+    name = re.sub(r"[^A-Za-z0-9_+=,.@-]", "-", f"security-check-{who}")[:64]
+    wanted = f"arn:{partition}:iam::{number}:role/{role.lstrip('/')}"
     try:
-        unknown = sorted(set(aws.only) - set(enabled_regions(aws))) if aws.only else []
-    except Unanswered:  # not ours to list: the checks will say what they cannot read
-        return
-    if unknown:
-        valid = ", ".join(enabled_regions(aws))
-        raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
+        response = caller.ask("sts", "AssumeRole", RoleArn=wanted, RoleSessionName=name)
+    except AwsCallFailed as failed:
+        raise AwsCallFailed(replace(failed.error, detail=wanted)) from failed
+    keys = response["Credentials"]
+    session = new_session(
+        profile,
+        aws_access_key_id=keys["AccessKeyId"],
+        aws_secret_access_key=keys["SecretAccessKey"],
+        aws_session_token=keys["SessionToken"],
+        region_name=caller.home_region,
+    )
+    return session, response["AssumedRoleUser"]["Arn"]
 
 
-# === run ==============================================================================
+# --- a run ----------------------------------------------------------------------------
 
 OVERVIEW = "overview"  # in the place of an account's number
 
 
 @dataclass
 class Run:
-    """A run of the program: what was asked for, when it began, and what it has used and written.
-
-    `decisions` are those of --accept by the file that they are in, `used` are those that are
-    about something that was found.
-    """
+    """A run of the program: its options, and what it has read and written."""
 
     options: argparse.Namespace
-    started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
-    decisions: dict[str, list[Acceptance]] = field(default_factory=dict)
-    used: set[Acceptance] = field(default_factory=set)
-    written: list[str] = field(default_factory=list)
+    started: datetime = field(default_factory=lambda: utc_now())
+    accept_files: dict[str, list[Acceptance]] = field(default_factory=dict)  # by name
+    used_acceptances: set[Acceptance] = field(default_factory=set)  # matched by a row
+    written: list[str] = field(default_factory=list)  # absolute names
 
     @property
-    def several(self) -> bool:
+    def multi_account(self) -> bool:
         """Whether the run is over several accounts, and so ends in an overview."""
         options = self.options
         named = max(len(set(options.account)), len(set(options.profile)))
         return bool(options.organization or options.merge) or named > 1
 
+    @property
+    def keeps_ok_rows(self) -> bool:
+        """Whether the OK rows of all accounts are needed at the end, for the JSON report."""
+        return bool(self.options.json) and "{account}" not in self.options.json
+
     @functools.cached_property
-    def writer(self) -> Account:
-        """Who reads and writes files in S3: whoever started the run."""
+    def files_account(self) -> Account:
+        """The account that reads and writes files in S3: the one that started the run."""
         profiles = {*self.options.profile}
         profile = profiles.pop() if len(profiles) == 1 else None
         return connect(self.options, profile, writes=("PutObject",))
 
     def file(self, name: str, account: str = OVERVIEW) -> File:
-        """The file of a name in which account, date and time are filled in."""
-        day, hour = f"{self.started:%Y-%m-%d}", f"{self.started:%H%M}"
-        whole = name.replace("{date}", day).replace("{time}", hour).replace("{account}", account)
-        if match := S3_NAME.fullmatch(whole):
-            return S3Object(self.writer, match[1], match[2] or "")
-        return LocalFile(Path(whole), own_folder=whole != name)
+        """The file of a name in which account, date and time are to be filled in."""
+        date, minute = f"{self.started:%Y-%m-%d}", f"{self.started:%H%M}"
+        full = name.replace("{date}", date).replace("{time}", minute).replace("{account}", account)
+        if match := S3_NAME.fullmatch(full):
+            return S3Object(self.files_account, match[1], match[2] or "")
+        return LocalFile(Path(full), create_folder=full != name)
 
-    def deliver(self, data: bytes, name: str, account: str = OVERVIEW) -> None:
+    def write(self, data: bytes, name: str, account: str = OVERVIEW) -> None:
         """Write results under a name that is to be filled in."""
         file = self.file(name, account)
-        deliver(data, file)
-        self.written.append(file.place())
+        write_or_save_copy(file, data)
+        self.written.append(file.absolute())
 
-    def accepted(self, account: str) -> list[Acceptance]:
-        """The decisions about an account."""
+    def acceptances(self, account: str) -> list[Acceptance]:
+        """The accept file of an account; empty without one."""
         if not self.options.accept:
             return []
         file = self.file(self.options.accept, account)
-        if str(file) not in self.decisions:
-            try:
-                with reading(file):
-                    text = file.read().decode()
-            except UnicodeError as error:
-                raise CannotRun(f"cannot read {file}: {error}") from error
-            self.decisions[str(file)] = acceptances(text, str(file))
-        return self.decisions[str(file)]
+        if str(file) not in self.accept_files:
+            self.accept_files[str(file)] = read_accept_file(file)
+        return self.accept_files[str(file)]
+
+    def state(self, account: str) -> AccountState | None:
+        """The findings and history of earlier runs; None without --state."""
+        if not self.options.state:
+            return None
+        return read_state(self.file(self.options.state, account)).get(account, AccountState())
+
+    def overview_name(self) -> str:
+        """The name of the overview."""
+        return self.options.output or default_name(OVERVIEW, self.started)
+
+    def workbook_name(self, account: str, started: datetime) -> str:
+        """The name of an account's workbook."""
+        output, default = self.options.output, default_name(account, started)
+        if output and self.multi_account and "{account}" not in output:
+            return f"{output.removesuffix(Path(output).name)}{default}"  # the overview's folder
+        return output or default
 
 
-def inside(folder: str, name: str) -> str:
+def default_name(account: str, started: datetime) -> str:
+    """The name of a workbook without --output."""
+    return f"security_check_{account}_{started:%Y-%m-%d_%H%M}.xls"
+
+
+def join_path(folder: str, name: str) -> str:
+    """A name in a folder, here or in S3."""
     return f"{folder.rstrip('/')}/{name}"
 
 
-def prepare(run: Run) -> None:
-    """Everything that can be wrong before the first account is entered."""
+def check_before_start(run: Run) -> None:
+    """Raises CannotRun for everything that can be wrong before the first account is opened."""
     options = run.options
     for package in ("boto3", "xlwt"):
         if not importlib.util.find_spec(package):
             raise CannotRun(f"{package} is not installed: run `pip install boto3 xlwt`")
     names = [options.output or "security_check.xls", options.json]
-    names += [options.state] if not options.merge else []  # which reads it only
-    names += [inside(options.csv, "a.csv")] if options.csv else []
+    names += [options.state] if not options.merge else []  # --merge only reads the state
+    names += [join_path(options.csv, "a.csv")] if options.csv else []
     for name in [options.list] if options.list else names:
         if name and name != "-":
-            run.file(name).check()
+            run.file(name).ensure_writable()
     if options.state and "{account}" not in options.state:
         read_state(run.file(options.state))
     if "{account}" in (options.accept or ""):
-        run.file(options.accept)  # in S3 it takes a session, which is made before the threads
+        run.file(options.accept)  # makes the session for S3, before the threads start
     else:
-        run.accepted("")
+        run.acceptances("")
 
 
-def history_of(run: Run, report: Report) -> list[Day]:
-    """What is remembered of an account that was not audited."""
-    return read_state(run.file(run.options.state, report.number)).history.get(report.number, [])
+# --- the accounts of a run ------------------------------------------------------------
 
 
-def without_ok(report: Report) -> Report:
-    """What the overview needs of a report."""
-    sheets = [
-        replace(sheet, rows=[row for row in sheet.rows if row.status != OK])
-        for sheet in report.sheets
-    ]
-    return replace(report, sheets=sheets)
+class Selection(NamedTuple):
+    """The accounts of a run: to audit, or to find among the reports that are merged."""
+
+    scope: str
+    auditor_arn: str
+    jobs: list[AccountJob]
 
 
-def whole_json(documents: list[dict[str, Any]]) -> bytes:
-    document = {"schema": REPORT_SCHEMA, "version": __version__, "accounts": documents}
-    return json.dumps(document, indent=1).encode()
-
-
-# === audits ===========================================================================
-
-# An account, as a report that is still blank, and how to enter it if it is to be audited.
-Member = tuple[Report, Callable[[], Account] | None]
-
-
-def listed_accounts(caller: Account) -> dict[str, dict[str, Any]]:
-    try:
-        found = caller.fetch("organizations", "ListAccounts", "Accounts", page_size=20)
-        return {account["Id"]: account for account in found}
-    except Unanswered as error:
-        where = "ask from the management account or a delegated administrator"
-        raise CannotRun(f"cannot list the accounts: {error}{needed(error)}; {where}") from error
-
-
-def members_by_profile(options: argparse.Namespace, blank: Report) -> Iterator[Member]:
-    """The accounts of several profiles, each once."""
-    seen: dict[str, str] = {}
-    for profile in dict.fromkeys(options.profile):
-        way = None
-        report = replace(blank, name=profile, profile=profile)
-        try:
-            aws = connect(options, profile)
-        except CannotRun as why:
-            complain(f"{profile}: {why}")
-            report.error = as_gap(why)
-        else:
-            report.number = aws.number
-            way = functools.partial(enter, aws, profile, "", aws.number)
-        if report.number in seen:
-            complain(f"{profile}: the same account as {seen[report.number]}: audited once")
-            continue
-        seen |= {report.number: profile} if report.number else {}
-        yield report, way
-
-
-def members_of(
-    caller: Account, options: argparse.Namespace, profile: str | None, blank: Report
-) -> Iterator[Member]:
-    """The accounts of the organization, or those of them that are asked for, each once."""
-    listed = {number: {"Id": number} for number in options.account or [caller.number]}
+def select_accounts(run: Run) -> Selection:
+    """The accounts that the options name, or that the organization has."""
+    options = run.options
+    if options.merge and not options.organization:
+        return Selection("AWS accounts", "", [*map(AccountJob, options.account)])
+    if len(set(options.profile)) > 1:
+        jobs = jobs_by_profile(options)
+        return Selection("AWS profiles", ", ".join(options.profile), jobs)
+    profile = next(iter(options.profile), None)
+    caller = connect(options, profile)
     if options.organization:
-        listed = listed_accounts(caller)
-    for number in dict.fromkeys(options.account or listed):
-        about = listed.get(number, {})
-        state = about.get("State") or about.get("Status") or ACTIVE  # AWS retired Status in 2026
-        report = replace(blank, number=number, name=about.get("Name", ""), state=state)
-        if not about:
-            report.error = Unanswered("NotListed", "organizations", "ListAccounts")
-        if number == caller.number:
-            report.profile = profile or ""
-        way = functools.partial(enter, caller, profile, options.role, number)
-        yield report, way if state == ACTIVE and not report.error else None
+        jobs = organization_jobs(caller, options, profile)
+        return Selection(f"AWS organization of {caller.number}", caller.arn, jobs)
+    numbers = dict.fromkeys(options.account or [caller.number])
+    jobs = [account_job(caller, options, profile, {"Id": number}) for number in numbers]
+    return Selection("AWS accounts", caller.arn, jobs)
 
 
-FINISHED: list[str] = []  # accounts whose files are written, for who interrupts the run
-
-
-def matched(decisions: list[Acceptance], number: str, sheets: Iterable[Sheet]) -> set[Acceptance]:
-    """The decisions that are about something on the sheets."""
-    ids = [sheet.id(row) for sheet in sheets for row in sheet.rows]
-    return {one for one in decisions if any(one.is_about(number, id) for id in ids)}
-
-
-def write(run: Run, report: Report, now: Known) -> None:
-    """Write the workbook, the CSV files and the state of one account."""
-    options, number = run.options, report.number
-    name, output = f"security_check_{number}_{report.started:%Y-%m-%d_%H%M}.xls", options.output
-    if output and run.several and "{account}" not in output:
-        name = output.removesuffix(Path(output).name) + name  # beside the overview
-    elif output:
-        name = output
-    report.path = run.file(name, number).place()
-    run.deliver(workbook(report), name, number)
-    FINISHED.append(number)
-    for sheet in report.sheets if options.csv else ():
-        csv_name = inside(options.csv, f"{number}-{sheet.check.name}.csv")
-        run.deliver(as_csv(sheet, report), csv_name, number)
-    if options.state:
-        write_state(run.file(options.state, number), number, now, report.history)
-
-
-def audit(run: Run, aws: Account, report: Report, progress: Progress) -> None:
-    """Audit one account, fill in its report, and write what is to be written of it."""
-    options, began = run.options, time.monotonic()
-    check_regions(aws)
-    decisions = run.accepted(aws.number)
-    state = read_state(run.file(options.state, aws.number)) if options.state else None
-    known = state.accounts.get(aws.number, {}) if state else None
-    wanted = [what for what in CHECKS if what.name in (options.check or what.name)]
-    look_ahead(aws, wanted)
-    sheets = [run_check(what, aws, progress) for what in wanted]
-    today = f"{report.started:%Y-%m-%d}"
-    sheets = [settled(sheet, aws.number, decisions, known, today) for sheet in sheets]
-    run.used |= matched(decisions, aws.number, sheets)
-    now, gone = compared(sheets, known or {}, aws.only)
-    report.gone = gone if options.state else None
-    report.judged = {name: judge(sheet, name) for sheet in sheets for name in sheet.check.controls}
-    report.sheets = [completed(sheet, aws.region, report.profile) for sheet in sheets]
-    report.number, report.arn = aws.number, aws.arn
-    report.home, report.started = aws.region, aws.now.replace(microsecond=0)
-    report.aliases = answer_or_gap(account_aliases, aws)
-    report.regions = answer_or_gap(regions, aws)
-    report.seconds = round(time.monotonic() - began, 1)
-    if state:
-        report.history = state.history.get(aws.number, [])
-        if len(wanted) == len(CHECKS) and not aws.only:  # else it is no line like the others
-            report.history = with_today(report.history, report, today)
-    write(run, report, now)
-
-
-def cannot_enter(why: Unanswered) -> str:
-    return f"cannot enter the account: {why}{needed(why)}"
-
-
-def audit_member(run: Run, member: Member, progress: Progress) -> tuple[Report, dict[str, Any]]:
-    """Audit one account: the report, and the same as JSON. A failure costs this account only,
-    and says so, if there are others or the JSON can tell of it. Then of each only that is kept
-    which the overview needs."""
-    (report, way), options = member, run.options
-    try:
-        if way:
-            with contextlib.closing(way()) as aws:
-                audit(run, aws, report, progress)
-    except Exception as error:
-        if not run.several:
-            if not isinstance(error, Unanswered):
-                raise
-            if not options.json:
-                raise CannotRun(cannot_enter(error)) from error
-        blank = Report(report.number, report.started, profile=report.profile)
-        report = replace(blank, name=report.name, error=as_gap(error))
-    if report.error and options.state:
-        report.history = history_of(run, report)
-    document = as_json(report) if options.json else {}
-    if "{account}" in (options.json or ""):
-        run.deliver(whole_json([document]), options.json, report.number or report.name)
-        document = {}  # it is written, and need not be kept
-    return (without_ok(report) if run.several else report), document
-
-
-def audited(
-    run: Run, members: list[Member], progress: Progress
-) -> tuple[list[Report], list[dict[str, Any]]]:
-    """The reports of the accounts, which are audited side by side, and the same as JSON."""
-    inner = (lambda _: None) if run.several else progress
-    with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
-        jobs = [pool.submit(audit_member, run, one, inner) for one in members]
-        findings = 0
-        for done, job in enumerate(as_completed(jobs) if run.several else (), 1):
-            findings += len(job.result()[0].rows(FINDING))
-            progress(f"{done:,} of {len(jobs):,} accounts, {counted(findings, 'finding')}")
-    progress("")
-    reports, documents = zip(*(job.result() for job in jobs), strict=True)
-    return [*reports], [*documents]
-
-
-# === merging ==========================================================================
-
-
-def reports_in(file: File, whole: bool) -> list[Report]:
-    """The reports that are in a file, or why there are none; if not whole, only what the overview
-    shows of them."""
-    try:
-        with reading(file):
-            document = json.loads(file.read())
-        if (version := document["schema"]) != REPORT_SCHEMA:
-            raise CannotRun(f"{file} is of version {version}, this script knows {REPORT_SCHEMA}")
-        reports = (report_from(one) for one in document["accounts"])
-        return [report if whole else without_ok(report) for report in reports]
-    except (*NOT_A_REPORT, RecursionError) as error:
-        raise CannotRun(f"{file} is damaged, or no report of this script") from error
-
-
-def scope(report: Report) -> set[tuple[str, bool]]:
-    """Which checks were run, and which of them were run on everything."""
-    names = {(sheet.check.name, False) for sheet in report.sheets}
-    return names | {(sheet.check.name, True) for sheet in report.sheets if sheet.whole}
-
-
-def left_out(report: Report, why: str) -> Report:
-    """An account of which something is not in the overview, and why."""
-    complain(f"{report.number} {why}".strip())
-    error = Unanswered("NotMerged", detail=why)
-    return Report(report.number, report.started, name=report.name, error=error)
-
-
-def fitting(report: Report, latest: datetime, asked: Collection[tuple[str, bool]]) -> Report:
-    """The report, if it is of the same run as the latest and was asked about as much as others.
-    An old one must not stand for an audit that failed, nor one with less for a whole one."""
-    if latest - report.started > RUN_LASTS:
-        return left_out(report, f"was audited on {report.started:%Y-%m-%d}, before this run")
-    if report.state == ACTIVE and not report.error and scope(report) != asked:
-        return left_out(report, "was asked about fewer checks or regions than others")
-    return report
-
-
-def gathered(run: Run) -> tuple[list[Report], list[Report]]:
-    """The reports that there are, one of each account, and gaps for what cannot be merged."""
-    files: list[File] = []
-    for place in map(run.file, run.options.merge):
-        with reading(place):
-            files += place.documents()
-    with ThreadPoolExecutor(THREADS) as pool:
-        jobs = [(file, pool.submit(reports_in, file, bool(run.options.json))) for file in files]
-    found, gaps = dict[str, tuple[File, Report]](), list[Report]()
-    for file, job in jobs:
-        try:
-            reports = job.result()
-        except CannotRun as why:
-            gaps.append(left_out(Report("", run.started, name=Path(file.place()).name), str(why)))
-            continue
-        for report in reports:
-            other, known = found.setdefault(key := report.number or report.name, (file, report))
-            if known is not report:
-                twice = f"is in {other} and in {file}: the later one counts"
-                gaps.append(left_out(report, twice))
-                found[key] = file, max(known, report, key=lambda one: one.started)
-    return [report for _, report in found.values()], gaps
-
-
-def merged(run: Run, expected: list[Report]) -> list[Report]:
-    """The reports of a run, read back. What cannot be merged is a gap, as is an account that is
-    expected and of which there is no report."""
-    found, gaps = gathered(run)
-    latest = max((one.started for one in found), default=run.started)
-    asked = set().union(*map(scope, found))
-    reports = {one.number or one.name: fitting(one, latest, asked) for one in found}
-    for blank in expected:
-        one = reports.setdefault(blank.number, blank)
-        one.name = blank.name or one.name
-        if one is blank and one.state == ACTIVE and not one.error:
-            one.error = Unanswered("NoReport", detail="of this run")
-        if one is blank and run.options.state:
-            one.history = history_of(run, one)
-    return [*reports.values(), *gaps]
-
-
-def as_one(results: Results, reports: list[Report]) -> Results:
-    """The results of a run that reports were written in, wherever that was."""
-    seen = [one for one in reports if one.arn or one.sheets]
-    if not reports:
-        raise CannotRun("there is no report to merge")
-    began = min((one.started for one in seen), default=results.started)
-    ended = max((one.started + timedelta(seconds=one.seconds) for one in seen), default=began)
-    return replace(
-        results,
-        started=began,
-        seconds=(ended - began).total_seconds(),
-        with_state=any(one.gone is not None for one in reports),
-        arn=results.arn or in_words(sorted(one.arn for one in seen)),
+def account_job(
+    caller: Account, options: argparse.Namespace, profile: str | None, about: dict[str, Any]
+) -> AccountJob:
+    """A job for an account as ListAccounts describes it. Only active accounts are opened."""
+    number = about["Id"]
+    status = about.get("State") or about.get("Status") or ACTIVE  # AWS retired Status in 2026
+    open_account = functools.partial(assume_role, caller, profile, options.role, number)
+    return AccountJob(
+        number,
+        about.get("Name", ""),
+        (profile or "") if number == caller.number else "",
+        status,
+        open=open_account if status == ACTIVE else None,
     )
 
 
-# === main =============================================================================
+def organization_jobs(
+    caller: Account, options: argparse.Namespace, profile: str | None
+) -> list[AccountJob]:
+    """The accounts of the organization, or those of them named by --account."""
+    try:
+        found = caller.fetch("organizations", "ListAccounts", "Accounts", page_size=20)
+        listed = {about["Id"]: about for about in found}
+    except AwsCallFailed as failed:
+        why = f"{failed.error}{needed_permission(failed.error)}"
+        hint = "ask from the management account or a delegated administrator"
+        raise CannotRun(f"cannot list the accounts: {why}; {hint}") from failed
+    not_listed = AwsError("NotListed", "organizations", "ListAccounts")
+    return [
+        account_job(caller, options, profile, listed[number])
+        if number in listed
+        else AccountJob(number, error=not_listed)
+        for number in dict.fromkeys(options.account or listed)
+    ]
+
+
+def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
+    """The accounts of several profiles, each account once."""
+    jobs: dict[str, AccountJob] = {}
+    for profile in dict.fromkeys(options.profile):
+        try:
+            caller = connect(options, profile)
+        except CannotRun as why:
+            warn(f"{profile}: {why}")
+            jobs[profile] = AccountJob("", profile, profile, error=to_aws_error(why))
+            continue
+        if first := jobs.get(caller.number):
+            warn(f"{profile}: the same account as {first.profile}: audited once")
+            continue
+        open_account = functools.partial(assume_role, caller, profile, "", caller.number)
+        jobs[caller.number] = AccountJob(caller.number, profile, profile, open=open_account)
+    return [*jobs.values()]
+
+
+# --- auditing accounts ----------------------------------------------------------------
+
+ACCOUNTS_AT_ONCE = 8  # AWS throttles each by itself; memory and sockets set the limit
+FINISHED_ACCOUNTS: list[str] = []  # with a workbook, for the message of a signal
+
+
+def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -> Report:
+    """Audit one account and write its files."""
+    options = run.options
+    checks = [one for one in CHECKS if one.name in (options.check or one.name)]
+    # days of the history are comparable only if all checks ran in all regions
+    everything = len(checks) == len(CHECKS) and not options.region
+    acceptances, state = run.acceptances(aws.number), run.state(aws.number)
+    today = f"{run.started:%Y-%m-%d}"
+    question = Question(checks, acceptances, state, today, everything)
+    done = audit(aws, job, question, progress)
+    run.used_acceptances |= done.used_acceptances
+    name = run.workbook_name(aws.number, done.report.started)
+    report = replace(done.report, workbook=run.file(name, aws.number).absolute())
+    write_account_files(run, report, name, done.remembered)
+    return report
+
+
+def write_account_files(
+    run: Run, report: Report, name: str, remembered: dict[str, KnownFinding]
+) -> None:
+    """Write the workbook, the CSV files and the state of one account."""
+    options, number = run.options, report.account
+    run.write(build_workbook(Overview.of_one(report)), name, number)
+    FINISHED_ACCOUNTS.append(number)
+    for result in report.results if options.csv else ():
+        csv_name = join_path(options.csv, f"{number}-{result.check.name}.csv")
+        run.write(to_csv(result, report), csv_name, number)
+    if options.state:
+        state = AccountState(remembered, tuple(report.history))
+        write_state(run.file(options.state, number), number, state)
+
+
+def cannot_open(error: AwsError) -> str:
+    """Why an account could not be opened, and what is needed."""
+    return f"cannot open the account: {error}{needed_permission(error)}"
+
+
+def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
+    """Audit one account of a run. A failure becomes the report's error.
+
+    A single account without a JSON report has nowhere to say so: then the failure is raised.
+    """
+    started, options = run.started.replace(microsecond=0), run.options
+    report = job.report(started)
+    try:
+        if job.open:
+            with contextlib.closing(job.open()) as aws:
+                report = audit_account(run, aws, job, progress)
+    except Exception as error:
+        if not run.multi_account:
+            if not isinstance(error, AwsCallFailed):
+                raise
+            if not options.json:
+                raise CannotRun(cannot_open(error.error)) from error
+        report = job.report(started, to_aws_error(error))
+    if report.error and (state := run.state(job.account)):
+        report = replace(report, history=[*state.history])
+    if "{account}" in (options.json or ""):
+        run.write(to_json([report]), options.json, report.account or report.name)
+    return drop_ok_rows(report) if run.multi_account and not run.keeps_ok_rows else report
+
+
+def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Report]:
+    """Audit the accounts side by side; the reports come in the order of the jobs."""
+
+    def no_progress(_: str) -> None:
+        """Nothing is shown of a check where several accounts are audited."""
+
+    inner, findings = no_progress if run.multi_account else progress, 0
+    with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
+        futures = [pool.submit(audit_safely, run, job, inner) for job in jobs]
+        for done, future in enumerate(as_completed(futures) if run.multi_account else (), 1):
+            findings += len(future.result().rows(FINDING))
+            progress(f"{done:,} of {len(jobs):,} accounts, {counted(findings, 'finding')}")
+    progress("")
+    return [future.result() for future in futures]
+
+
+# --- merging reports ------------------------------------------------------------------
+
+MAX_RUN_DURATION = timedelta(days=1)  # from the first account of a run to the last
+MERGE_THREADS = 32  # for reports in S3
+
+
+def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
+    """The reports in a file; CannotRun if it cannot be read."""
+    with read_errors_as_cannot_run(file):
+        data = file.read()
+    reports = reports_from_json(data, file)
+    return reports if keep_ok_rows else [*map(drop_ok_rows, reports)]
+
+
+def coverage(report: Report) -> set[tuple[str, bool]]:
+    """The checks that were run, each with whether it was on everything."""
+    return {
+        (result.check.name, complete)
+        for result in report.results
+        for complete in {False, result.complete}
+    }
+
+
+def unmergeable(report: Report, why: str) -> Report:
+    """A report that stands for what is missing in the overview, and why."""
+    warn(f"{report.account} {why}".strip())
+    error = AwsError("NotMerged", detail=why)
+    return Report(report.account, report.started, report.name, error=error)
+
+
+def reject_stale_or_partial(
+    report: Report, latest: datetime, expected: Collection[tuple[str, bool]]
+) -> Report:
+    """The report, if it belongs to the run of the latest one and covers as much as the others.
+
+    An old one must not stand for an audit that failed, nor one with less for a complete one.
+    """
+    if latest - report.started > MAX_RUN_DURATION:
+        return unmergeable(report, f"was audited on {report.started:%Y-%m-%d}, before this run")
+    audited = report.account_status == ACTIVE and not report.error
+    if audited and coverage(report) != expected:
+        return unmergeable(report, "covers fewer checks or regions than others")
+    return report
+
+
+def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
+    """The report of each account, and a report for everything that cannot be merged."""
+    files: list[File] = []
+    for place in map(run.file, run.options.merge):
+        with read_errors_as_cannot_run(place):
+            files += place.list_json()
+    with ThreadPoolExecutor(MERGE_THREADS) as pool:
+        futures = [(one, pool.submit(read_report_file, one, run.keeps_ok_rows)) for one in files]
+    found, rejected = dict[str, tuple[File, Report]](), list[Report]()
+    for file, future in futures:
+        try:
+            reports = future.result()
+        except CannotRun as why:
+            unread = Report("", run.started, name=Path(file.absolute()).name)
+            rejected.append(unmergeable(unread, str(why)))
+            continue
+        for report in reports:
+            other, known = found.setdefault(key := report.account or report.name, (file, report))
+            if known is not report:
+                twice = f"is in {other} and in {file}: the later one counts"
+                rejected.append(unmergeable(report, twice))
+                found[key] = file, max(known, report, key=lambda one: one.started)
+    return {name: report for name, (_, report) in found.items()}, rejected
+
+
+def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
+    """The reports of a run that were written elsewhere.
+
+    What cannot be merged becomes an error, as does an expected account without a report.
+    """
+    found, rejected = read_reports(run)
+    latest = max((report.started for report in found.values()), default=run.started)
+    expected = set().union(*map(coverage, found.values()))
+    reports = {
+        name: reject_stale_or_partial(report, latest, expected) for name, report in found.items()
+    }
+    for job in jobs:
+        if report := reports.get(job.account):
+            reports[job.account] = replace(report, name=job.name or report.name)
+        else:
+            reports[job.account] = missing_report(run, job)
+    if not reports and not rejected:
+        raise CannotRun("there is no report to merge")
+    return [*reports.values(), *rejected]
+
+
+def missing_report(run: Run, job: AccountJob) -> Report:
+    """A report for an account that has none, with an error if it should have one."""
+    audited = job.account_status == ACTIVE and not job.error
+    error = AwsError("NoReport", detail="of this run") if audited else None
+    report = job.report(run.started.replace(microsecond=0), error)
+    state = run.state(job.account)
+    return replace(report, history=[*state.history]) if state else report
+
+
+def merged_overview(run: Run, selection: Selection, reports: list[Report]) -> Overview:
+    """The overview of merged reports, from the first start to the last end."""
+    audited = [report for report in reports if report.auditor_arn or report.results]
+    began = min((report.started for report in audited), default=run.started)
+    ends = (report.started + timedelta(seconds=report.seconds) for report in audited)
+    auditors = in_words(sorted(report.auditor_arn for report in audited))
+    return Overview(
+        reports=sorted(reports, key=Report.sort_key),
+        started=began,
+        seconds=(max(ends, default=began) - began).total_seconds(),
+        path=run.file(run.overview_name()).absolute(),
+        multi_account=True,
+        with_state=any(report.resolved is not None for report in reports),
+        scope=selection.scope,
+        auditor_arn=selection.auditor_arn or auditors,
+    )
+
+
+# --- main -----------------------------------------------------------------------------
 
 
 class Outcome(NamedTuple):
-    """What came out of a run. It is `calm` if there is nothing that a person should read."""
+    """The result of a run, as AWS Lambda returns it."""
 
     exit_code: int
     headline: str
-    calm: bool
+    needs_attention: bool
     files: list[str]
 
 
 def write_list(run: Run, numbers: list[str]) -> Outcome:
-    """Write which accounts there are to audit, for who spreads the work."""
+    """Write the numbers of the accounts to audit, for whoever spreads the work."""
     text = "\n".join(numbers)
     if run.options.list == "-":
-        say(text)
+        print_safe(text)
     else:
-        run.deliver(f"{text}\n".encode(), run.options.list)
-    return Outcome(0, counted(len(numbers), "account"), True, run.written)
+        run.write(f"{text}\n".encode(), run.options.list)
+    return Outcome(0, counted(len(numbers), "account"), False, run.written)
 
 
-def whom(run: Run) -> tuple[Results, list[Member]]:
-    """Which accounts are to be audited, or are expected, and what they belong to."""
-    options, blank = run.options, Report("", run.started.replace(microsecond=0))
-    results = Results([], run.started, run.several, bool(options.state))
-    if options.merge and not options.organization:
-        results.of = "AWS accounts"
-        return results, [(replace(blank, number=one), None) for one in options.account]
-    if len(set(options.profile)) > 1:
-        results.of, results.arn = "AWS profiles", ", ".join(options.profile)
-        return results, [*members_by_profile(options, blank)]
-    profile = next(iter(options.profile), None)
-    caller = connect(options, profile)
-    of = f"AWS organization of {caller.number}" if options.organization else "AWS accounts"
-    results.of, results.arn = of, caller.arn
-    return results, [*members_of(caller, options, profile, blank)]
-
-
-def conclude(run: Run, results: Results, documents: list[dict[str, Any]]) -> Outcome:
-    """Tell what came out, and how."""
-    options, reports = run.options, results.reports
-    for report in reports:
-        where = f"{report.number}: " if results.several else ""
-        if report.has_expired():
-            complain(f"{where}the credentials expired during the audit: the rest was {NOT_CHECKED}")
-        if report.error and not results.several:
-            complain(cannot_enter(report.error))
-    calm = all(report.is_calm() for report in reports)
-    shown = results.several or not reports[0].error
-    if options.json != "-" and shown and not (options.quiet and calm):
-        terminal = bool(sys.stdout and sys.stdout.isatty())
-        say(terminal_text(results, colour=terminal and "NO_COLOR" not in os.environ))
-    unlooked = options.check or options.region or options.account or options.quiet
-    if not unlooked and not any(one.error for one in reports):
-        for decision in (one for found in run.decisions.values() for one in found):
-            if decision not in run.used:
-                complain(f"accepted, but nothing is like it: {decision.pattern}")
-    if options.json == "-":
-        say(whole_json(documents).decode())
-    elif options.json and (options.merge or "{account}" not in options.json):
-        run.deliver(whole_json(documents), options.json)
-    code = max((report.exit_code() for report in reports), default=0)
-    only = f"AWS account {reports[0].number}"
-    whose = f"{results.of}: {accounts_words(reports)}" if results.several else only
-    return Outcome(code, f"{whose}: {headline(results)}", calm, run.written)
-
-
-def perform(argv: Sequence[str] | None) -> Outcome:
-    """A run from its arguments to its end. The files of each account are written when it is
-    done, and the overview of several at the end. CannotRun says why there is no report."""
-    began, options = time.monotonic(), arguments(argv)
-    FINISHED.clear()
-    gc.set_threshold(100_000)  # botocore's models are large, and looked through in vain
+def run_program(argv: Sequence[str] | None) -> Outcome:
+    """A run from its arguments to its end. Raises CannotRun if there is no report."""
+    began, options = time.monotonic(), parse_arguments(argv)
+    FINISHED_ACCOUNTS.clear()
+    gc.set_threshold(100_000)  # botocore's models are large, and collecting them frees nothing
     log_calls(options.debug)
     run = Run(options)
-    prepare(run)
-    results, members = whom(run)
+    check_before_start(run)
+    selection = select_accounts(run)
     if options.list:
-        return write_list(run, [report.number for report, way in members if way])
+        return write_list(run, [job.account for job in selection.jobs if job.open])
     if options.merge:
-        reports = merged(run, [report for report, _ in members])
-        documents = [as_json(report) for report in reports if options.json]
-        reports = [*map(without_ok, reports)]
-        results = as_one(results, reports)
+        overview = merged_overview(run, selection, merge_reports(run, selection.jobs))
     else:
-        progress = functools.partial(show_progress, began, not options.quiet)
-        reports, documents = audited(run, members, progress)
-        results.seconds = time.monotonic() - began
-    results.reports = sorted(reports, key=Report.badness)
-    results.path = reports[0].path
-    if results.several:
-        name = options.output or f"security_check_overview_{run.started:%Y-%m-%d_%H%M}.xls"
-        results.path = run.file(name).place()  # which the overview's links begin at
-        run.deliver(book_of(results), name)
-    return conclude(run, results, documents)
+        overview = audited_overview(run, selection, began)
+    if overview.multi_account:
+        run.write(build_workbook(overview), run.overview_name())
+    return report_outcome(run, overview)
+
+
+def audited_overview(run: Run, selection: Selection, began: float) -> Overview:
+    """The overview of the accounts that this run audits."""
+    progress = functools.partial(show_progress, began, not run.options.quiet)
+    reports = audit_all(run, selection.jobs, progress)
+    overview = run.file(run.overview_name()).absolute() if run.multi_account else ""
+    return Overview(
+        reports=sorted(reports, key=Report.sort_key),
+        started=run.started,
+        seconds=time.monotonic() - began,
+        path=overview or reports[0].workbook,
+        multi_account=run.multi_account,
+        with_state=bool(run.options.state),
+        scope=selection.scope,
+        auditor_arn=selection.auditor_arn,
+    )
+
+
+def report_outcome(run: Run, overview: Overview) -> Outcome:
+    """Print the summary and the warnings, and write the JSON report."""
+    options, reports = run.options, overview.reports
+    attention = overview.needs_attention()
+    warn_of_errors(overview)
+    shown = overview.multi_account or not reports[0].error
+    if options.json != "-" and shown and (attention or not options.quiet):
+        terminal = bool(sys.stdout and sys.stdout.isatty())
+        print_safe(terminal_text(overview, colour=terminal and "NO_COLOR" not in os.environ))
+    warn_of_unused_acceptances(run, reports)
+    if options.json == "-":
+        print_safe(to_json(reports).decode())
+    elif options.json and (options.merge or "{account}" not in options.json):
+        run.write(to_json(reports), options.json)
+    whose = f"AWS account {reports[0].account}"
+    if overview.multi_account:
+        whose = f"{overview.scope}: {describe_accounts(reports)}"
+    return Outcome(overview.exit_code(), f"{whose}: {headline(overview)}", attention, run.written)
+
+
+def warn_of_errors(overview: Overview) -> None:
+    """Warn of credentials that expired, and of a single account that could not be opened."""
+    for report in overview.reports:
+        prefix = f"{report.account}: " if overview.multi_account else ""
+        if report.credentials_expired():
+            warn(f"{prefix}the credentials expired during the audit: the rest was {NOT_CHECKED}")
+        if report.error and not overview.multi_account:
+            warn(cannot_open(report.error))
+
+
+def warn_of_unused_acceptances(run: Run, reports: Collection[Report]) -> None:
+    """Warn of acceptances that match nothing, but only if everything was audited."""
+    options = run.options
+    if options.check or options.region or options.account or options.quiet:
+        return
+    if any(report.error for report in reports):
+        return
+    for acceptance in (one for found in run.accept_files.values() for one in found):
+        if acceptance not in run.used_acceptances:
+            warn(f"unused acceptance: {acceptance.pattern} matches no finding")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit accounts; the arguments are the command line's, the result is the exit code."""
     try:
-        return perform(argv).exit_code
+        return run_program(argv).exit_code
     except CannotRun as why:
-        complain(str(why))
+        warn(str(why))
     return 2
 
 
 def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001
-    """What AWS Lambda calls: `event["arguments"]` is the command line. What comes back is exit
-    code, headline, whether all is calm, and where files are in S3. What no report can be written
-    for is raised, so that who called may try again or go on without."""
+    """The function that AWS Lambda calls: `{"arguments": ["--json", "s3://b/{account}.json"]}`.
+
+    `event["arguments"]` is the command line. The result has the exit code, the headline,
+    whether a person should look, and the files that were written in S3. Raises CannotRun if
+    there is no report, so that the caller can try again or go on without it.
+    """
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # the only place where a function may write
         try:
-            outcome = perform([*event["arguments"]])
+            outcome = run_program([*event["arguments"]])
         except SystemExit as end:
             raise CannotRun("bad arguments: the log tells which") from end
         finally:
@@ -3986,26 +4941,30 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
     return outcome._replace(files=kept)._asdict()
 
 
-def leave(code: int) -> None:
-    """End the process without its threads, which may still wait for AWS, and without taking
-    everything down piece by piece, which takes as long as the calls of a small audit."""
+def exit_now(code: int) -> None:
+    """End the process without waiting for threads that still wait for AWS.
+
+    Nothing is taken down piece by piece either: that takes as long as the calls of a small
+    audit.
+    """
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError):
             stream.flush()
     os._exit(code)
 
 
-def stop(number: int, _: object) -> None:
-    done = f"{counted(len(FINISHED), 'account')} done, no overview was written"
-    what = done if FINISHED else "no workbook was written"
-    complain(f"interrupted by {signal.Signals(number).name}: {what}")
-    leave(128 + number)
+def on_signal(number: int, _: object) -> None:
+    """Say what was done, and end."""
+    accounts = counted(len(FINISHED_ACCOUNTS), "account")
+    done = f"{accounts} done, no overview was written" if FINISHED_ACCOUNTS else ""
+    warn(f"interrupted by {signal.Signals(number).name}: {done or 'no workbook was written'}")
+    exit_now(128 + number)  # as shells report it
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    job = ThreadPoolExecutor(1).submit(main)
-    while not job.done():  # a signal may go unheard in a wait without an end, on Windows always
-        wait([job], timeout=0.2)
-    leave(job.result())
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, on_signal)
+    main_thread = ThreadPoolExecutor(1).submit(main)
+    while not main_thread.done():  # an endless wait may not hear a signal, on Windows never
+        wait([main_thread], timeout=0.2)
+    exit_now(main_thread.result())
