@@ -2717,7 +2717,7 @@ def locked(folder: Path) -> Iterator[None]:
 S3_NAME = re.compile(r"s3://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
 WRITE_CONFLICT_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
 MAX_WRITE_TRIES = 50  # of the state: each conflict means that another writer has finished
-CONFLICT_PAUSE = 100  # milliseconds at most, so that writers do not meet again
+CONFLICT_PAUSE = 100  # milliseconds at most, so that two writers do not meet again
 
 
 @dataclass(frozen=True)
@@ -3705,10 +3705,14 @@ class SheetWriter:
         self.sheet.row(self.next_row).height = height
         self.next_row += 1
 
+    def digits(self, column: int) -> int:
+        """The width of a column."""
+        return max(self.widths[column], MIN_COLUMN)
+
     def close(self) -> None:
-        """Set the widths and the links."""
-        for column, width in self.widths.items():
-            self.sheet.col(column).width = COLUMN_UNIT * max(width, MIN_COLUMN)
+        """Set the widths and the links. Nothing can be set after this."""
+        for column in self.widths:
+            self.sheet.col(column).width = COLUMN_UNIT * self.digits(column)
         add_links(self.sheet, self.links)
 
 
@@ -3742,8 +3746,7 @@ class TableWriter(SheetWriter):
 
         If those that are always printed do not fit, they go on to a second page.
         """
-        super().close()
-        points = [self.sheet.col(number).width / POINT for number in range(len(self.header))]
+        points = [COLUMN_UNIT * self.digits(number) / POINT for number in range(len(self.header))]
         fits = [total * MIN_SCALE <= 100 * PAGE_WIDTH_PT for total in accumulate(points)]
         self.last_printed = max(
             number
@@ -3752,6 +3755,7 @@ class TableWriter(SheetWriter):
         )
         self.sheet.fit_num_pages = self.sheet.fit_width_to_pages = int(fits[self.last_printed])
         self.sheet.fit_height_to_pages, self.sheet.print_scaling = 0, MIN_SCALE
+        super().close()
 
 
 class SummaryLine(NamedTuple):
@@ -3789,9 +3793,9 @@ class SummaryWriter(SheetWriter):
 
     def close(self) -> None:
         """Fit the sheet on one page."""
-        super().close()
         self.sheet.portrait = True
         self.sheet.fit_num_pages = self.sheet.fit_height_to_pages = 1
+        super().close()
 
 
 class WorkbookWriter:
@@ -3899,12 +3903,12 @@ def check_table_row(line: SheetRow) -> TableRow:
     styles |= {"Result": "new"} if row.new else {}
     styles |= {"Remediation": "command"} if command else {}
     if row.status == ACCEPTED:
-        styles = dict.fromkeys(cells, ACCEPTED)
+        styles = dict.fromkeys((*definition.columns, *cells), ACCEPTED)
     links = {name: console_link(line, name) for name in definition.console_links}
     styles |= {name: "link" for name, link in links.items() if link}
     for name, style in styles.items():
         if style:
-            cells[name] = StyledCell(plain_value(cells[name]), style, links.get(name, ""))
+            cells[name] = StyledCell(plain_value(cells.get(name, "")), style, links.get(name, ""))
     return cells
 
 
