@@ -404,7 +404,7 @@ class CheckResult:
     # for diff_with_state and evaluate_control; not part of the JSON report
     failed_targets: Collection[str] = field(default=(), compare=False)
     targets_complete: bool = field(default=True, compare=False)  # False if listing them failed
-    evaluated: Counter[str] = field(default_factory=Counter, compare=False)  # by control; "" all
+    evaluated_by_control: Counter[str] = field(default_factory=Counter, compare=False)  # "": all
 
 
 # --- what is remembered from month to month -------------------------------------------
@@ -2593,7 +2593,7 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
                 undecided.add(ACCEPTED if row.status == ACCEPTED else NOT_CHECKED)
             else:
                 (accepted if row.status == ACCEPTED else failed).add(one.resource)
-    evaluated = result.evaluated[name]
+    evaluated = result.evaluated_by_control[name]
     if scope and evaluated:  # a region or user that was read decides it for the account
         evaluated, undecided = 1, set()
     elif not result.complete or (scope and not undecided):
@@ -2963,7 +2963,7 @@ def write_state(file: File, number: str, state: AccountState) -> None:
 
 REPORT_SCHEMA = 5
 MALFORMED_REPORT = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-ONLY_FOR_THE_AUDIT = {"control_findings", "failed_targets", "targets_complete", "evaluated"}
+ONLY_FOR_THE_AUDIT = {"control_findings"}  # of a row
 MAX_NUMBER = 10**15  # readers of JSON and the .xls format hold numbers below exactly
 
 
