@@ -3188,9 +3188,7 @@ def current_id(id: str) -> str:
     """
     parts = id.split("/")
     length = {"security-groups": 5, "cloudtrail": 2}.get(parts[0], len(parts))
-    if parts[-1] == NOT_CHECKED_END or parts[-1].endswith("*"):
-        return id
-    return "/".join(parts[:length])
+    return id if parts[-1] == NOT_CHECKED_END else "/".join(parts[:length])
 
 
 # --- the report as JSON ---------------------------------------------------------------
