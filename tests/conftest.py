@@ -25,12 +25,12 @@ from botocore.stub import Stubber
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import cloud as cloud_module
+from reading import NOW, NUMBER
 
 import security_check
 from security_check import Account, Report
 
-NOW = datetime(2026, 11, 23, 12, 0, tzinfo=timezone.utc)
-NUMBER = "123456789012"
+__all__ = ["NOW", "NUMBER", "Canned", "Clock", "assert_refused", "audited"]
 
 
 class Canned(Account):
@@ -106,6 +106,29 @@ def assert_refused(
     assert cloud.layer.calls == []
 
 
+class Clock:
+    """The time of day for the program, which stands still until it is set again."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.patch = patch
+
+    def set(self, moment: str) -> None:
+        """`moment` is a day, at a quarter past six as cron would have it, or more exact; UTC."""
+        text = moment if "T" in moment else f"{moment}T06:15:00"
+        now = datetime.fromisoformat(text).replace(tzinfo=timezone.utc)
+
+        class Kind(type):
+            def __instancecheck__(cls, value: Any) -> bool:
+                return isinstance(value, datetime)
+
+        class Stopped(datetime, metaclass=Kind):
+            @classmethod
+            def now(cls, tz: Any = None) -> Any:
+                return now
+
+        self.patch.setattr(security_check, "datetime", Stopped)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "survives_bugs: the test provokes an internal error")
     config.addinivalue_line("markers", "posix: the test needs what Windows does not have")
@@ -136,6 +159,12 @@ def aws() -> Iterator[Canned]:
     account = Canned()
     yield account
     account.assert_all_asked()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Sets the time for the program: `clock.set("2030-08-01")`."""
+    return Clock(monkeypatch)
 
 
 @pytest.fixture(scope="session", autouse=True)
