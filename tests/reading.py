@@ -6,12 +6,16 @@ header, its lines are found by the word that they begin with.
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Union
 
+import jsonschema  # type: ignore[import-untyped]
 import xlrd
 
 import security_check
@@ -19,6 +23,7 @@ from security_check import Check, Report, Row, Sheet, Unanswered, gap
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=timezone.utc)
 NUMBER = "123456789012"
+DEPLOY = Path(__file__).parent / "deploy"  # what users deploy
 CHECKS_BY_NAME: dict[str, Check] = {check.name: check for check in security_check.CHECKS}
 
 # An open workbook, its file by name, or what is in the file.
@@ -235,7 +240,38 @@ def _link(link: Any) -> str:
     return str(target) if target else f"#{link.textmark}"
 
 
-# --- what is written into one ----------------------------------------------------------------
+# --- the report as JSON ----------------------------------------------------------------------
+
+
+@functools.cache
+def _schema() -> Any:
+    schema = json.loads((DEPLOY / "report.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def read_report(text: str | bytes) -> dict[str, Any]:
+    """A report as JSON, which is what its schema says."""
+    report: dict[str, Any] = json.loads(text)
+    _schema().validate(report)
+    return report
+
+
+def read_accounts(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """The accounts of a report in a file, by number, or by name if it is not known; none is
+    there twice."""
+    accounts = read_report(Path(path).read_text())["accounts"]
+    found = {account["account"] or account["name"]: account for account in accounts}
+    assert len(found) == len(accounts)
+    return found
+
+
+def rows_by_id(account: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of all checks of one account of a report."""
+    return {row["id"]: row for check in account["checks"] for row in check["rows"]}
+
+
+# --- what is written into a workbook ---------------------------------------------------------
 
 
 def a_row(

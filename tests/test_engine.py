@@ -28,7 +28,7 @@ import security_check
 from security_check import ACTIONS, main
 
 TESTS = Path(__file__).parent
-TEMPLATE = (TESTS / "organization.yaml").read_text()
+TEMPLATE = (TESTS / "deploy/organization.yaml").read_text()
 AUDITED = {"cloudtrail", "ec2", "iam", "organizations", "s3", "s3control"}
 
 CLOSED, DEAD, THROTTLED, SUSPENDED = (f"1000000000{n:02}" for n in (7, 11, 13, 14))

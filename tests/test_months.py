@@ -335,7 +335,7 @@ def test_json_says_what_the_sheets_say(cloud: Cloud, capsys: pytest.CaptureFixtu
     cloud.client("iam").create_access_key(UserName="alice")
     code = main(["--json", "-", "--state", "state.json", "--output", "x.xls"])
     report = json.loads(capsys.readouterr().out)
-    schema = json.loads((Path(__file__).parent / "report.schema.json").read_text())
+    schema = json.loads((Path(__file__).parent / "deploy/report.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(report, schema)
     assert code == 1

@@ -25,7 +25,7 @@ import security_check
 from security_check import OK, ROOT, SEVERITIES, Unanswered, main
 
 jsonschema = pytest.importorskip("jsonschema")
-SCHEMA = json.loads((Path(__file__).parent / "report.schema.json").read_text())
+SCHEMA = json.loads((Path(__file__).parent / "deploy/report.schema.json").read_text())
 FILES = ["--json", "o.json", "--csv", ".", "--output", "o.xls"]
 SOEHNE, TOKYO, CLOSED, SUSPENDED = "111111111111", "222222222222", "888888888888", "666666666666"
 

@@ -67,7 +67,7 @@ def test_the_policies_of_an_organization_allow_what_its_run_asks_and_nothing_els
 
 
 def test_the_template_of_the_role_is_the_readmes() -> None:
-    text = (TOP / "tests/role.yaml").read_text()
+    text = (TOP / "tests/deploy/role.yaml").read_text()
     actions = re.findall(r"^ +- (\w+:\w+)$", text, re.MULTILINE)
     assert actions == json.loads(block("json"))["Statement"][0]["Action"]
     trust = json.loads(block("json", 2))["Statement"][0]
@@ -80,7 +80,7 @@ def test_the_template_of_the_role_is_the_readmes() -> None:
 @pytest.mark.parametrize("template", ["role.yaml", "organization.yaml"])
 def test_cfn_lint_has_nothing_to_say_about_the_templates(template: str) -> None:
     lint = [str(Path(sys.executable).parent / "cfn-lint"), "--include-checks", "I", "--", template]
-    ran = subprocess.run(lint, cwd=TOP / "tests", capture_output=True, text=True, check=False)
+    ran = subprocess.run(lint, cwd=TOP / "tests/deploy", capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
 
 

@@ -82,7 +82,7 @@ def in_json() -> dict[str, dict[str, Any]]:
     """The check's rows in the report, which is what its schema says, by ID."""
     jsonschema = pytest.importorskip("jsonschema")
     report = json.loads(Path("x.json").read_text())
-    schema = json.loads((Path(__file__).parent / "report.schema.json").read_text())
+    schema = json.loads((Path(__file__).parent / "deploy/report.schema.json").read_text())
     jsonschema.validate(report, schema)
     *_, one = report["accounts"][0]["checks"]
     assert (one["name"], one["title"]) == ("users", "Users")
