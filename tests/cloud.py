@@ -5,6 +5,9 @@ cannot: VPC block public access, bucket regions, a credential report with a root
 of an organization's accounts and who may enter them, and what a function of Lambda answers,
 which is called in this process. A request acts in the account that its
 access key belongs to; a key that nobody made belongs to DEFAULT_ACCOUNT_ID.
+
+Who asks from this process gets the same answers without a connection, which costs half of the
+time, unless `over_http` is set or a fault is one of connections.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -27,12 +31,14 @@ from fnmatch import fnmatchcase
 from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest.mock import patch
-from urllib.parse import parse_qs, unquote
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 # Before moto, which else gives each region of each account 1,300 machine images.
 os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"
 
 import boto3
+from botocore.awsrequest import AWSResponse
+from botocore.exceptions import ReadTimeoutError
 from moto import backends
 from moto.core.config import default_user_config
 from moto.ec2.models.availability_zones_and_regions import Region, RegionsAndZonesBackend
@@ -46,6 +52,7 @@ from moto.moto_server.werkzeug_app import (
 from moto.organizations import utils
 from moto.organizations.models import organizations_backends
 from moto.s3.models import s3_backends
+from urllib3 import HTTPHeaderDict, HTTPResponse
 from werkzeug.serving import make_server
 
 DEFAULT_ACCOUNT_ID = "123456789012"  # moto's
@@ -57,6 +64,9 @@ S3_OPERATIONS = {
 }
 PAGE = 20  # accounts, at most, that ListAccounts gives at once
 T = TypeVar("T")
+
+# One session for all clients that fill accounts: it keeps what it has read of the services.
+SESSION: Any = boto3.Session()
 
 
 @dataclass(frozen=True)
@@ -81,9 +91,10 @@ class Call:
 
 @dataclass
 class Fault:
-    """What to do to the calls that match: `kind` is an error code, or one of hang, drop,
-    truncate, rubbish, die (a function does); `times` limits how often (-1: for good), `after`
-    so many that pass."""
+    """What to do to the calls that match: `kind` is an error code, or rubbish, or die (a
+    function does), or one of CONNECTION, or silence, which is what hang comes to without its
+    time, and without a connection; `times` limits how often (-1: for good), `after` so many
+    that pass."""
 
     kind: str
     service: str = "*"
@@ -129,6 +140,9 @@ class Bucket:
         self.tokens -= 1
         return True
 
+
+# Faults of a connection: it stays open without an answer, or ends before or within one.
+CONNECTION = ("hang", "drop", "truncate")
 
 # IAM by account, the others by account and region: calls a second, after a burst.
 LIMITS = {"iam": (20, 30), "ec2": (20, 100), "cloudtrail": (10, 10)}
@@ -216,6 +230,7 @@ class Layer:
         self.ended = threading.Event()
         self.lock = threading.Lock()
         self.turn = threading.Lock()  # a function serves one event at a time
+        self.objects = threading.Lock()  # S3 is atomic: moto compares, and then puts
         self.reset()
 
     def reset(self) -> None:
@@ -296,6 +311,8 @@ class Layer:
     ) -> Iterable[bytes]:
         if fault.kind == "hang":
             self.ended.wait()
+        if fault.kind == "silence":
+            raise ReadTimeoutError(endpoint_url=environ["RAW_URI"])
         if fault.kind in ("hang", "drop"):
             with contextlib.suppress(OSError):
                 environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
@@ -335,6 +352,9 @@ class Layer:
         }
         if change := changes.get(call.operation):
             return self.edit(functools.partial(change, call.account), environ, start)
+        if call.operation in ("GetObject", "PutObject"):
+            with self.objects:
+                return [b"".join(self.app(environ, start))]
         answer: Iterable[bytes] = self.app(environ, start)
         return answer
 
@@ -455,6 +475,19 @@ def own(account: str, default: dict[str, T], others: dict[str, dict[str, T]]) ->
     return {DEFAULT_ACCOUNT_ID: default, **others}.get(account, {})
 
 
+class Dispatcher(DomainDispatcherApplication):
+    """moto's, which else looks through its folder for the name of the service at every call."""
+
+    def __init__(self) -> None:
+        super().__init__(create_backend_app)
+        self.known: dict[str | None, Any] = {}
+
+    def get_backend_for_host(self, host: str | None) -> Any:
+        if host not in self.known:
+            self.known[host] = super().get_backend_for_host(host)
+        return self.known[host]
+
+
 class QuietHandler(MotoRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -468,6 +501,8 @@ class Cloud:
     def __init__(self, url: str, layer: Layer) -> None:
         self.url, self.layer = url, layer
         self.keys: dict[str, Any] = {}  # by account
+        self.over_http = False
+        self.holds = ""  # what the accounts were filled with, if it is as it was then
 
     @property
     def environment(self) -> dict[str, str]:
@@ -502,8 +537,32 @@ class Cloud:
     ) -> Any:
         """A client to fill the account with."""
         keys: Any = {name.lower(): value for name, value in self.credentials(account).items()}
-        session: Any = boto3.Session(region_name=region, **keys)
-        return session.client(service, endpoint_url=self.url)
+        client: Any = SESSION.client(service, region, endpoint_url=self.url, **keys)
+        client.meta.events.register_last("before-send", self.answer_here)
+        return client
+
+    def answer_here(self, request: Any, **_: Any) -> AWSResponse | None:
+        """The answer to a request that botocore is about to send, without sending it; None if
+        it shall be sent."""
+        url = urlsplit(request.url)
+        faults = any(fault.kind in CONNECTION for fault in self.layer.faults)
+        if self.over_http or faults or url.port != urlsplit(self.url).port:
+            return None
+        body = request.body or b""
+        body = body.read() if hasattr(body, "read") else body
+        body = body.encode() if isinstance(body, str) else bytes(body)
+        began: list[Any] = []
+        environ = environ_of(request, url, body)
+        answer = b"".join(self.layer(environ, lambda *args: began.extend(args)))
+        status, headers = int(began[0].split(" ", 1)[0]), HTTPHeaderDict(began[1])
+        raw: Any = HTTPResponse(
+            io.BytesIO(answer),
+            headers,
+            status,
+            preload_content=False,
+            request_method=request.method,
+        )
+        return AWSResponse(request.url, status, raw.headers, raw)
 
     def organize(self, names: dict[str, str]) -> str:
         """Make an organization of accounts with these numbers and names; its ID. The first is
@@ -525,12 +584,44 @@ class Cloud:
     def reset(self) -> None:
         self.layer.reset()
         self.keys.clear()
+        self.over_http, self.holds = False, ""
         moto_api_backend.reset()
         organizations_backends.master_accounts.clear()  # moto goes on to know the members
 
     def backend(self, service: str, region: str = "aws", account: str = DEFAULT_ACCOUNT_ID) -> Any:
         get: Any = backends.get_backend
         return get(service)[account][region]
+
+
+def environ_of(request: Any, url: SplitResult, body: bytes) -> dict[str, Any]:
+    """A request of botocore as a server gives it to a WSGI application."""
+    headers = {
+        name.upper().replace("-", "_"): value.decode() if isinstance(value, bytes) else str(value)
+        for name, value in request.headers.items()
+    }
+    kept = {name: headers.pop(name) for name in ("CONTENT_TYPE",) if name in headers}
+    return {
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": url.scheme,
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+        "REQUEST_METHOD": request.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote(url.path, "latin-1"),
+        "QUERY_STRING": url.query,
+        "RAW_URI": request.url,
+        "REMOTE_ADDR": "127.0.0.1",
+        "SERVER_NAME": url.hostname,
+        "SERVER_PORT": str(url.port),
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        **{f"HTTP_{name}": value for name, value in headers.items()},
+        **kept,
+        "CONTENT_LENGTH": str(len(body)),
+        "HTTP_HOST": url.netloc,
+    }
 
 
 def set_regions(names: Iterable[str]) -> None:
@@ -543,7 +634,7 @@ def set_regions(names: Iterable[str]) -> None:
 def running(regions: Iterable[str] = REGIONS) -> Iterator[Cloud]:
     """A fresh AWS with these regions enabled, on a free port of 127.0.0.1."""
     set_regions(regions)
-    layer = Layer(DomainDispatcherApplication(create_backend_app))
+    layer = Layer(Dispatcher())
     server = make_server("127.0.0.1", 0, layer, threaded=True, request_handler=QuietHandler)
     setattr(server, "daemon_threads", True)  # noqa: B010
     thread = threading.Thread(target=server.serve_forever, daemon=True)

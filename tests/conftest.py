@@ -17,6 +17,8 @@ for name in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[name]
 
 import boto3
+import botocore.handlers
+import botocore.hooks
 import botocore.loaders
 import pytest
 from botocore import xform_name
@@ -132,9 +134,13 @@ class Clock:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "survives_bugs: the test provokes an internal error")
     config.addinivalue_line("markers", "posix: the test needs what Windows does not have")
+    config.addinivalue_line("markers", "first: the test takes seconds, so it starts first")
+    if config.getoption("dist", "no") == "load":  # of pytest-xdist: see `xdist_group`
+        config.option.dist = "loadgroup"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
     for item in items:
         if sys.platform == "win32" and item.get_closest_marker("posix"):
             item.add_marker(pytest.mark.skip(reason="not on Windows"))
@@ -168,33 +174,57 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_loader() -> Iterator[None]:
-    """botocore reads its service models once for all sessions of the tests: it is slow."""
+def botocore_learns_once() -> Iterator[None]:
+    """botocore reads its service models once for all sessions of the tests, and works out once
+    what its events are called: it is slow."""
     loader = botocore.loaders.create_loader()
+    alias, known = vars(botocore.hooks.EventAliaser)["_alias_event_name"], dict[str, Any]()
+
+    def alias_once(events: Any, name: str) -> Any:
+        if name not in known:
+            known[name] = alias(events, name)
+        return known[name]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("botocore.session.create_loader", lambda *_: loader)
+        patch.setattr("botocore.hooks.EventAliaser._alias_event_name", alias_once)
         yield
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[cloud_module.Cloud]:
+    """The one AWS of all tests of this process. Who asks it from here needs no connection."""
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    with cloud_module.running() as running:
+    with cloud_module.running() as running, pytest.MonkeyPatch.context() as patch:
+        here = ("before-send", running.answer_here, botocore.handlers.REGISTER_LAST)
+        every = [*botocore.handlers.BUILTIN_HANDLERS, here]
+        patch.setattr("botocore.handlers.BUILTIN_HANDLERS", every)
         yield running
+
+
+def enter(server: cloud_module.Cloud, patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Configure boto3 to go to the server, and go to the folder."""
+    for name, value in server.environment.items():
+        patch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
+        patch.delenv(name, raising=False)
+    patch.chdir(folder)
 
 
 @pytest.fixture
 def cloud(
     server: cloud_module.Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> cloud_module.Cloud:
-    """An empty account over HTTP; boto3 is configured to go there, the folder is empty."""
+    """An empty account; boto3 is configured to go there, the folder is empty."""
     server.reset()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
+    enter(server, monkeypatch, tmp_path)
     return server
+
+
+@pytest.fixture
+def over_http(cloud: cloud_module.Cloud) -> None:
+    """All calls to the account go over a connection."""
+    cloud.over_http = True
 
 
 @pytest.fixture(autouse=True)
