@@ -7,10 +7,15 @@ the history. Those of a row stand in `reading.a_row` and `reading.a_gap`, on whi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import pytest
+from cloud import Cloud
+from conftest import Canned, enter
 from reading import CHECKS_BY_NAME, NOW, NUMBER, a_gap, a_report, a_row, a_sheet
 
 import security_check
@@ -28,9 +33,6 @@ from security_check import (
     Unanswered,
     Verdict,
 )
-
-if TYPE_CHECKING:
-    from conftest import Canned
 
 Text = str | tuple[str, str, str]  # a sentence, or what stands before an item, it, and after it
 
@@ -255,6 +257,21 @@ def run_check(
 
 def _these(targets: Iterable[str]) -> Callable[[Account], Iterable[str]]:
     return lambda aws: [*targets]
+
+
+@contextmanager
+def in_an_account(server: Cloud, folder: Path) -> Iterator[Cloud]:
+    """What the fixture `cloud` is to a test, for runs that several tests only read. An error of
+    ours fails them all."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("internal error")
+
+    with pytest.MonkeyPatch.context() as patch:
+        server.reset()
+        enter(server, patch, folder)
+        patch.setattr("traceback.print_exc", fail)
+        yield server
 
 
 # --- what AWS answers about users ------------------------------------------------------------
