@@ -43,3 +43,14 @@ def table(*header: str) -> list[list[str]]:
     return [
         [cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in text.splitlines()
     ]
+
+
+def says(words: str) -> bool:
+    """Whether the words stand in the text, wherever its lines end."""
+    return any(words in " ".join(page.split()) for page in PAGES)
+
+
+def links() -> list[tuple[bool, str]]:
+    """Where the README leads to on this machine, and whether it shows that as a picture."""
+    found = re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", README)
+    return [(mark == "!", target) for mark, target in found if "://" not in target]
