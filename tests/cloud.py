@@ -40,7 +40,9 @@ import boto3
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ReadTimeoutError
 from moto import backends
+from moto.core import responses
 from moto.core.config import default_user_config
+from moto.core.utils import method_names_from_class
 from moto.ec2.models.availability_zones_and_regions import Region, RegionsAndZonesBackend
 from moto.iam.models import get_account_id_from
 from moto.moto_api._internal.models import moto_api_backend
@@ -64,6 +66,9 @@ S3_OPERATIONS = {
 }
 PAGE = 20  # accounts, at most, that ListAccounts gives at once
 T = TypeVar("T")
+
+# moto else looks for the methods of a class at every call.
+setattr(responses, "method_names_from_class", functools.cache(method_names_from_class))  # noqa: B010
 
 # One session for all clients that fill accounts: it keeps what it has read of the services.
 SESSION: Any = boto3.Session()
@@ -229,6 +234,7 @@ class Layer:
         self.app = app
         self.ended = threading.Event()
         self.lock = threading.Lock()
+        self.heard = threading.Condition(self.lock)  # of a call, for who waits for one
         self.turn = threading.Lock()  # a function serves one event at a time
         self.objects = threading.Lock()  # S3 is atomic: moto compares, and then puts
         self.reset()
@@ -270,6 +276,18 @@ class Layer:
     def count(self) -> Counter[str]:
         return Counter(call.name for call in self.calls)
 
+    def wait_for(self, operation: str, resource: str = "") -> None:
+        """Wait until another process has made such a call."""
+
+        def made() -> bool:
+            return any(
+                call.operation == operation and (not resource or call.about(resource))
+                for call in self.calls
+            )
+
+        with self.heard:
+            assert self.heard.wait_for(made, timeout=300), f"nobody called {operation}"
+
     def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
         length = int(environ.get("CONTENT_LENGTH") or 0)
         body = environ["wsgi.input"].read(length) if length else b""
@@ -277,6 +295,7 @@ class Layer:
         call = parse(environ, body, self.account_of)
         with self.lock:
             self.calls.append(call)
+            self.heard.notify_all()
             throttled = self.throttles(call)
         if self.delay:
             self.ended.wait(self.delay)
@@ -488,6 +507,28 @@ class Dispatcher(DomainDispatcherApplication):
         return self.known[host]
 
 
+class Remembering:
+    """A WSGI application that asks another one once, and then repeats what it said."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.answers: dict[Any, tuple[str, list[Any], bytes]] = {}
+
+    def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read()
+        environ["wsgi.input"].seek(0)
+        scope = environ.get("HTTP_AUTHORIZATION", "").partition(",")[0]
+        names = ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_X_AMZ_TARGET")
+        key = (*(environ.get(name) for name in names), scope, body)
+        if key not in self.answers:
+            began: list[Any] = []
+            text = b"".join(self.app(environ, lambda *args: began.extend(args)))
+            self.answers[key] = (began[0], began[1], text)
+        status, headers, text = self.answers[key]
+        start(status, headers)
+        return [text]
+
+
 class QuietHandler(MotoRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -499,7 +540,7 @@ class Cloud:
     """The running server."""
 
     def __init__(self, url: str, layer: Layer) -> None:
-        self.url, self.layer = url, layer
+        self.url, self.layer, self.app = url, layer, layer.app
         self.keys: dict[str, Any] = {}  # by account
         self.over_http = False
         self.holds = ""  # what the accounts were filled with, if it is as it was then
@@ -585,8 +626,13 @@ class Cloud:
         self.layer.reset()
         self.keys.clear()
         self.over_http, self.holds = False, ""
+        self.layer.app = self.app
         moto_api_backend.reset()
         organizations_backends.master_accounts.clear()  # moto goes on to know the members
+
+    def remember(self) -> None:
+        """From now on until it is reset nothing changes here: moto is asked everything once."""
+        self.layer.app = Remembering(self.app)
 
     def backend(self, service: str, region: str = "aws", account: str = DEFAULT_ACCOUNT_ID) -> Any:
         get: Any = backends.get_backend
