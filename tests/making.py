@@ -236,6 +236,16 @@ def seen(rows: Iterable[Row]) -> list[Seen]:
     ]
 
 
+def controls_of(row: Row) -> tuple[Verdict, ...]:
+    """What a row means for controls, which nobody sees."""
+    return row.verdicts
+
+
+def manual_of(row: Row) -> str:
+    """What a row says is to be done by hand; blank where there is a command."""
+    return row.mend if isinstance(row.mend, str) else ""
+
+
 def run_check(
     name: str,
     aws: Account,

@@ -19,6 +19,7 @@ from making import (
     control_finding,
     control_status,
     control_words,
+    controls_of,
     finding,
     in_an_account,
     not_checked,
@@ -156,8 +157,8 @@ def test_the_age_of_a_key_that_the_control_asks_about(age: int, status: str, fai
     key = {"AccessKeyId": "AKIAEXAMPLE000000001", **made}
     aws.answer("iam", "ListAccessKeys", {"AccessKeyMetadata": [key]})
     (row,) = check_access_keys(aws, "alice")
-    assert control_words(row.verdicts) == ("IAM.3 FAILED" if fails else "")
-    assert {one.resource for one in row.verdicts} <= {"AKIAEXAMPLE000000001"}
+    assert control_words(controls_of(row)) == ("IAM.3 FAILED" if fails else "")
+    assert {one.resource for one in controls_of(row)} <= {"AKIAEXAMPLE000000001"}
 
 
 HOME = "eu-west-1"

@@ -24,7 +24,7 @@ from conftest import Canned
 from example import fill
 from hypothesis import example, given
 from hypothesis import strategies as st
-from making import accepted, check_result, finding, in_an_account, not_checked
+from making import accepted, check_result, finding, in_an_account, manual_of, not_checked
 from reading import NUMBER, read_accounts, read_sheet, rows_by_id, summary_section
 
 from security_check import (
@@ -329,7 +329,7 @@ def test_a_trail_of_another_account_is_left_to_it(aws: Canned) -> None:
     aws.answer("cloudtrail", "DescribeTrails", {"trailList": [theirs]}, REGION)
     aws.answer("cloudtrail", "GetTrailStatus", {"IsLogging": False}, REGION)
     (row,) = check_cloudtrail(aws, REGION)
-    assert row.mend == "the trail of another account"
+    assert manual_of(row) == "the trail of another account"
 
 
 # --- the words of a command --------------------------------------------------------------------
