@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 # Before moto, which reads the configuration of the real account when it is imported.
 for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -27,12 +31,13 @@ from botocore.stub import Stubber
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import cloud as cloud_module
+from example import CLOSED, MEMBERS, SOEHNE, TOKYO, Organization, fill_organization
 from reading import NOW, NUMBER
 
 import security_check
 from security_check import Account, Report
 
-__all__ = ["NOW", "NUMBER", "Canned", "Clock", "assert_refused", "audited"]
+__all__ = ["NOW", "NUMBER"]  # from `reading`
 
 
 class Canned(Account):
@@ -131,12 +136,37 @@ class Clock:
         self.patch.setattr(security_check, "datetime", Stopped)
 
 
+def patient(folder: Path) -> dict[str, str]:
+    """The environment of a program that waits for an answer as long as it takes."""
+    (folder / "sitecustomize.py").write_text(
+        "from botocore.httpsession import URLLib3Session\n"
+        "init = URLLib3Session.__init__\n"
+        "URLLib3Session.__init__ = lambda *a, **k: init(*a, **{**k, 'timeout': 3600})\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "survives_bugs: the test provokes an internal error")
     config.addinivalue_line("markers", "posix: the test needs what Windows does not have")
     config.addinivalue_line("markers", "first: the test takes seconds, so it starts first")
-    if config.getoption("dist", "no") == "load":  # of pytest-xdist: see `xdist_group`
-        config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a class read what was run once for them, so they share a process. All others
+    go one by one to whichever is free, in their order: what takes long comes first."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    def shared(nodeid: str) -> str:
+        test, _, _ = nodeid.partition("[")
+        return test.rpartition("::")[0] if test.count("::") > 1 else nodeid
+
+    if config.getoption("dist") != "load":
+        return None
+    scheduling = LoadScopeScheduling(config, log)
+    scheduling._split_scope = shared
+    return scheduling
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -211,6 +241,26 @@ def enter(server: cloud_module.Cloud, patch: pytest.MonkeyPatch, folder: Path) -
     patch.chdir(folder)
 
 
+def forbid_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug of ours fails the test in which it shows, though a run would survive it."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("internal error") from sys.exc_info()[1]
+
+    monkeypatch.setattr("traceback.print_exc", fail)
+
+
+@contextmanager
+def in_an_account(server: cloud_module.Cloud, folder: Path) -> Iterator[cloud_module.Cloud]:
+    """What the fixtures `cloud` and `no_internal_error` are to a test, for runs that several
+    tests only read."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        server.reset()
+        enter(server, monkeypatch, folder)
+        forbid_bugs(monkeypatch)
+        yield server
+
+
 @pytest.fixture
 def cloud(
     server: cloud_module.Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -227,13 +277,69 @@ def over_http(cloud: cloud_module.Cloud) -> None:
     cloud.over_http = True
 
 
+BUCKET = "reports"
+
+
+@pytest.fixture
+def bucket(cloud: cloud_module.Cloud) -> Any:
+    """A client for S3, where there is a bucket for the reports; it does not count as a call."""
+    client = cloud.client("s3")
+    client.create_bucket(Bucket=BUCKET)
+    cloud.layer.calls.clear()
+    return client
+
+
+@pytest.fixture
+def small_org(cloud: cloud_module.Cloud) -> Organization:
+    """Three members, of which one cannot be entered; the management account is empty."""
+    members = [member for member in MEMBERS if member.number in (SOEHNE, TOKYO, CLOSED)]
+    return fill_organization(cloud, members=members, management=False)
+
+
+@pytest.fixture
+def org_with_bucket(small_org: Organization, bucket: Any) -> Organization:
+    """The same, with a bucket for the reports."""
+    return small_org
+
+
+@dataclass(frozen=True)
+class OrgRun:
+    """A run over the whole organization: the overview is `reports/o.xls`, beside it is the
+    workbook of each account; the JSON is `o.json`; `alone` is the JSON of each account by a
+    run of its own."""
+
+    organization: Organization
+    folder: Path
+    code: int
+    out: str
+    calls: list[cloud_module.Call]
+
+    @property
+    def overview(self) -> Path:
+        return self.folder / "reports/o.xls"
+
+    def alone(self, number: str) -> Path:
+        return self.folder / f"{number}.json"
+
+
+@pytest.fixture(scope="session")
+def full_org_run(server: cloud_module.Cloud, tmp_path_factory: pytest.TempPathFactory) -> OrgRun:
+    """The one run over the full organization. A class reads it, so that it is made once."""
+    folder, out = tmp_path_factory.mktemp("full_org"), io.StringIO()
+    (folder / "reports").mkdir()
+    with in_an_account(server, folder), redirect_stdout(out):
+        organization = fill_organization(server)
+        files = ["--json", "o.json", "--output", "reports/o.xls"]
+        code = security_check.main(["--organization", *files])
+        told, calls = out.getvalue(), [*server.layer.calls]
+        for number in organization.audited:
+            with patch.dict("os.environ", server.credentials(number)):
+                security_check.main(["--json", f"{number}.json", "--output", "alone.xls"])
+    return OrgRun(organization, folder, code, told, calls)
+
+
 @pytest.fixture(autouse=True)
 def no_internal_error(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A bug of ours fails the test in which it shows, though a run would survive it."""
-    if "survives_bugs" in request.keywords:
-        return
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise AssertionError("internal error") from sys.exc_info()[1]
-
-    monkeypatch.setattr("traceback.print_exc", fail)
+    if "survives_bugs" not in request.keywords:
+        forbid_bugs(monkeypatch)

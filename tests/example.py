@@ -578,6 +578,9 @@ MEMBERS = (
 )
 
 
+SOEHNE, TOKYO, SUSPENDED, CLOSED = "111111111111", "222222222222", "666666666666", "888888888888"
+
+
 @dataclass
 class Organization:
     id: str
