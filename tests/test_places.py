@@ -30,7 +30,6 @@ import security_check
 from security_check import (
     CHECKS,
     CONTROLS,
-    READS,
     SEVERITIES,
     VERDICTS,
     Acceptance,
@@ -387,15 +386,6 @@ def test_a_profile_that_starts_the_run_writes_too(
     cloud.layer.calls.clear()
     assert main(["--profile", "tokyo", "--check", "mfa", "--output", "s3://theirs/x.xls"]) == 1
     assert {call.account for call in cloud.layer.calls} == {TOKYO}
-
-
-def test_only_who_writes_has_the_one_method_for_it(cloud: Cloud) -> None:
-    run = security_check.Run(security_check.arguments([]))
-    names = run.writer.client("s3", "us-east-1").meta.method_to_api_mapping.values()
-    assert [name for name in names if not name.startswith(READS)] == ["PutObject"]
-    caller = security_check.connect(run.options, None)
-    names = caller.client("s3", "us-east-1").meta.method_to_api_mapping.values()
-    assert not [name for name in names if not name.startswith(READS)]
 
 
 def test_without_a_name_in_s3_nothing_is_put(cloud: Cloud, bucket: Any) -> None:
@@ -941,12 +931,3 @@ def test_a_warm_start_keeps_nothing_of_the_last_account(
             del document["accounts"][0][name]
     assert second == first
     assert checks == CHECKS
-
-
-def test_nothing_is_asked_of_an_account_that_is_done(cloud: Cloud) -> None:
-    run = security_check.Run(security_check.arguments([]))
-    aws = security_check.connect(run.options, None)
-    aws.close()
-    with pytest.raises(Unanswered, match="Closed"):
-        aws.ask("iam", "GetAccountSummary")
-    assert aws.clients == {}
