@@ -289,11 +289,23 @@ def bucket(cloud: cloud_module.Cloud) -> Any:
     return client
 
 
+def objects(client: Any, bucket: str = BUCKET) -> dict[str, bytes]:
+    """What is in the bucket, by key."""
+    found = client.list_objects_v2(Bucket=bucket).get("Contents", ())
+    return {
+        one["Key"]: client.get_object(Bucket=bucket, Key=one["Key"])["Body"].read() for one in found
+    }
+
+
+def fill_small_org(server: cloud_module.Cloud) -> Organization:
+    members = [member for member in MEMBERS if member.number in (SOEHNE, TOKYO, CLOSED)]
+    return fill_organization(server, members=members, management=False)
+
+
 @pytest.fixture
 def small_org(cloud: cloud_module.Cloud) -> Organization:
     """Three members, of which one cannot be entered; the management account is empty."""
-    members = [member for member in MEMBERS if member.number in (SOEHNE, TOKYO, CLOSED)]
-    return fill_organization(cloud, members=members, management=False)
+    return fill_small_org(cloud)
 
 
 @pytest.fixture

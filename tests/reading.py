@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -112,6 +113,15 @@ def all_texts(source: Source) -> dict[str, list[list[str]]]:
     return {
         title: [[str(cell.value) for cell in row] for row in _lines(book, title)]
         for title in book.sheet_names()
+    }
+
+
+def timeless(source: Source, *also: str) -> dict[str, list[list[str]]]:
+    """The same but for when the audits were, how long they took, and what is like `also`."""
+    told = re.compile("|".join((r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", r"\b\d+ s$", *also)))
+    return {
+        title: [[told.sub("", text) for text in row] for row in rows]
+        for title, rows in all_texts(source).items()
     }
 
 

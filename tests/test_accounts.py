@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from cloud import DEFAULT_ACCOUNT_ID, Cloud, Fault
-from conftest import BUCKET, OrgRun, assert_refused, patient
+from conftest import BUCKET, OrgRun, assert_refused, objects, patient
 from example import CLOSED, MEMBERS, SOEHNE, SUSPENDED, TOKYO, Organization
 from python_calamine import CalamineWorkbook
 from reading import (
@@ -327,6 +327,21 @@ def test_bad_arguments_are_one_line_before_any_call(
     cloud: Cloud, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     assert_refused(cloud, capsys, *arguments)
+
+
+def test_the_list_holds_who_can_be_audited(
+    cloud: Cloud, org_with_bucket: Organization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud.set_state(SOEHNE, "SUSPENDED")
+    assert main(["--organization", "--list", "-"]) == 0
+    assert capsys.readouterr().out.split() == [DEFAULT_ACCOUNT_ID, TOKYO, CLOSED]
+    assert main(["--organization", "--list", f"s3://{BUCKET}/accounts.csv"]) == 0
+    told = objects(cloud.client("s3"))["accounts.csv"].decode().split()
+    assert told == [DEFAULT_ACCOUNT_ID, TOKYO, CLOSED]
+    assert not [call for call in cloud.layer.calls if call.operation == "AssumeRole"]
+    cloud.layer.faults = [Fault("AccessDeniedException", "organizations")]
+    assert main(["--organization", "--list", "accounts.csv"]) == 2
+    assert not Path("accounts.csv").exists()
 
 
 # --- what goes wrong in one account ------------------------------------------------------------

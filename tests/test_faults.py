@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from cloud import REGIONS, BlockPublicAccess, Call, Cloud, Fault, set_regions
-from conftest import Clock, audited, enter
+from conftest import Clock, audited, enter, objects
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import read_column
@@ -424,11 +424,11 @@ REACHED = [
 ]
 
 
-def put(client: Any, objects: dict[str, bytes]) -> None:
-    """There are these objects in the bucket, and no others."""
-    for found in client.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
-        client.delete_object(Bucket=BUCKET, Key=found["Key"])
-    for key, body in objects.items():
+def put(client: Any, files: dict[str, bytes]) -> None:
+    """There are these files in the bucket, and no others."""
+    for key in objects(client, BUCKET):
+        client.delete_object(Bucket=BUCKET, Key=key)
+    for key, body in files.items():
         client.put_object(Bucket=BUCKET, Key=key, Body=body)
 
 
@@ -454,8 +454,7 @@ def left_behind(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> dict
         client = make_for_files(server)
         put(client, {"accept.txt": b"mfa/bob # a robot\n"})
         assert security_check.main(AUDIT) == 1
-        keys = [found["Key"] for found in client.list_objects_v2(Bucket=BUCKET)["Contents"]]
-        return {key: client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
+        return objects(client, BUCKET)
 
 
 @pytest.fixture
