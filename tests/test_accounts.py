@@ -540,7 +540,7 @@ def test_interrupted_in_the_middle_it_keeps_what_is_done(
     )
     cloud.layer.wait_for("PutObject", f"{SOEHNE}-s3-acls.csv")
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     assert err.endswith("interrupted by SIGTERM: 1 account done, no overview was written\n")
     (done,) = tmp_path.iterdir()

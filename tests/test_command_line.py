@@ -271,7 +271,7 @@ def program(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
         [sys.executable, str(SCRIPT), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         **how,
     )
