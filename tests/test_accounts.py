@@ -33,7 +33,7 @@ from reading import (
 )
 
 import security_check
-from security_check import OK, ROOT, SEVERITIES, Unanswered, main
+from security_check import OK, ROOT, SEVERITIES, AwsError, main
 
 FILES = ["--json", "o.json", "--csv", ".", "--output", "o.xls"]
 
@@ -42,7 +42,7 @@ def accounts(path: str | Path = "o.json") -> dict[str, dict[str, Any]]:
     """What the JSON says of each account; an error is in words, which are shorter to compare."""
     found = read_accounts(path)
     for account in found.values():
-        account["error"] = str(Unanswered(**account["error"])) if account["error"] else ""
+        account["error"] = str(AwsError(**account["error"])) if account["error"] else ""
     return found
 
 
@@ -117,8 +117,8 @@ class TestFullOrganization:
         assert (first["Account"], first["Status"]) == (CLOSED, "NOT CHECKED")
         assert first["Result"].startswith(f"{why} (needs sts:AssumeRole")
         assert found[CLOSED]["error"] == why
-        (gone,) = (line for line in others if line["Account"] == SUSPENDED)
-        assert (gone["Status"], gone["Result"]) == ("SUSPENDED", "SUSPENDED: cannot be audited")
+        .resolved,) = (line for line in others if line["Account"] == SUSPENDED)
+        assert .resolved["Status"],.resolved["Result"]) == ("SUSPENDED", "SUSPENDED: cannot be audited")
         assert found[SUSPENDED]["error"] == ""
         lines = full_org_run.out.splitlines()
         assert lines[0].endswith("10 audited, 1 NOT CHECKED, 1 SUSPENDED")

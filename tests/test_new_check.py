@@ -30,7 +30,7 @@ from reading import (
 )
 
 import security_check
-from security_check import CHECKS, ROOT, Account, Row, check, main, user_list, users
+from security_check import CHECKS, ROOT, Account, Row, check, main, users_by_name, users
 
 NAMES = ("alice", "test-bot", "test-robot")
 TODAY = r"\d{4}-\d\d-\d\d"
@@ -53,7 +53,7 @@ def declared() -> Iterator[None]:
         )
         def check_users(aws: Account, user: str) -> Iterator[Row]:
             if user != ROOT:
-                about = user_list(aws)[user]
+                about = users_by_name(aws)[user]
                 cells = {"User": user, "Path": about["Path"], "Made": about["CreateDate"]}
                 verdict = ("Made for a test", "Medium") if user.startswith("test-") else ("Fine",)
                 yield Row(user, "", cells, *verdict)
@@ -123,7 +123,7 @@ def test_it_is_the_seventh_and_gone_after_the_test() -> None:
     assert len(security_check.CHECKS) == len(CHECKS) == 6
 
 
-def test_it_has_a_sheet_like_the_others(run: Run) -> None:
+def test_it_has_a_result_like_the_others(run: Run) -> None:
     assert run.code == 1
     book = run.book
     titles = ["Summary", *(one.title for one in CHECKS), "Users", "Controls", "Resolved"]
@@ -184,7 +184,7 @@ def test_its_rows_are_in_the_json(run: Run) -> None:
         "dates": ["Made"],
         "result": "Made for a test",
         "brief": ["", "", ""],
-        "gap": None,
+        .error": None,
         "acceptance": None,
         "lapsed": False,
         "severity": "Medium",
@@ -225,7 +225,7 @@ def test_it_may_be_asked_for_by_name_and_the_help_names_it(
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_its_findings_are_remembered_told_once_as_new_and_missed_when_gone(
+def test_its_findings_are_remembered_told_once_as_new_and_missed_when.resolved(
     staffed: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     audit()
@@ -244,8 +244,8 @@ def test_its_findings_are_remembered_told_once_as_new_and_missed_when_gone(
         "test-bot": "Made for a test (accepted it tests the tests)",
         "alice": "Fine",
     }
-    (gone,) = read_sheet("x.xls", "Resolved")
-    assert (gone["Finding"], gone["Result"]) == ("users/test-robot", "Made for a test")
+    .resolved,) = read_sheet("x.xls", "Resolved")
+    assert .resolved["Finding"],.resolved["Result"]) == ("users/test-robot", "Made for a test")
     out = capsys.readouterr().out
     assert "1 finding (1 new, 1 resolved), everything was checked" in out
     assert "New:\n  Medium    test-late: Made for a test\n" in out
@@ -272,7 +272,7 @@ def test_its_findings_may_be_accepted(staffed: Cloud, capsys: pytest.CaptureFixt
     assert f"Acceptance expired: Medium test-bot: {words}" in told
 
 
-def test_users_that_may_not_be_listed_are_a_gap_and_nothing_is_said_to_be_gone(
+def test_users_that_may_not_be_listed_are_a_gap_and_nothing_is_said_to_be.resolved(
     staffed: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     audit("--check", "users")

@@ -44,7 +44,7 @@ from security_check import (
     recording,
     restricted,
     weigh,
-    without_public_grants,
+    put_acl_command,
 )
 
 REGION, GROUP = "eu-west-1", "sg-1"
@@ -135,7 +135,7 @@ def test_all_commands_in_any_order_leave_nothing_that_a_command_could_mend(
 
 
 def changed(before: Rows, after: Rows) -> dict[str, tuple[str, str] | None]:
-    """Severity and result of the rows that are not as they were; None if they are gone."""
+    """Severity and result of the rows that are not as they were; None if they are.resolved."""
     return {
         id: (after[id]["severity"], after[id]["result"]) if id in after else None
         for id in before.keys() | after.keys()
@@ -233,7 +233,7 @@ def run_on_example(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> E
 def test_where_there_is_no_command_the_cell_says_why(run_on_example: Example) -> None:
     rows, book = run_on_example
     shown = (row for check in CHECKS for row in read_sheet(book, check.title))
-    cells = {row["ID"]: row["To mend"] for row in shown}
+    cells = {row["ID"]: row["Remediation"] for row in shown}
     for start, words in {
         "ec2-classic/eu-west-1/": "(move it by hand)",
         f"access-keys/{ROOT}/keys": "(sign in as root)",
@@ -243,7 +243,7 @@ def test_where_there_is_no_command_the_cell_says_why(run_on_example: Example) ->
         "mfa/erin.novak": "(its owner must enrol a device)",
         "cloudtrail/us-west-2/not-enabled": "(create a trail)",
         "s3-acls/harbour-books-printer/7": "(ask the other account)",
-        "ec2-classic/us-west-2/not-checked": "",  # a gap
+        "ec2-classic/us-west-2/not-checked": "",  # a.error
     }.items():
         found = [id for id in rows if id.startswith(start)]
         assert found
@@ -410,7 +410,7 @@ def test_a_command_that_no_cell_can_hold_is_left_out() -> None:
         accepted(row("ec2", "x")),
         finding(REGION, item="x", severity="", command=("ec2", "x")),
     ],
-    ids=["gap", "accepted", "fine"],
+    ids=[.error", "accepted", "fine"],
 )
 def test_what_is_no_finding_has_no_command(other: Row) -> None:
     assert (command(finished(other)), mend_words(finished(other))) == ("", "")
@@ -471,7 +471,7 @@ def test_the_calls_on_trails_and_buckets_are_the_models() -> None:
         {"Grantee": {"Type": "Group", "URI": EVERYONE}, "Permission": "READ"},
         {"Grantee": mail, "Permission": "WRITE"},
     ]
-    words = without_public_grants("b", {"Owner": {"ID": OWNER}, "Grants": grants})
+    words = put_acl_command("b", {"Owner": {"ID": OWNER}, "Grants": grants})
     policy = parameters(words)["AccessControlPolicy"]
     assert [one["Permission"] for one in policy["Grants"]] == ["FULL_CONTROL", "WRITE"]
     assert policy["Grants"][1]["Grantee"] == mail
