@@ -94,7 +94,7 @@ class Canned(Account):
 
 def audited(*arguments: str) -> Report:
     """What the program finds in the account that boto3 is configured for, as data."""
-    run = security_check.Run(security_check.arguments([*arguments, "--output", "x.xls"]))
+    run = security_check.Run(security_check.arguments(["--output", "x.xls", *arguments]))
     aws = security_check.connect(run.options, None)
     report = Report(aws.number, aws.now)
     security_check.audit(run, aws, report, lambda text: None)
