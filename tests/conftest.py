@@ -1,4 +1,4 @@
-"""Fixtures: a canned account (Stubber) for answers, and a cloud (moto over HTTP) for runs."""
+"""Fixtures: a canned account (Stubber) for answers, and a cloud (moto) for runs."""
 
 from __future__ import annotations
 
