@@ -25,7 +25,7 @@ from making import (
     report,
     undecided,
 )
-from reading import CHECKS_BY_NAME, NOW, NUMBER, read_accounts, read_sheet
+from reading import CHECKS_BY_NAME, NOW, NUMBER, read_accounts, read_cells, read_sheet
 
 from security_check import (
     ACCEPTED,
@@ -366,8 +366,12 @@ def controls() -> Controls:
     assert found == {
         one["Control"]: (one["Result"], one["Looked at"], one["Failed"]) for one in shown
     }
+    titles = {name: check.title for check in CHECKS for name in check.controls}
+    links = {one["Control"].value: one["Sheet"].link for one in read_cells("x.xls", "Controls")}
+    assert links == {name: f"#'{titles[name]}'!A1" for name in found}
     for one in shown:
         control = CONTROLS[one["Control"]]
+        assert one["Sheet"] == titles[one["Control"]]
         assert (one["What it asks"], one["Severity"]) == (control.asks, control.severity)
         numbers = one["CIS 5.0.0"], one["CIS 3.0.0"], one["PCI DSS 4.0.1"]
         assert numbers == (control.cis_5, control.cis_3, control.pci)
