@@ -325,10 +325,6 @@ class Row:
         """Whether it was first seen on the day of the run."""
         return self.change == NEW
 
-    def shown_remediation(self) -> Remediation:
-        """Blank unless the row is a FINDING."""
-        return self.remediation if self.status == FINDING else Remediation()
-
 
 # What a check yields; it may return the number of resources evaluated, in total or by control.
 Rows = Generator[Row, None, Counter[str] | int | None]
@@ -2568,6 +2564,7 @@ def apply_acceptances(
                 ended = why_ended(acceptance, known, id, row, today)
                 row = replace(row, acceptance=acceptance, acceptance_ended=ended)
                 if not ended:
+                    row = replace(row, remediation=Remediation())  # nobody is to run it
                     covered[acceptance.line][id] = row
             rows.append(row)
         found.append(replace(result, rows=rows))
@@ -4254,7 +4251,7 @@ def check_header(definition: Check, overview: Overview) -> list[str]:
 def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
     """A row of a check's sheet. In an overview the ID has the account's number in front."""
     report, definition, row, _ = line
-    command, manual = row.shown_remediation()
+    command, manual = row.remediation
     cells: TableRow = {
         **row.cells,
         "Account": report.account,
@@ -4351,7 +4348,7 @@ def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[Summary
             group[0].row.severity,
             describe_resource(group, overview.multi_account),
             group[0].link(),
-            group[0].row.shown_remediation().command,
+            group[0].row.remediation.command,
         )
         for group in group_by_resource(lines)
     ]
