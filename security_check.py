@@ -26,9 +26,9 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                   offers: Question, audit, to_aws_error, merge_history, merge_statuses,
                     drop_ok_rows
     storage       files here and in S3; the accept file, the state and the report as JSON
-                  offers: LocalFile, S3_NAME, S3Object, File, read_errors_as_cannot_run,
-                    write_or_save_copy, read_accept_file, read_state, write_state, to_json,
-                    reports_from_json
+                  offers: LocalFile, S3_NAME, S3Object, File, WRITTEN, WRITING,
+                    read_errors_as_cannot_run, write_or_save_copy, read_accept_file, read_state,
+                    write_state, to_json, reports_from_json
     output        reports as people read them: sentences, terminal, workbook, CSV
                   offers: needed_permission, headline, describe_accounts, terminal_text,
                     build_workbook, to_csv
@@ -71,6 +71,7 @@ import re
 import secrets
 import shlex
 import signal
+import stat
 import string
 import struct
 import sys
@@ -2631,58 +2632,96 @@ def drop_ok_rows(report: Report) -> Report:
 # --- files here -----------------------------------------------------------------------
 
 STATE_LOCK = threading.Lock()  # accounts that are audited side by side share a state file
+LOCK_PATIENCE = 60  # seconds; to change a state takes less than one
+LOCK_PAUSE = 0.1  # seconds between two tries
+# For the message of a signal: the files of this run, and those that are being written.
+WRITTEN: list[str] = []
+WRITING: set[str] = set()
+
+
+@contextlib.contextmanager
+def recorded(file: File) -> Iterator[None]:
+    """Keeps the name of a file in WRITING, and then in WRITTEN unless writing it failed."""
+    WRITING.add(name := str(file))
+    try:
+        yield
+        WRITTEN.append(name)
+    finally:
+        WRITING.discard(name)
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine that only its owner may read."""
+    """A file on this machine that only its owner may read, unless it was there with other rights.
+
+    Links are followed. A device or a pipe is written into, and so is a file that one of our
+    streams writes into, such as /dev/stdout: a new file in its place would reach nobody.
+    """
 
     path: Path
     create_folder: bool = False  # because its name has {account}, {date} or {time} in it
+    numbered: bool = False  # if the name is taken, it gets a number
 
     def __str__(self) -> str:
         return str(self.path)
 
     def absolute(self) -> str:
-        """The absolute path."""
-        return str(self.path.resolve())
+        """The absolute path, of a link that of its target."""
+        return str(self.path.absolute() if self.is_stream() else self.path.resolve())
+
+    def is_stream(self) -> bool:
+        """Whether there is something that is written into, and not replaced."""
+        if not (found := self._found()):
+            return False
+        for descriptor in (1, 2):
+            with contextlib.suppress(OSError):  # closed by the caller
+                if os.path.samestat(found, os.fstat(descriptor)):
+                    return True
+        return not stat.S_ISREG(found.st_mode)
 
     def ensure_writable(self) -> None:
         """Raises CannotRun if it cannot be written, before an audit and not after it."""
-        folder = self.path.parent
-        while self.create_folder and not folder.exists():
-            folder = folder.parent
-        if self.path.is_dir():
-            raise CannotRun(f"{self} is a folder, not a file")
-        if self.path.exists() and not os.access(self.path, os.W_OK):
-            raise CannotRun(f"{self} is write-protected")
         try:
+            found, folder = self._found(), self.path.resolve().parent
+            kinds = (stat.S_ISREG, stat.S_ISCHR, stat.S_ISFIFO)
+            if found and not any(is_kind(found.st_mode) for is_kind in kinds):
+                raise CannotRun(f"{self} is a folder, not a file")
+            if found and not os.access(self.path, os.W_OK):
+                raise CannotRun(f"{self} is write-protected")
+            if self.is_stream():
+                return
+            self.absolute().encode()  # in the workbook and in JSON
+            while self.create_folder and not folder.exists():
+                folder = folder.parent
+            for part in (*self.path.parts, self._lock_file().name):
+                with contextlib.suppress(FileNotFoundError):
+                    (folder / part).lstat()  # fails if it is too long
             with tempfile.TemporaryFile(dir=folder):
                 pass
-        except OSError as error:
-            raise CannotRun(f"cannot write into {folder}: {error_text(error)}") from error
+        except (OSError, ValueError) as error:
+            raise CannotRun(f"cannot write {self}: {error_text(error)}") from error
 
     def read(self) -> bytes:
         """The content; OSError if there is none."""
         return self.path.read_bytes()
 
-    def write(self, data: bytes) -> None:
-        """Replaces the content in one move: after a crash it is the old one or the new one."""
-        self._make_folder()
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".security_check-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(temporary).replace(self.path)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
+    def write(self, data: bytes) -> str:
+        """Replaces the content in one move: after a crash it is the old one or the new one.
+
+        Returns the absolute path.
+        """
+        with recorded(self):
+            if not self.is_stream():
+                return str(self._replace(data))
+            with open(os.open(self.path, os.O_WRONLY | os.O_APPEND), "wb") as stream:
+                stream.write(data)
+        return self.absolute()
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replaces the content, None if there is no file, while no other run can."""
         self._make_folder()
-        with locked(self.path.parent):
-            self.write(change(self.read() if self.path.exists() else None))
+        with recorded(self), locked(self._lock_file(), self._found()):
+            self._replace(change(self.read() if self.path.exists() else None))
 
     def list_json(self) -> list[LocalFile]:
         """The JSON files in this folder, or this file; OSError if there is neither."""
@@ -2690,23 +2729,87 @@ class LocalFile:
         found = sorted(self.path.glob("*.json")) if self.path.is_dir() else [self.path]
         return [LocalFile(path) for path in found]
 
+    def _found(self) -> os.stat_result | None:
+        """What is there, at the end of links; None if there is nothing."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.path.stat()
+        return None
+
+    def _lock_file(self) -> Path:
+        target = self.path.resolve()
+        return target.with_name(f".{target.name}.lock")
+
     def _make_folder(self) -> None:
-        if self.create_folder:
-            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        for folder in reversed(self.path.resolve().parents) if self.create_folder else ():
+            folder.mkdir(0o700, exist_ok=True)
+
+    def _replace(self, data: bytes) -> Path:
+        self._make_folder()
+        target = self.path.resolve()
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".security_check-")
+        try:
+            with open(handle, "wb") as file:
+                file.write(data)
+                keep_rights(handle, self._found())
+            target = unused(target) if self.numbered else target
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+        return target
+
+
+def unused(path: Path) -> Path:
+    """The path of an empty file that is made now, with a number if there was one before."""
+    free, number = path, 1
+    while True:
+        try:
+            free.touch(0o600, exist_ok=False)
+        except FileExistsError:
+            number += 1
+            free = path.with_stem(f"{path.stem}-{number}")
+        else:
+            return free
+
+
+def keep_rights(handle: int, old: os.stat_result | None) -> None:
+    """Gives an open file the group and the mode of an old one, and as root its owner."""
+    if not old or os.name != "posix":
+        return
+    mode = stat.S_IMODE(old.st_mode)
+    try:
+        os.fchown(handle, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
+    except PermissionError:
+        mode &= 0o707  # what that group may is not for ours
+    os.fchmod(handle, mode)
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other threads and other processes out; on Windows only other threads."""
+def locked(path: Path, like: os.stat_result | None) -> Iterator[None]:
+    """Keeps other threads and processes out by a lock file; on Windows only other threads.
+
+    Its lock, and not its existence, counts: that of a process that died is gone with it.
+    """
     with STATE_LOCK:
         try:
             import fcntl
         except ImportError:
             yield
             return
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            with contextlib.suppress(PermissionError):  # made by another one who may use it
+                keep_rights(handle, like)
+            until = time.monotonic() + LOCK_PATIENCE
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() >= until:
+                        why = f"another run has held {path} for {LOCK_PATIENCE} seconds"
+                        raise OSError(errno.ETIMEDOUT, why) from error
+                time.sleep(LOCK_PAUSE)
             yield
         finally:
             os.close(handle)
@@ -2714,7 +2817,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 # --- files in S3 ----------------------------------------------------------------------
 
-S3_NAME = re.compile(r"s3://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
+S3_NAME = re.compile(r"(?i:s3)://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
 WRITE_CONFLICT_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
 MAX_WRITE_TRIES = 50  # of the state: each conflict means that another writer has finished
 CONFLICT_PAUSE = 100  # milliseconds at most, so that two writers do not meet again
@@ -2751,17 +2854,21 @@ class S3Object:
             if failed.error.code in WRITE_CONFLICT_CODES:
                 return
             raise CannotRun(f"cannot write {self}: {failed.error}") from failed
+        with contextlib.suppress(AwsCallFailed):
+            probe._ask("DeleteObject")
         raise CannotRun(f"cannot write {self}: this store ignores conditions, so it is not S3")
 
     def read(self) -> bytes:
         """The content; FileNotFoundError if there is no object."""
         return self._get()[0]
 
-    def write(self, data: bytes, **condition: str) -> None:
-        """Replaces the content, which S3 does completely or not at all."""
+    def write(self, data: bytes, **condition: str) -> str:
+        """Replaces the content, which S3 does completely or not at all. Returns the name."""
         content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
-        response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
-        response["ETag"]  # raises if something other than S3 answered
+        with recorded(self):
+            response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
+            response["ETag"]  # raises if something other than S3 answered
+        return str(self)
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replaces the content, None if there is no object; again if another run was faster."""
@@ -2818,10 +2925,10 @@ def read_errors_as_cannot_run(file: File) -> Iterator[None]:
         raise CannotRun(f"cannot read {file}: {error_text(error)}") from error
 
 
-def write_or_save_copy(file: File, data: bytes) -> None:
-    """Write results, or save them elsewhere and raise CannotRun."""
+def write_or_save_copy(file: File, data: bytes) -> str:
+    """Write results, and return their absolute name; or save them elsewhere, raise CannotRun."""
     try:
-        file.write(data)
+        return file.write(data)
     except FILE_ERRORS as error:
         save_copy_and_fail(data, file, error)
 
@@ -4226,29 +4333,50 @@ def regex_type(pattern: str, what: str) -> Callable[[str], str]:
 ACCOUNT = regex_type(r"\d{12}", "an account number of twelve digits")
 DAYS = regex_type(r"\d{1,5}", "a number of days")
 # https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
-ROLE_NAME = regex_type(r"/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
+ROLE_NAME = regex_type(r"(?!arn:)/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
+NAME = regex_type(r".+", "a name")
 
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
 
 
-def path_type(what: str) -> Callable[[str], str]:
-    """A type of argument for argparse: the name of a file or a folder, here or in S3."""
+FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
+
+
+def path_type(
+    what: str, own: Collection[str] = FORMATS, stream: bool = False
+) -> Callable[[str], str]:
+    """A type of argument for argparse: the name of a file or a folder, here or in S3.
+
+    Of FORMATS its ending may promise its `own` only. If it may be a `stream`, - is one.
+    """
 
     def parse(text: str) -> str:
-        if unknown := UNKNOWN_PLACEHOLDER.search(text):
-            why = f"{unknown[0]}: only {{account}}, {{date}} and {{time}} are filled in"
-            raise argparse.ArgumentTypeError(why)
-        match = S3_NAME.fullmatch(text)
-        key = "" if match is None else match[2] or ""
-        if text.startswith("s3:") and (not match or (what == "file" and key[-1:] in ("", "/"))):
-            raise argparse.ArgumentTypeError(f"{text!r} is not the name of a {what} in S3")
+        unknown, match = UNKNOWN_PLACEHOLDER.search(text), S3_NAME.fullmatch(text)
+        base, ending = os.path.basename(text), Path(text).suffix or f".{Path(text).name}"
+        no_key = what == "file" and match and not match[2]
+        problems = {
+            "a name is missing": not text.strip("\0"),
+            "- is standard output, for --json and --list only": text == "-" and not stream,
+            f"{text!r} is not the name of a {what}": (what == "file" and base in ("", ".", "..")),
+            f"{text!r} is not the name of a {what} in S3": no_key
+            or (text[:3].lower() == "s3:" and not match),
+            f"{text!r} promises another format than {in_words(sorted(own))}": ending.lower()
+            in FORMATS - {*own},
+            f"{unknown and unknown[0]}: only {{account}}, {{date}} and {{time}} are filled in": (
+                unknown
+            ),
+        }
+        for problem, there in problems.items():
+            if there:
+                raise argparse.ArgumentTypeError(problem)
         return text
 
     return parse
 
 
-FILE = path_type("file")
-FOLDER = path_type("folder")
+FOLDER, ANY_FILE = path_type("folder"), path_type("file")
+WORKBOOK = path_type("file", {".xls"})
+JSON = path_type("file", {".json", ".txt"})
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
