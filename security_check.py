@@ -2938,13 +2938,14 @@ def drop_ok_rows(report: Report) -> Report:
 STATE_LOCK = threading.Lock()  # accounts that are audited side by side share a state file
 LOCK_PATIENCE = 60  # seconds; to change a state takes less than one
 LOCK_PAUSE = 0.1  # seconds between two tries
+WRITABLE_KINDS = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
 # For the message of a signal: the files of this run, and those that are being written.
 WRITTEN: list[str] = []
 WRITING: set[str] = set()
 
 
 @contextlib.contextmanager
-def recorded(file: File) -> Iterator[None]:
+def writing(file: File) -> Iterator[None]:
     """Keeps the name of a file in WRITING, and then in WRITTEN unless writing it failed."""
     WRITING.add(name := str(file))
     try:
@@ -2987,21 +2988,19 @@ class LocalFile:
         """Raises CannotRun if it cannot be written, before an audit and not after it."""
         try:
             found, folder = self._found(), self.path.resolve().parent
-            kinds = (stat.S_ISREG, stat.S_ISCHR, stat.S_ISFIFO)
-            if found and not any(is_kind(found.st_mode) for is_kind in kinds):
+            if found and stat.S_IFMT(found.st_mode) not in WRITABLE_KINDS:
                 raise CannotRun(f"{self} is a folder, not a file")
             if found and not os.access(self.path, os.W_OK):
                 raise CannotRun(f"{self} is write-protected")
             if self.is_stream():
                 return
-            self.absolute().encode()  # in the workbook and in JSON
             while self.create_folder and not folder.exists():
                 folder = folder.parent
             for part in (*self.path.parts, self._lock_file().name):
                 with contextlib.suppress(FileNotFoundError):
                     (folder / part).lstat()  # fails if it is too long
             with tempfile.TemporaryFile(dir=folder):
-                pass
+                self.absolute().encode()  # as text in the workbook
         except (OSError, ValueError) as error:
             raise CannotRun(f"cannot write {self}: {error_text(error)}") from error
 
@@ -3014,18 +3013,18 @@ class LocalFile:
 
         Returns the absolute path.
         """
-        with recorded(self):
+        with writing(self):
             if not self.is_stream():
-                return str(self._replace(data))
-            with open(os.open(self.path, os.O_WRONLY | os.O_APPEND), "wb") as stream:
+                return str(self._move_in(data))
+            with self.path.open("ab") as stream:
                 stream.write(data)
         return self.absolute()
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replaces the content, None if there is no file, while no other run can."""
         self._make_folder()
-        with recorded(self), locked(self._lock_file(), self._found()):
-            self._replace(change(self.read() if self.path.exists() else None))
+        with writing(self), locked(self._lock_file(), self._found()):
+            self._move_in(change(self.read() if self.path.exists() else None))
 
     def list_json(self) -> list[LocalFile]:
         """The JSON files in this folder, or this file; OSError if there is neither."""
@@ -3034,7 +3033,7 @@ class LocalFile:
         return [LocalFile(path) for path in found]
 
     def _found(self) -> os.stat_result | None:
-        """What is there, at the end of links; None if there is nothing."""
+        """The file at the end of links; None if there is none."""
         with contextlib.suppress(FileNotFoundError):
             return self.path.stat()
         return None
@@ -3047,12 +3046,12 @@ class LocalFile:
         for folder in reversed(self.path.resolve().parents) if self.create_folder else ():
             folder.mkdir(0o700, exist_ok=True)
 
-    def _replace(self, data: bytes) -> Path:
+    def _move_in(self, data: bytes) -> Path:
         self._make_folder()
         target = self.path.resolve()
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".security_check-")
         try:
-            with open(handle, "wb") as file:
+            with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 keep_rights(handle, self._found())
             target = unused(target) if self.numbered else target
@@ -3063,17 +3062,14 @@ class LocalFile:
         return target
 
 
-def unused(path: Path) -> Path:
-    """The path of an empty file that is made now, with a number if there was one before."""
-    free, number = path, 1
-    while True:
-        try:
-            free.touch(0o600, exist_ok=False)
-        except FileExistsError:
-            number += 1
-            free = path.with_stem(f"{path.stem}-{number}")
-        else:
-            return free
+def unused(path: Path, number: int = 1) -> Path:
+    """The path of an empty file that is made now, with a number if the name is taken."""
+    free = path.with_stem(f"{path.stem}-{number}") if number > 1 else path
+    try:
+        free.touch(0o600, exist_ok=False)
+    except FileExistsError:
+        return unused(path, number + 1)
+    return free
 
 
 def keep_rights(handle: int, old: os.stat_result | None) -> None:
@@ -3169,7 +3165,7 @@ class S3Object:
     def write(self, data: bytes, **condition: str) -> str:
         """Replaces the content, which S3 does completely or not at all. Returns the name."""
         content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
-        with recorded(self):
+        with writing(self):
             response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
             response["ETag"]  # raises if something other than S3 answered
         return str(self)
@@ -3837,7 +3833,7 @@ def terminal_text(overview: Overview, colour: bool = False) -> str:
         *finding_text("Worse", worse, overview, MAX_LINES),
         *finding_text("Acceptance ended", ended, overview, MAX_LINES),
         *first_lines("Resolved", resolved, MAX_LINES),
-        overview.path,
+        *filter(None, [overview.path]),
     ])  # fmt: skip
 
 
@@ -4709,46 +4705,41 @@ ROLE_NAME = regex_type(r"(?!arn:)/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of 
 NAME = regex_type(r".+", "a name")
 
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
-
-
 FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
+FOLDER_NAME = re.compile(r"(^|[/\\])\.{0,2}$")  # such as `x/`, `..`
+NOT_TOGETHER = {
+    "merge": ("role", "region", "check", "csv", "accept", "max_key_age", "list"),
+    "list": ("role", "check", "output", "json", "csv", "state", "accept", "max_key_age"),
+    "no_workbook": ("output",),
+}
 
 
-def path_type(
-    what: str, own: Collection[str] = FORMATS, stream: bool = False
-) -> Callable[[str], str]:
-    """A type of argument for argparse: the name of a file or a folder, here or in S3.
+def path_type(*own: str) -> Callable[[str], str]:
+    """A type of argument for argparse: the name of a file here or in S3; without `own` a folder.
 
-    Of FORMATS its ending may promise its `own` only. If it may be a `stream`, - is one.
+    If it ends in one of FORMATS, it has to be one of its `own`; - there is standard output.
     """
 
     def parse(text: str) -> str:
-        unknown, match = UNKNOWN_PLACEHOLDER.search(text), S3_NAME.fullmatch(text)
-        base, ending = os.path.basename(text), Path(text).suffix or f".{Path(text).name}"
-        no_key = what == "file" and match and not match[2]
+        path, match = Path(text), S3_NAME.fullmatch(text)
+        ending = (path.suffix or f".{path.name}").lower()
+        no_name = not text or "\0" in text or (text[:3].lower() == "s3:" and not match)
+        no_file = own and (FOLDER_NAME.search(text) or (match and not match[2]))
         problems = {
-            "a name is missing": not text.strip("\0"),
-            "- is standard output, for --json and --list only": text == "-" and not stream,
-            f"{text!r} is not the name of a {what}": (what == "file" and base in ("", ".", "..")),
-            f"{text!r} is not the name of a {what} in S3": no_key
-            or (text[:3].lower() == "s3:" and not match),
-            f"{text!r} promises another format than {in_words(sorted(own))}": ending.lower()
-            in FORMATS - {*own},
-            f"{unknown and unknown[0]}: only {{account}}, {{date}} and {{time}} are filled in": (
-                unknown
-            ),
+            "only {account}, {date} and {time} are filled in": UNKNOWN_PLACEHOLDER.search(text),
+            f"it is not the name of a {'file' if own else 'folder'}": no_name or no_file,
+            "only --json and --list can be standard output": text == "-" and text not in own,
+            f"its ending can be {in_words(sorted({*own} - {'-'}))}": own
+            and ending in FORMATS.difference(own),
         }
-        for problem, there in problems.items():
-            if there:
-                raise argparse.ArgumentTypeError(problem)
+        for problem in (sentence for sentence, wrong in problems.items() if wrong):
+            raise argparse.ArgumentTypeError(f"{text!r}: {problem}")
         return text
 
     return parse
 
 
-FOLDER, ANY_FILE = path_type("folder"), path_type("file")
-WORKBOOK = path_type("file", {".xls"})
-JSON = path_type("file", {".json", ".txt"})
+FOLDER = path_type()
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -4759,26 +4750,37 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Audit an AWS account with read-only checks, and write a workbook.",
         epilog=EPILOG.format(checks=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a new option must not make somebody's abbreviation ambiguous
     )
     repeated: dict[str, Any] = {"action": "append", "default": []}
-    file: dict[str, Any] = {"metavar": "FILE", "type": FILE}
+
+    def file(*own: str) -> dict[str, Any]:
+        return {"metavar": "FILE", "type": path_type(*own)}
+
     add = parser.add_argument
-    add("--profile", **repeated, metavar="NAME", help="a profile of the AWS configuration (*)")
+    add("--profile", **repeated, metavar="NAME", type=NAME,
+        help="a profile of the AWS configuration (*)")  # fmt: skip
     add("--organization", action="store_true", help="audit every account of the organization")
     add("--account", **repeated, metavar="NUMBER", type=ACCOUNT,
         help="audit this account; with --organization, only this one of it (*)")  # fmt: skip
     add("--role", metavar="NAME", type=ROLE_NAME, default=ROLE,
         help="the role to assume in other accounts (%(default)s)")  # fmt: skip
-    add("--region", **repeated, metavar="REGION", help="limit regional checks to a region (*)")
+    add("--region", **repeated, metavar="REGION", type=NAME,
+        help="limit regional checks to a region (*)")  # fmt: skip
     add("--check", **repeated, metavar="CHECK", choices=names, help="run only this check (*)")
-    add("--output", **file, help="the workbook, or the overview of several accounts")
-    add("--json", **file, help="write the report as JSON too; - is standard output")
+    add("--output", **file(".xls"), help="the workbook, or the overview of several accounts")
+    add("--no-workbook", action="store_true", help="write no workbook")
+    add("--json", **file("-", ".json", ".txt"),
+        help="write the report as JSON too; - is standard output")  # fmt: skip
     add("--csv", metavar="FOLDER", type=FOLDER, help="write every sheet as a CSV file too")
-    add("--state", **file, help="remember findings here, to tell new and resolved ones")
-    add("--accept", **file, help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")
+    add("--state", **file(".json", ".txt"),
+        help="remember findings here, to tell new and resolved ones")  # fmt: skip
+    add("--accept", **file(*FORMATS),
+        help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")  # fmt: skip
     add("--merge", nargs="+", metavar="NAME", type=FOLDER, default=[],
         help="audit nothing: make the overview of these reports and folders")  # fmt: skip
-    add("--list", **file, help="audit nothing: write the numbers of the accounts, one a line")
+    add("--list", **file("-", ".csv", ".txt"),
+        help="audit nothing: write the numbers of the accounts, one a line")  # fmt: skip
     add("--max-key-age", metavar="DAYS", type=DAYS, default=str(MAX_KEY_AGE),
         help="an access key older than this is a finding (%(default)s)")  # fmt: skip
     add("--quiet", action="store_true", help="print only if there is news, or an error")
@@ -4787,10 +4789,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if len(set(options.profile)) > 1 and (options.organization or options.account):
         parser.error("--organization and --account take one --profile at most")
-    others = ("role", "region", "check", "csv", "accept", "max_key_age", "list")
-    for name in others if options.merge else ():
-        if getattr(options, name) != parser.get_default(name):
-            parser.error(f"--merge audits nothing: it does not take --{name.replace('_', '-')}")
+    for mode, others in NOT_TOGETHER.items():
+        for name in others if getattr(options, mode) else ():
+            if getattr(options, name) != parser.get_default(name):
+                parser.error(f"--{mode} does not take --{name}".replace("_", "-"))
     return options
 
 
@@ -4965,21 +4967,33 @@ class Run:
         """The account that reads and writes files in S3: the one that started the run."""
         profiles = {*self.options.profile}
         profile = profiles.pop() if len(profiles) == 1 else None
-        return connect(self.options, profile, writes=("PutObject",))
+        return connect(self.options, profile, writes=("PutObject", "DeleteObject"))
+
+    def filled(self, name: str, account: str = OVERVIEW) -> str:
+        """A name with its account, date and time."""
+        parts = {"account": account, "date": self.today, "time": f"{self.started:%H%M}"}
+        return re.sub(r"\{(account|date|time)\}", lambda part: parts[part[1]], name)
 
     def file(self, name: str, account: str = OVERVIEW) -> File:
         """The file of a name in which account, date and time are to be filled in."""
-        date, minute = f"{self.started:%Y-%m-%d}", f"{self.started:%H%M}"
-        full = name.replace("{date}", date).replace("{time}", minute).replace("{account}", account)
+        full = self.filled(name, account)
         if match := S3_NAME.fullmatch(full):
             return S3Object(self.files_account, match[1], match[2] or "")
-        return LocalFile(Path(full), create_folder=full != name)
+        default = name.endswith(".xls") and name != self.options.output
+        return LocalFile(Path(full), create_folder=full != name, numbered=default)
 
-    def write(self, data: bytes, name: str, account: str = OVERVIEW) -> None:
-        """Write results under a name that is to be filled in."""
-        file = self.file(name, account)
-        write_or_save_copy(file, data)
-        self.written.append(file.absolute())
+    def write(self, data: bytes, name: str, account: str = OVERVIEW) -> str:
+        """Write results under a name that is to be filled in, and return the absolute name."""
+        self.written.append(written := write_or_save_copy(self.file(name, account), data))
+        return written
+
+    def try_write(self, data: bytes, name: str, account: str, errors: list[str]) -> str:
+        """The same; if it cannot be written, a blank name, and why is added to `errors`."""
+        try:
+            return self.write(data, name, account)
+        except CannotRun as why:
+            errors.append(str(why))
+        return ""
 
     def acceptances(self, account: str) -> list[Acceptance]:
         """The accept file of an account; empty without one."""
@@ -5040,31 +5054,65 @@ class Run:
 
 def default_name(account: str, started: datetime) -> str:
     """The name of a workbook without --output."""
-    return f"security_check_{account}_{started:%Y-%m-%d_%H%M}.xls"
+    return f"security_check_{account}_{started:%Y-%m-%d_%H%M%S}.xls"
 
 
-def join_path(folder: str, name: str) -> str:
-    """A name in a folder, here or in S3."""
-    return f"{folder.rstrip('/')}/{name}"
+def csv_name(folder: str, definition: Check) -> str:
+    """The name of a sheet as CSV, in a folder here or in S3."""
+    return f"{folder.rstrip('/')}/{{account}}-{definition.name}.csv"
 
 
 def check_before_start(run: Run) -> None:
-    """Raises CannotRun for everything that can be wrong before the first account is opened."""
-    options = run.options
+    """Raises CannotRun for everything that can be wrong before the first account is opened.
+
+    Files in S3 come last: for them AWS is called.
+    """
     for package in ("boto3", "xlwt"):
         if not importlib.util.find_spec(package):
             raise CannotRun(f"{package} is not installed: run `pip install boto3 xlwt`")
-    names = [options.output or "security_check.xls", options.json]
-    names += [options.state] if not options.merge else []  # --merge only reads the state
-    names += [join_path(options.csv, "a.csv")] if options.csv else []
-    for name in [options.list] if options.list else names:
-        if name and name != "-":
-            run.file(name).ensure_writable()
-    if options.state and "{account}" not in options.state:
+    options = run.options
+    given = {option: [getattr(options, option)] for option in ("accept", "state", "json", "list")}
+    given["output"] = [] if options.no_workbook or options.list else [run.overview_name()]
+    given["csv"] = [csv_name(options.csv, one) for one in CHECKS if options.csv]
+    given["merge"] = options.merge
+    pairs = [(option, name) for option, names in given.items() for name in names]
+    names = [(option, name) for option, name in pairs if name not in (None, "-")]
+    in_s3 = [pair for pair in names if S3_NAME.fullmatch(pair[1])]
+    for option, name in (pair for pair in names if pair not in in_s3):
+        check_file(run, option, name)
+    refuse_shared_files(run, names)
+    for option, name in in_s3:
+        check_file(run, option, name)
+
+
+def refuse_shared_files(run: Run, names: Sequence[tuple[str, str]]) -> None:
+    """Raises CannotRun if two options name one file: one would destroy what the other needs."""
+    for account in (OVERVIEW, *run.options.account, *re.findall(r"\d{12}", str(names))):
+        options: dict[str, str] = {}
+        for option, name in names:
+            full = run.filled(name, account)
+            here = not S3_NAME.fullmatch(full)
+            place = os.path.realpath(full) if here else f"s3{full[2:]}"
+            shared = options.setdefault(place, option) != option
+            if shared and not (here and LocalFile(Path(full)).is_stream()):
+                raise CannotRun(f"--{options[place]} and --{option} are one file: {full}")
+
+
+def check_file(run: Run, option: str, name: str) -> None:
+    """Raises CannotRun if a file cannot be read, or written, as its option needs it."""
+    file = run.file(name)  # makes the session for S3, before the threads start
+    if isinstance(file, LocalFile) and option == "merge":
+        with read_errors_as_cannot_run(file):
+            file.list_json()
+    if option in ("json", "list", "output", "csv") or (option == "state" and not run.options.merge):
+        accounts = {OVERVIEW, "0" * 12, *run.options.account}
+        for account in accounts if isinstance(file, LocalFile) else [OVERVIEW]:
+            run.file(name, account).ensure_writable()
+    if isinstance(file, LocalFile) and option == "state" and file.is_stream():
+        raise CannotRun(f"{file} is a device or a pipe: it remembers nothing")
+    if option == "state" and "{account}" not in name:
         run.state_file("")
-    if "{account}" in (options.accept or ""):
-        run.file(options.accept)  # makes the session for S3, before the threads start
-    else:
+    if option == "accept" and "{account}" not in name:
         run.acceptances("")
 
 
@@ -5160,7 +5208,6 @@ def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
 # --- auditing accounts ----------------------------------------------------------------
 
 ACCOUNTS_AT_ONCE = 8  # AWS throttles each by itself; memory and sockets set the limit
-FINISHED_ACCOUNTS: list[str] = []  # with a workbook, for the message of a signal
 
 
 def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -> Report:
@@ -5170,8 +5217,7 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
     run.used_acceptances |= done.used_acceptances
     name = run.workbook_name(aws.number, done.report.started)
-    report = replace(done.report, workbook=run.file(name, aws.number).absolute())
-    report = write_account_files(run, report, name)
+    report = write_account_files(run, done.report, "" if run.options.no_workbook else name)
     if state and not report.file_errors:
         run.changes[aws.number] = done.change
     return report
@@ -5182,21 +5228,16 @@ def write_account_files(run: Run, report: Report, name: str) -> Report:
 
     What cannot be written is an error of this account.
     """
-    options, number = run.options, report.account
-    files = {name: build_workbook(Overview.of_one(report))} if name else {}
+    options, errors = run.options, list[str]()
+    account = report.account or file_name(report.name)
+    if name:
+        data = build_workbook(Overview.of_one(report))
+        report = replace(report, workbook=run.try_write(data, name, account, errors))
     for result in report.results if options.csv else ():
-        csv_name = join_path(options.csv, f"{number}-{result.check.name}.csv")
-        files[csv_name] = to_csv(result, report)
+        table = csv_name(options.csv, result.check)
+        run.try_write(to_csv(result, report), table, account, errors)
     if "{account}" in (options.json or ""):
-        files[options.json] = to_json([report])
-    errors = []
-    for file, data in files.items():
-        try:
-            run.write(data, file, number or file_name(report.name))
-        except CannotRun as why:
-            errors.append(str(why))
-    if name and not errors:
-        FINISHED_ACCOUNTS.append(number)
+        run.try_write(to_json([report]), options.json, account, errors)
     return replace(report, file_errors=errors)
 
 
@@ -5425,7 +5466,7 @@ def write_list(run: Run, numbers: list[str]) -> Outcome:
 def run_program(argv: Sequence[str] | None) -> Outcome:
     """A run from its arguments to its end. Raises CannotRun if there is no report."""
     began, options = time.monotonic(), parse_arguments(argv)
-    FINISHED_ACCOUNTS.clear()
+    WRITTEN.clear()
     gc.set_threshold(100_000)  # botocore's models are large, and collecting them frees nothing
     log_calls(options.debug)
     run = Run(options)
@@ -5465,7 +5506,9 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     options, reports = run.options, overview.reports
     failures = [] if overview.multi_account else [*reports[0].file_errors]
     if overview.multi_account:
-        failures += write_failures(run, build_workbook(overview), run.overview_name())
+        name = "" if options.no_workbook else run.overview_name()
+        path = run.try_write(build_workbook(overview), name, OVERVIEW, failures) if name else ""
+        overview = replace(overview, path=path)
     attention = overview.needs_attention()
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
@@ -5476,7 +5519,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     if options.json == "-":
         print_safe(to_json(reports).decode())
     elif options.json and (options.merge or "{account}" not in options.json):
-        failures += write_failures(run, to_json(reports), options.json)
+        run.try_write(to_json(reports), options.json, OVERVIEW, failures)
     failures = failures or run.write_states()
     if failures:
         raise CannotRun("; ".join(failures))
@@ -5484,15 +5527,6 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     if overview.multi_account:
         whose = f"{overview.scope}: {describe_accounts(reports)}"
     return Outcome(overview.exit_code(), f"{whose}: {headline(overview)}", attention, run.written)
-
-
-def write_failures(run: Run, data: bytes, name: str) -> list[str]:
-    """Write results; why not, if they cannot be written."""
-    try:
-        run.write(data, name)
-    except CannotRun as why:
-        return [str(why)]
-    return []
 
 
 def warn_of_errors(overview: Overview) -> None:
@@ -5559,16 +5593,18 @@ def exit_now(code: int) -> None:
 
 
 def on_signal(number: int, _: object) -> None:
-    """Say what was done, and end."""
-    accounts = counted(len(FINISHED_ACCOUNTS), "account")
-    done = f"{accounts} done, no overview was written" if FINISHED_ACCOUNTS else ""
-    warn(f"interrupted by {signal.Signals(number).name}: {done or 'no workbook was written'}")
+    """Say what was written, and end."""
+    done = f" but {in_words(WRITTEN)}" if WRITTEN else ""
+    perhaps = f"; perhaps {in_words(sorted(WRITING))}" if WRITING else ""
+    warn(f"interrupted by {signal.Signals(number).name}: nothing was written{done}{perhaps}")
     exit_now(128 + number)  # as shells report it
 
 
 if __name__ == "__main__":
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, on_signal)
+    for signal_name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal_number = getattr(signal, signal_name, None)  # Windows has no SIGHUP
+        if signal_number and signal.getsignal(signal_number) != signal.SIG_IGN:  # as by nohup
+            signal.signal(signal_number, on_signal)
     main_thread = ThreadPoolExecutor(1).submit(main)
     while not main_thread.done():  # an endless wait may not hear a signal, on Windows never
         wait([main_thread], timeout=0.2)
