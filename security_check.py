@@ -2989,7 +2989,7 @@ class LocalFile:
         try:
             found, folder = self._found(), self.path.resolve().parent
             if found and stat.S_IFMT(found.st_mode) not in WRITABLE_KINDS:
-                raise CannotRun(f"{self} is a folder, not a file")
+                raise CannotRun(f"{self} is a folder, a disk or a socket, not a file")
             if found and not os.access(self.path, os.W_OK):
                 raise CannotRun(f"{self} is write-protected")
             if self.is_stream():
@@ -4729,7 +4729,7 @@ def path_type(*own: str) -> Callable[[str], str]:
             "only {account}, {date} and {time} are filled in": UNKNOWN_PLACEHOLDER.search(text),
             f"it is not the name of a {'file' if own else 'folder'}": no_name or no_file,
             "only --json and --list can be standard output": text == "-" and text not in own,
-            f"its ending can be {in_words(sorted({*own} - {'-'}))}": own
+            f"it promises another format than {in_words(sorted({*own} - {'-'}))}": own
             and ending in FORMATS.difference(own),
         }
         for problem in (sentence for sentence, wrong in problems.items() if wrong):

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -429,8 +430,8 @@ def test_a_state_that_another_run_holds_is_waited_for_and_then_told(
         waited.append(seconds)
         clock[0] += seconds
 
-    monkeypatch.setattr(security_check.time, "sleep", sleep)
-    monkeypatch.setattr(security_check.time, "monotonic", lambda: clock[0])
+    fake = SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0])
+    monkeypatch.setattr(security_check, "time", fake)
     hold(".s.json.lock")
     assert main(["--state", "s.json", "--output", "x.xls", *QUICK]) == 2
     (line,) = capsys.readouterr().err.splitlines()
