@@ -2937,16 +2937,14 @@ def drop_ok_rows(report: Report) -> Report:
 
 STATE_LOCK = threading.Lock()  # accounts that are audited side by side share a state file
 LOCK_PATIENCE = 60  # seconds; to change a state takes less than one
-LOCK_PAUSE = 0.1  # seconds between two tries
 WRITABLE_KINDS = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
-# For the message of a signal: the files of this run, and those that are being written.
-WRITTEN: list[str] = []
-WRITING: set[str] = set()
+WRITTEN: list[str] = []  # the files of this run, for the message of a signal,
+WRITING: set[str] = set()  # and those that are being written
 
 
 @contextlib.contextmanager
 def writing(file: File) -> Iterator[None]:
-    """Keeps the name of a file in WRITING, and then in WRITTEN unless writing it failed."""
+    """Keeps the name of a file in WRITING, and then, unless this fails, in WRITTEN."""
     WRITING.add(name := str(file))
     try:
         yield
@@ -2972,35 +2970,36 @@ class LocalFile:
 
     def absolute(self) -> str:
         """The absolute path, of a link that of its target."""
-        return str(self.path.absolute() if self.is_stream() else self.path.resolve())
+        return str(self.path.absolute() if self.is_stream() else self.target)
+
+    @property
+    def target(self) -> Path:
+        """The absolute path at the end of links."""
+        return Path(os.path.realpath(self.path))
 
     def is_stream(self) -> bool:
         """Whether there is something that is written into, and not replaced."""
-        if not (found := self._found()):
+        if not (found := file_status(self.path)):
             return False
-        for descriptor in (1, 2):
-            with contextlib.suppress(OSError):  # closed by the caller
-                if os.path.samestat(found, os.fstat(descriptor)):
-                    return True
-        return not stat.S_ISREG(found.st_mode)
+        ours = filter(None, map(file_status, (1, 2)))
+        return not stat.S_ISREG(found.st_mode) or any(os.path.samestat(found, one) for one in ours)
 
     def ensure_writable(self) -> None:
         """Raises CannotRun if it cannot be written, before an audit and not after it."""
         try:
-            found, folder = self._found(), self.path.resolve().parent
+            found, folder = file_status(self.path), self.target.parent
             if found and stat.S_IFMT(found.st_mode) not in WRITABLE_KINDS:
                 raise CannotRun(f"{self} is a folder, a disk or a socket, not a file")
             if found and not os.access(self.path, os.W_OK):
                 raise CannotRun(f"{self} is write-protected")
-            if self.is_stream():
-                return
             while self.create_folder and not folder.exists():
                 folder = folder.parent
-            for part in (*self.path.parts, self._lock_file().name):
+            for part in [str(self.path.absolute()), *self.target.parts, lock_name(self.target)]:
                 with contextlib.suppress(FileNotFoundError):
-                    (folder / part).lstat()  # fails if it is too long
-            with tempfile.TemporaryFile(dir=folder):
-                self.absolute().encode()  # as text in the workbook
+                    (folder / part).stat()  # fails if a name is too long, or a link to itself
+            if not self.is_stream():
+                with tempfile.TemporaryFile(dir=folder):
+                    str(self.target).encode()  # as text in the workbook
         except (OSError, ValueError) as error:
             raise CannotRun(f"cannot write {self}: {error_text(error)}") from error
 
@@ -3023,7 +3022,7 @@ class LocalFile:
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replaces the content, None if there is no file, while no other run can."""
         self._make_folder()
-        with writing(self), locked(self._lock_file(), self._found()):
+        with writing(self), locked(self.target):
             self._move_in(change(self.read() if self.path.exists() else None))
 
     def list_json(self) -> list[LocalFile]:
@@ -3032,34 +3031,31 @@ class LocalFile:
         found = sorted(self.path.glob("*.json")) if self.path.is_dir() else [self.path]
         return [LocalFile(path) for path in found]
 
-    def _found(self) -> os.stat_result | None:
-        """The file at the end of links; None if there is none."""
-        with contextlib.suppress(FileNotFoundError):
-            return self.path.stat()
-        return None
-
-    def _lock_file(self) -> Path:
-        target = self.path.resolve()
-        return target.with_name(f".{target.name}.lock")
-
     def _make_folder(self) -> None:
-        for folder in reversed(self.path.resolve().parents) if self.create_folder else ():
+        for folder in reversed(self.target.parents) if self.create_folder else ():
             folder.mkdir(0o700, exist_ok=True)
 
     def _move_in(self, data: bytes) -> Path:
         self._make_folder()
-        target = self.path.resolve()
+        target = self.target
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".security_check-")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
-                keep_rights(handle, self._found())
+                keep_rights(handle, file_status(self.path))
             target = unused(target) if self.numbered else target
             Path(temporary).replace(target)
         except BaseException:
             Path(temporary).unlink()
             raise
         return target
+
+
+def file_status(place: Path | int) -> os.stat_result | None:
+    """The status of a file, at the end of links, or of a descriptor; None if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return os.stat(place)  # noqa: PTH116 - Path knows no descriptors
+    return None
 
 
 def unused(path: Path, number: int = 1) -> Path:
@@ -3074,21 +3070,22 @@ def unused(path: Path, number: int = 1) -> Path:
 
 def keep_rights(handle: int, old: os.stat_result | None) -> None:
     """Gives an open file the group and the mode of an old one, and as root its owner."""
-    if not old or os.name != "posix":
-        return
-    mode = stat.S_IMODE(old.st_mode)
-    try:
-        os.fchown(handle, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
-    except PermissionError:
-        mode &= 0o707  # what that group may is not for ours
-    os.fchmod(handle, mode)
+    if old and os.name == "posix":
+        with contextlib.suppress(PermissionError):  # then it stays for its owner only
+            os.fchown(handle, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
+            os.fchmod(handle, stat.S_IMODE(old.st_mode))
+
+
+def lock_name(path: Path) -> str:
+    """The name of the file, beside another one, whose lock keeps other runs out."""
+    return f".{path.name}.lock"
 
 
 @contextlib.contextmanager
-def locked(path: Path, like: os.stat_result | None) -> Iterator[None]:
-    """Keeps other threads and processes out by a lock file; on Windows only other threads.
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other threads and processes out of a file; on Windows only other threads.
 
-    Its lock, and not its existence, counts: that of a process that died is gone with it.
+    A lock file that is there means nothing: the lock of a process ends with the process.
     """
     with STATE_LOCK:
         try:
@@ -3096,23 +3093,19 @@ def locked(path: Path, like: os.stat_result | None) -> Iterator[None]:
         except ImportError:
             yield
             return
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            with contextlib.suppress(PermissionError):  # made by another one who may use it
-                keep_rights(handle, like)
-            until = time.monotonic() + LOCK_PATIENCE
+        lock, until = path.with_name(lock_name(path)), time.monotonic() + LOCK_PATIENCE
+        with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
+            keep_rights(file.fileno(), file_status(path))
             while True:
                 try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError as error:
                     if time.monotonic() >= until:
-                        why = f"another run has held {path} for {LOCK_PATIENCE} seconds"
+                        why = f"another run has held {lock} for {LOCK_PATIENCE} seconds"
                         raise OSError(errno.ETIMEDOUT, why) from error
-                time.sleep(LOCK_PAUSE)
+                time.sleep(0.1)
             yield
-        finally:
-            os.close(handle)
 
 
 # --- files in S3 ----------------------------------------------------------------------
@@ -4061,7 +4054,8 @@ def to_xls(value: Cell) -> Cell:
 #         kind (4)              8 a place in this workbook, 3 a URL, 1 a file in the same folder
 #         kind 8: number of letters with the final 0 (4), letters as UTF-16
 #         kind 3: E0C9EA79... (16), number of bytes (4), letters as UTF-16
-#         kind 1: 03030000... (16), 0 (2), number of bytes (4), letters, FFFF DEAD and zeros (28)
+#         kind 1: 03030000... (16), 0 (2), number of bytes (4), letters, FFFF DEAD and zeros (24),
+#             number of bytes (4) of what follows beyond ASCII: the same (4), 3 (2), UTF-16
 #
 #     Lbl, type 0x0018 ([MS-XLS] 2.4.150), a name of a sheet: 6 is Print_Area, 7 Print_Titles
 #         0x20 built in (2), 0 (1), length of the name (1), length of the formula (2)
@@ -4089,7 +4083,9 @@ def link_data(target: str) -> bytes:
         return struct.pack("<II", 8, len(text) // 2) + text
     if ":" in target:
         return struct.pack("<I", 3) + URL_ID + struct.pack("<I", len(text)) + text
-    path, end = target.encode() + b"\0", struct.pack("<HH20xI", 0xFFFF, 0xDEAD, 0)
+    path, wide = target.encode("ascii", "replace") + b"\0", target.encode("utf-16-le")
+    more = b"" if target.isascii() else struct.pack("<IH", len(wide), 3) + wide
+    end = struct.pack("<HH20xI", 0xFFFF, 0xDEAD, len(more)) + more
     return struct.pack("<I", 1) + FILE_ID + struct.pack("<HI", 0, len(path)) + path + end
 
 
@@ -4702,7 +4698,6 @@ ACCOUNT = regex_type(r"\d{12}", "an account number of twelve digits")
 DAYS = regex_type(r"\d{1,5}", "a number of days")
 # https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
 ROLE_NAME = regex_type(r"(?!arn:)/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
-NAME = regex_type(r".+", "a name")
 
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
 FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
@@ -4717,7 +4712,7 @@ NOT_TOGETHER = {
 def path_type(*own: str) -> Callable[[str], str]:
     """A type of argument for argparse: the name of a file here or in S3; without `own` a folder.
 
-    If it ends in one of FORMATS, it has to be one of its `own`; - there is standard output.
+    If it ends in one of FORMATS, it has to be one of its own; with - in them that is a stream.
     """
 
     def parse(text: str) -> str:
@@ -4753,33 +4748,29 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,  # a new option must not make somebody's abbreviation ambiguous
     )
     repeated: dict[str, Any] = {"action": "append", "default": []}
-
-    def file(*own: str) -> dict[str, Any]:
-        return {"metavar": "FILE", "type": path_type(*own)}
-
+    named = repeated | {"type": regex_type(".+", "a name")}
     add = parser.add_argument
-    add("--profile", **repeated, metavar="NAME", type=NAME,
-        help="a profile of the AWS configuration (*)")  # fmt: skip
+    add("--profile", **named, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--organization", action="store_true", help="audit every account of the organization")
     add("--account", **repeated, metavar="NUMBER", type=ACCOUNT,
         help="audit this account; with --organization, only this one of it (*)")  # fmt: skip
     add("--role", metavar="NAME", type=ROLE_NAME, default=ROLE,
         help="the role to assume in other accounts (%(default)s)")  # fmt: skip
-    add("--region", **repeated, metavar="REGION", type=NAME,
-        help="limit regional checks to a region (*)")  # fmt: skip
+    add("--region", **named, metavar="REGION", help="limit regional checks to a region (*)")
     add("--check", **repeated, metavar="CHECK", choices=names, help="run only this check (*)")
-    add("--output", **file(".xls"), help="the workbook, or the overview of several accounts")
+    add("--output", metavar="FILE", type=path_type(".xls"),
+        help="the workbook, or the overview of several accounts")  # fmt: skip
     add("--no-workbook", action="store_true", help="write no workbook")
-    add("--json", **file("-", ".json", ".txt"),
+    add("--json", metavar="FILE", type=path_type("-", ".json", ".txt"),
         help="write the report as JSON too; - is standard output")  # fmt: skip
     add("--csv", metavar="FOLDER", type=FOLDER, help="write every sheet as a CSV file too")
-    add("--state", **file(".json", ".txt"),
+    add("--state", metavar="FILE", type=path_type(".json", ".txt"),
         help="remember findings here, to tell new and resolved ones")  # fmt: skip
-    add("--accept", **file(*FORMATS),
+    add("--accept", metavar="FILE", type=path_type(*FORMATS),
         help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")  # fmt: skip
     add("--merge", nargs="+", metavar="NAME", type=FOLDER, default=[],
         help="audit nothing: make the overview of these reports and folders")  # fmt: skip
-    add("--list", **file("-", ".csv", ".txt"),
+    add("--list", metavar="FILE", type=path_type("-", ".csv", ".txt"),
         help="audit nothing: write the numbers of the accounts, one a line")  # fmt: skip
     add("--max-key-age", metavar="DAYS", type=DAYS, default=str(MAX_KEY_AGE),
         help="an access key older than this is a finding (%(default)s)")  # fmt: skip
@@ -5071,17 +5062,14 @@ def check_before_start(run: Run) -> None:
         if not importlib.util.find_spec(package):
             raise CannotRun(f"{package} is not installed: run `pip install boto3 xlwt`")
     options = run.options
-    given = {option: [getattr(options, option)] for option in ("accept", "state", "json", "list")}
-    given["output"] = [] if options.no_workbook or options.list else [run.overview_name()]
-    given["csv"] = [csv_name(options.csv, one) for one in CHECKS if options.csv]
-    given["merge"] = options.merge
-    pairs = [(option, name) for option, names in given.items() for name in names]
-    names = [(option, name) for option, name in pairs if name not in (None, "-")]
-    in_s3 = [pair for pair in names if S3_NAME.fullmatch(pair[1])]
-    for option, name in (pair for pair in names if pair not in in_s3):
-        check_file(run, option, name)
+    pairs = [(option, getattr(options, option)) for option in ("accept", "state", "json", "list")]
+    pairs += [("csv", csv_name(options.csv, one)) for one in CHECKS if options.csv]
+    pairs += [("merge", name) for name in options.merge]
+    if not (options.no_workbook or options.list):
+        pairs += [("output", run.overview_name())]
+    names = [pair for pair in pairs if pair[1] not in (None, "-")]
     refuse_shared_files(run, names)
-    for option, name in in_s3:
+    for option, name in sorted(names, key=lambda pair: bool(S3_NAME.fullmatch(pair[1]))):
         check_file(run, option, name)
 
 
@@ -5091,29 +5079,29 @@ def refuse_shared_files(run: Run, names: Sequence[tuple[str, str]]) -> None:
         options: dict[str, str] = {}
         for option, name in names:
             full = run.filled(name, account)
-            here = not S3_NAME.fullmatch(full)
-            place = os.path.realpath(full) if here else f"s3{full[2:]}"
-            shared = options.setdefault(place, option) != option
-            if shared and not (here and LocalFile(Path(full)).is_stream()):
-                raise CannotRun(f"--{options[place]} and --{option} are one file: {full}")
+            place = f"s3{full[2:]}" if S3_NAME.fullmatch(full) else os.path.realpath(full)
+            other = options.setdefault(place, option)
+            if other != option and not LocalFile(Path(full)).is_stream():
+                raise CannotRun(f"--{other} and --{option} are one file: {full}")
 
 
 def check_file(run: Run, option: str, name: str) -> None:
     """Raises CannotRun if a file cannot be read, or written, as its option needs it."""
     file = run.file(name)  # makes the session for S3, before the threads start
-    if isinstance(file, LocalFile) and option == "merge":
+    here, one_for_all = isinstance(file, LocalFile), "{account}" not in name
+    if option == "merge" and here:
         with read_errors_as_cannot_run(file):
             file.list_json()
-    if option in ("json", "list", "output", "csv") or (option == "state" and not run.options.merge):
-        accounts = {OVERVIEW, "0" * 12, *run.options.account}
-        for account in accounts if isinstance(file, LocalFile) else [OVERVIEW]:
-            run.file(name, account).ensure_writable()
-    if isinstance(file, LocalFile) and option == "state" and file.is_stream():
-        raise CannotRun(f"{file} is a device or a pipe: it remembers nothing")
-    if option == "state" and "{account}" not in name:
-        run.state_file("")
-    if option == "accept" and "{account}" not in name:
+    elif option == "accept" and one_for_all:
         run.acceptances("")
+    elif option not in ("merge", "accept") and not (option == "state" and run.options.merge):
+        for account in {OVERVIEW, "0" * 12, *run.options.account} if here else {OVERVIEW}:
+            run.file(name, account).ensure_writable()
+    if option == "state":
+        if isinstance(file, LocalFile) and file.is_stream():
+            raise CannotRun(f"{file} is a device or a pipe: it remembers nothing")
+        if one_for_all:
+            run.state_file("")
 
 
 # --- the accounts of a run ------------------------------------------------------------

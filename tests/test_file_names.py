@@ -321,7 +321,7 @@ def test_what_a_group_may_is_not_given_to_another(
     path.touch()
     path.chmod(0o664)
     LocalFile(path).write(b"x")
-    assert mode(str(path)) == 0o604
+    assert mode(str(path)) == 0o600
 
 
 @pytest.mark.posix
@@ -397,6 +397,17 @@ def test_overviews_with_default_names_do_not_meet(
         main(["--merge", "one.json"])
     name = f"security_check_overview_{now:%Y-%m-%d_%H%M%S}"
     assert paths() == {"one.json", f"{name}.xls", f"{name}-2.xls"}
+
+
+@pytest.mark.parametrize("name", ["x.xls", "größe-監査.xls"], ids=["ASCII", "beyond ASCII"])
+def test_an_overview_leads_to_a_workbook_of_any_name(cloud: Cloud, name: str) -> None:
+    main(["--output", name, "--json", "x.json", *QUICK])
+    main(["--merge", "x.json", "--output", "overview.xls"])
+    book = xlrd.open_workbook("overview.xls", formatting_info=True)
+    links = book.sheet_by_name("Accounts").hyperlink_map.values()
+    assert {link.url_or_path for link in links if link.type == "local file"} == {
+        name.encode() if name.isascii() else name
+    }
 
 
 # --- the lock -------------------------------------------------------------------------
