@@ -2326,7 +2326,18 @@ def core_session(profile: str | None) -> Any:
     return core
 
 
-def sign_in(profile: str | None) -> Any:
+def default_region(session: Any, only_regions: Iterable[str]) -> str:
+    """Where to start if no region is configured: us-east-1, or where the regions belong."""
+    from botocore.exceptions import UnknownRegionError
+
+    for name in only_regions:
+        with contextlib.suppress(UnknownRegionError):
+            if session.get_partition_for_region(name) != "aws":
+                return name
+    return "us-east-1"
+
+
+def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
     """A session of botocore that has and refreshes credentials, and does nothing else.
 
     The clients that botocore makes for that can do all that their services offer. Raises
@@ -2335,6 +2346,8 @@ def sign_in(profile: str | None) -> Any:
     from botocore.exceptions import ProfileNotFound
 
     core = core_session(profile)
+    if not core.get_config_variable("region"):
+        core.set_config_variable("region", default_region(core, only_regions))
     core.set_default_client_config(client_config())
     events = core.get_component("event_emitter")
     listen(events, lambda: "")
@@ -2607,17 +2620,7 @@ class Account:
     @functools.cached_property
     def home_region(self) -> str:
         """The region for global services: the configured one, else one of the same partition."""
-        named = [name for name in self.only_regions if self.partition_of(name) not in ("", "aws")]
-        return self.session.region_name or [*named, "us-east-1"][0]
-
-    def partition_of(self, region: str) -> str:
-        """The partition of a region, such as aws-cn; blank if botocore does not know it."""
-        from botocore.exceptions import UnknownRegionError
-
-        try:
-            return self.session.get_partition_for_region(region)
-        except UnknownRegionError:
-            return ""
+        return self.session.region_name or default_region(self.session, self.only_regions)
 
     def ask(
         self, service: str, operation: str, region: str = "",
@@ -5138,6 +5141,7 @@ CREDENTIALS_HELP = {  # by error code; {option} is --profile
 CONNECTION_HELP = {
     "EndpointConnectionError": "check the network, the region and AWS_ENDPOINT_URL",
     "InvalidEndpoint": "check AWS_ENDPOINT_URL",
+    "NoRegionError": "set AWS_REGION",
     "ProxyConnectionError": "check HTTPS_PROXY",
     "SSLError": "check AWS_CA_BUNDLE",
     "HTTPClientError": "check the access key and the token for characters that do not belong there",
@@ -5170,7 +5174,7 @@ def connect(
     sign_ins = vars(options).setdefault("sign_ins", {})
     try:
         if profile not in sign_ins:
-            sign_ins[profile] = sign_in(profile)
+            sign_ins[profile] = sign_in(profile, options.region)
         session = new_session(profile, sign_ins[profile], writes)
         aws = Account(session, now, options.region, int(options.max_key_age), profile=profile or "")
         identity = aws.ask("sts", "GetCallerIdentity")
