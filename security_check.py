@@ -2152,7 +2152,7 @@ NOT_AWS = "(something other than AWS answered: a proxy, or a sign-in page)"
 
 # Every role that we assume is held down to these permissions: a session can do what both its
 # role and its session policy allow.
-READ_POLICY = {
+READ_POLICY: dict[str, Any] = {
     "Version": "2012-10-17",
     "Statement": [
         {

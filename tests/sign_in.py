@@ -24,12 +24,13 @@ def in_future(lifetime: timedelta = LIFETIME) -> str:
 
 class Entrance:
     """The server; `asked` is what it was asked, with the parameters; `refuses` are answers that
-    it gives in place of its own, by operation: a status and a body."""
+    it gives in place of its own, by operation or for all (*): a status and a body, or a function
+    from the parameters to these."""
 
     def __init__(self, keys: dict[str, str]) -> None:
         self.keys = keys
         self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.refuses: dict[str, tuple[int, str]] = {}
+        self.refuses: dict[str, Any] = {}
         self.lifetime = LIFETIME
         self.url = ""
 
@@ -48,8 +49,8 @@ class Entrance:
 
     def answer(self, operation: str, params: dict[str, Any]) -> tuple[int, str]:
         self.asked.append((operation, params))
-        if operation in self.refuses:
-            return self.refuses[operation]
+        if refusal := self.refuses.get(operation, self.refuses.get("*")):
+            return refusal(params) if callable(refusal) else refusal
         own = {name[0].lower() + name[1:]: value for name, value in self.credentials().items()}
         if operation.startswith("AssumeRole"):
             return 200, self.of_sts(operation)

@@ -542,4 +542,4 @@ def test_the_policy_allows_what_the_checks_ask(cloud: Cloud) -> None:
     (statement,) = security_check.READ_POLICY["Statement"]
     names: dict[str, str] = security_check.IAM_ACTION_NAMES
     asked = {names.get(call.name, call.name) for call in cloud.layer.calls}
-    assert asked - {"sts:GetCallerIdentity"} <= {*statement["Action"]}  # type: ignore[call-overload]
+    assert asked - {"sts:GetCallerIdentity"} <= {*statement["Action"]}
