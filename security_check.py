@@ -5500,7 +5500,8 @@ def check_before_start(run: Run) -> None:
     """
     options = run.options
     pairs = [(option, getattr(options, option)) for option in ("accept", "state", "json", "list")]
-    pairs += [("csv", csv_name(options.csv, one)) for one in CHECKS if options.csv]
+    tables = [("csv", csv_name(options.csv, one)) for one in CHECKS if options.csv]
+    pairs += tables[:1] if S3_NAME.fullmatch(options.csv or "") else tables
     pairs += [("merge", name) for name in options.merge]
     if not (options.no_workbook or options.list):
         pairs += [("output", run.overview_name())]
