@@ -6077,9 +6077,9 @@ def exit_now(code: int) -> None:
 
 def on_signal(number: int, _: object) -> None:
     """Say what was written, and end."""
-    done = f" but {in_words(WRITTEN)}" if WRITTEN else ""
+    done = f"{in_words(WRITTEN)} written" if WRITTEN else "nothing was written"
     perhaps = f"; perhaps {in_words(sorted(WRITING))}" if WRITING else ""
-    warn(f"interrupted by {signal.Signals(number).name}: nothing was written{done}{perhaps}")
+    warn(f"interrupted by {signal.Signals(number).name}: {done}{perhaps}")
     exit_now(128 + number)  # as shells report it
 
 
