@@ -282,7 +282,7 @@ class Row:
     remediation: Remediation = field(default=Remediation(), compare=False)
     control_findings: tuple[ControlFinding, ...] = ()  # what gives the severity comes first
     extent: frozenset[str] = frozenset()  # how far a finding goes: open ranges, flaws, ...
-    resource: str = ""  # in the target: its findings may turn into each other; blank: the target
+    resource: str = ""  # findings of one resource may turn into each other; blank: the target
     fully_read: bool = True  # False if severity or extent may be higher than they really are
 
     # filled in by apply_state and apply_acceptances
@@ -1500,7 +1500,9 @@ def rule_rows(aws: Account, region: str, rule: OpenRule, usage: Usage) -> Iterat
         yield Row(region, item, unread, error=error, control_findings=tuple(undecided))
     if rule.exposure.versions:
         findings = tuple(ControlFinding(one, group["GroupId"]) for one in failed)
-        row = Row(region, item, cells, control_findings=findings, resource=group["GroupId"])
+        row = Row(
+            region, item, cells, control_findings=findings, resource=f"{region}/{group['GroupId']}"
+        )
         yield foreign_rule_row(aws, row, rule) if foreign else open_rule_row(aws, row, rule, usage)
 
 
@@ -1566,7 +1568,7 @@ KEY_CONTROLS = {
         "1.13",
         "1.14",
         "8.3.9, 8.6.3",
-    ),  # fmt: skip
+    ),
     "IAM.4": Control(CRITICAL, "Root has no access key", "1.3", "1.4", scope=ROOT),
 }
 
@@ -1920,8 +1922,8 @@ def recorded_together(recordings: Iterable[Recording]) -> Recording:
 def describe_recording(recording: Recording) -> str:
     """The column Management events.
 
-    >>> describe_recording(({READ}, set())), describe_recording(({READ, WRITE}, {"kms.amazonaws.com"}))
-    ('read only', 'read and write without kms.amazonaws.com')
+    >>> describe_recording(({READ, WRITE}, {"kms.amazonaws.com"}))
+    'read and write without kms.amazonaws.com'
     """
     events, left_out = recording
     text = ("none", f"{min(events, default='')} only", "read and write")[len(events)]
@@ -3642,9 +3644,7 @@ def current_id(id: str) -> str:
     """
     parts = id.split("/")
     length = {"security-groups": 5, "cloudtrail": 2}.get(parts[0], len(parts))
-    if parts[-1] == NOT_CHECKED_END or parts[-1].endswith("*"):
-        return id
-    return "/".join(parts[:length])
+    return id if parts[-1] == NOT_CHECKED_END else "/".join(parts[:length])
 
 
 # --- the report as JSON ---------------------------------------------------------------
