@@ -1399,7 +1399,7 @@ class Usage(NamedTuple):
 
 
 class GroupUsage(NamedTuple):
-    """Who uses a group, and what blocks inbound traffic to it."""
+    """The use of a group, and what blocks inbound traffic to it."""
 
     used_by: str
     blocked_by: str  # blank if nothing does
@@ -1544,7 +1544,7 @@ def open_to(rule: OpenRule) -> str:
 
 
 def describe_rule(rule: OpenRule, usage: str) -> Message:
-    """What a rule lets whom reach."""
+    """The sentence of an open rule: who reaches what."""
     lists, others = ", ".join(lists_in(rule)), in_words(one.service() for one in rule.partners)
     before = f"lets {rule.exposure.text}{f' through {lists}' if lists else ''} reach "
     together = f", together with its rule for {others}" if others else ""
@@ -1814,7 +1814,7 @@ def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> R
         row,
         severity="" if mfa else MEDIUM,
         remediation=Remediation(manual="" if mfa else "its owner must enrol a device"),
-        resource=about.get("UserId", ""),  # it survives a renaming
+        resource=about.get("UserId", ""),  # the same after a renaming
     )
 
 
@@ -2225,10 +2225,10 @@ def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
 
 def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
     """The one trail that records all that is recorded, else all that record, else the best."""
-    ranked = sorted(found, key=Trail.rank)
-    recording = [trail for trail in ranked if trail.certain()]
+    by_rank = sorted(found, key=Trail.rank)
+    recording = [trail for trail in by_rank if trail.certain()]
     alone = [trail for trail in recording if recorded_together(trail.certain()) == records]
-    return alone[:1] or recording or ranked[:1]
+    return alone[:1] or recording or by_rank[:1]
 
 
 def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> Message:
