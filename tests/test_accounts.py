@@ -117,8 +117,8 @@ class TestFullOrganization:
         assert (first["Account"], first["Status"]) == (CLOSED, "NOT CHECKED")
         assert first["Result"].startswith(f"{why} (needs sts:AssumeRole")
         assert found[CLOSED]["error"] == why
-        .resolved,) = (line for line in others if line["Account"] == SUSPENDED)
-        assert .resolved["Status"],.resolved["Result"]) == ("SUSPENDED", "SUSPENDED: cannot be audited")
+        (gone,) = (line for line in others if line["Account"] == SUSPENDED)
+        assert (gone["Status"], gone["Result"]) == ("SUSPENDED", "SUSPENDED: cannot be audited")
         assert found[SUSPENDED]["error"] == ""
         lines = full_org_run.out.splitlines()
         assert lines[0].endswith("10 audited, 1 NOT CHECKED, 1 SUSPENDED")

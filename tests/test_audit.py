@@ -11,7 +11,7 @@ import pytest
 from conftest import Canned
 from making import finding, fine, not_checked
 
-from security_check import Account, Check, Row, Sheet, AwsError,.error, describe_result, run_check
+from security_check import Account, Check, Row, Sheet, AwsError, gap, describe_result, run_check
 
 
 def some_check(rows: Any, targets: Any = ("a", "b", "c"), nothing: str = "nothing") -> Check:
@@ -53,9 +53,9 @@ def results(sheet: Sheet) -> list[str]:
         pytest.param(
             finding("t", item="p", severity="High"), "t/p", "FINDING", "High", id="of a part"
         ),
-        pytest.param(not_checked("t"), "t/not-checked", "NOT CHECKED", "NOT CHECKED", id=.error"),
+        pytest.param(not_checked("t"), "t/not-checked", "NOT CHECKED", "NOT CHECKED", id="gap"),
         pytest.param(
-            not_checked("t", item="p"), "t/p", "NOT CHECKED", "NOT CHECKED", id=.error of a part"
+            not_checked("t", item="p"), "t/p", "NOT CHECKED", "NOT CHECKED", id="gap of a part"
         ),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_gap_keeps_what_was_asked_but_not_who_asked() -> None:
     try:
         raise lack
     except AwsError as error:
-        kept =.error("t", "", {}, error).error
+        kept = gap("t", "", {}, error).error
     assert kept == lack
     assert kept is not None
     assert kept.__traceback__ is None

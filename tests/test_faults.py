@@ -88,7 +88,7 @@ FOR_GOOD = {
     "rubbish": Fault("rubbish"),
     "truncated": Fault("truncate"),
 }
-# What a.error says: the error code, or the name of botocore's exception.
+# What a gap says: the error code, or the name of botocore's exception.
 CODES = {
     "refused": {"AccessDenied", *REFUSED_CODES.values()},
     "throttled": {"Throttling"},
@@ -174,7 +174,7 @@ def sheet_of(report: Report, check: str) -> Sheet:
 
 
 def is_covered(sheet: Sheet, id: str) -> bool:
-    """Whether a.error speaks for a row that a clean run would show."""
+    """Whether a gap speaks for a row that a clean run would show."""
     gaps = {row.id for row in sheet.rows if row.status == "NOT CHECKED"}
     if id == "nothing":
         return bool(gaps)

@@ -63,7 +63,7 @@ ROWS = st.builds(
     acceptance=st.one_of(st.none(), ACCEPTANCES),
     lapsed=st.booleans(),
 ).flatmap(
-    lambda row: st.one_of(st.just(row), GAPS.map(lambda.error: replace(row,.error.error, result="")))
+    lambda row: st.one_of(st.just(row), GAPS.map(lambda gap: replace(row, gap=gap, result="")))
 )
 REPORTS = st.builds(
     Report,
@@ -82,7 +82,7 @@ REPORTS = st.builds(
         ),
         max_size=2,
     ),
-   .resolved=st.one_of(
+    gone=st.one_of(
         st.none(),
         st.dictionaries(TEXT, st.fixed_dictionaries({"first_seen": DAYS, "result": TEXT})),
     ),
@@ -99,7 +99,9 @@ REPORTS = st.builds(
     ),
     judged=st.dictionaries(
         st.sampled_from([*CONTROLS]),
-        st.builds(ControlStatus, verdict=st.sampled_from(VERDICTS), looked_at=COUNTS, failed=COUNTS),
+        st.builds(
+            ControlStatus, verdict=st.sampled_from(VERDICTS), looked_at=COUNTS, failed=COUNTS
+        ),
     ),
     seconds=st.floats(0, 10_000),
     path=TEXT,

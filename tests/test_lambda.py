@@ -278,7 +278,9 @@ def test_the_overview_is_that_of_one_process_also_where_functions_fail(
     organization = fill_organization(cloud, members=MEMBERS, management=False)
     engine = deploy()
     cloud.layer.pages = lambda found: [found[:7], found[7:]]
-    throttled = Fault("TooManyRequestsException", "lambda", resource=THROTTLING_CODES, status=429, times=2)
+    throttled = Fault(
+        "TooManyRequestsException", "lambda", resource=THROTTLING_CODES, status=429, times=2
+    )
     cloud.layer.faults = [DIES, throttled]
     run = engine.run()
     assert run["status"] == "SUCCEEDED"
@@ -324,12 +326,12 @@ def test_months_without_and_with_something_to_read(
     last = engine.run("one-dies")  # of which there are reports, but none of this run
     assert last["status"] == "SUCCEEDED"
     assert ", 1 NOT CHECKED\n" in engine.told[1]
-    .error,) = (
+    (gap,) = (
         line["Account"]
         for line in read_sheet(engine.overview(last), "Accounts")
         if line["Status"] == "NOT CHECKED"
     )
-    assert.error == DEAD
+    assert gap == DEAD
 
 
 class Fake:

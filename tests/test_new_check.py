@@ -184,7 +184,7 @@ def test_its_rows_are_in_the_json(run: Run) -> None:
         "dates": ["Made"],
         "result": "Made for a test",
         "brief": ["", "", ""],
-        .error": None,
+        "gap": None,
         "acceptance": None,
         "lapsed": False,
         "severity": "Medium",
@@ -225,7 +225,7 @@ def test_it_may_be_asked_for_by_name_and_the_help_names_it(
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_its_findings_are_remembered_told_once_as_new_and_missed_when.resolved(
+def test_its_findings_are_remembered_told_once_as_new_and_missed_when_gone(
     staffed: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     audit()
@@ -244,8 +244,8 @@ def test_its_findings_are_remembered_told_once_as_new_and_missed_when.resolved(
         "test-bot": "Made for a test (accepted it tests the tests)",
         "alice": "Fine",
     }
-    .resolved,) = read_sheet("x.xls", "Resolved")
-    assert .resolved["Finding"],.resolved["Result"]) == ("users/test-robot", "Made for a test")
+    (gone,) = read_sheet("x.xls", "Resolved")
+    assert (gone["Finding"], gone["Result"]) == ("users/test-robot", "Made for a test")
     out = capsys.readouterr().out
     assert "1 finding (1 new, 1 resolved), everything was checked" in out
     assert "New:\n  Medium    test-late: Made for a test\n" in out
@@ -272,7 +272,7 @@ def test_its_findings_may_be_accepted(staffed: Cloud, capsys: pytest.CaptureFixt
     assert f"Acceptance expired: Medium test-bot: {words}" in told
 
 
-def test_users_that_may_not_be_listed_are_a_gap_and_nothing_is_said_to_be.resolved(
+def test_users_that_may_not_be_listed_are_a_gap_and_nothing_is_said_to_be_gone(
     staffed: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     audit("--check", "users")

@@ -135,7 +135,7 @@ def test_all_commands_in_any_order_leave_nothing_that_a_command_could_mend(
 
 
 def changed(before: Rows, after: Rows) -> dict[str, tuple[str, str] | None]:
-    """Severity and result of the rows that are not as they were; None if they are.resolved."""
+    """Severity and result of the rows that are not as they were; None if they are gone."""
     return {
         id: (after[id]["severity"], after[id]["result"]) if id in after else None
         for id in before.keys() | after.keys()
@@ -243,7 +243,7 @@ def test_where_there_is_no_command_the_cell_says_why(run_on_example: Example) ->
         "mfa/erin.novak": "(its owner must enrol a device)",
         "cloudtrail/us-west-2/not-enabled": "(create a trail)",
         "s3-acls/harbour-books-printer/7": "(ask the other account)",
-        "ec2-classic/us-west-2/not-checked": "",  # a.error
+        "ec2-classic/us-west-2/not-checked": "",  # a gap
     }.items():
         found = [id for id in rows if id.startswith(start)]
         assert found
@@ -410,7 +410,7 @@ def test_a_command_that_no_cell_can_hold_is_left_out() -> None:
         accepted(row("ec2", "x")),
         finding(REGION, item="x", severity="", command=("ec2", "x")),
     ],
-    ids=[.error", "accepted", "fine"],
+    ids=["gap", "accepted", "fine"],
 )
 def test_what_is_no_finding_has_no_command(other: Row) -> None:
     assert (command(finished(other)), mend_words(finished(other))) == ("", "")

@@ -831,7 +831,7 @@ def test_an_exclusion_opens_the_rule_again(
         *(("disable-in-progress", True), ("disable-complete", False)),
     ],
 )
-def test_an_exclusion_counts_until_it_is.resolved(aws: Canned, state: str, counts: bool) -> None:
+def test_an_exclusion_counts_until_it_is_gone(aws: Canned, state: str, counts: bool) -> None:
     answer_groups(aws, group(permission(v4=["0.0.0.0/0"])))
     answer_use(aws, "sg-1", mode="block-ingress")
     answer_exclusion(aws, "vpc/vpc-1", state=state)

@@ -1,4 +1,4 @@
-"""Every month: what is new, what is.resolved, what was accepted; four months on one account."""
+"""Every month: what is new, what is gone, what was accepted; four months on one account."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_four_months_on_one_account(cloud: Cloud, run_on: RunOn) -> None:
     assert "  Medium    bob: has no MFA device, and no console password\n" in september.out
     assert "alice" not in september.out
 
-    # October: us-east-1 is denied, so nothing is known of its door; bob is.resolved.
+    # October: us-east-1 is denied, so nothing is known of its door; bob is gone.
     cloud.client("iam").delete_user(UserName="bob")
     cloud.layer.faults = [Fault("UnauthorizedOperation", "ec2", "*", "us-east-1")]
     october = run_on("2030-10-01", *checks, "--region", "eu-west-1", "--region", "us-east-1")
@@ -304,7 +304,7 @@ DENIED = not_checked("b", error="AccessDenied: s3 GetBucketAcl", cells={"Bucket"
             {"pattern": "a/b"},
             "ACCEPTED",
             "AccessDenied: s3 GetBucketAcl (accepted r)",
-            id="a.error",
+            id="a gap",
         ),
         pytest.param(fine("b"), {"pattern": "a/b"}, "OK", "Fine", id="nothing to accept"),
     ],

@@ -150,15 +150,10 @@ def test_every_sheet_begins_and_ends_alike() -> None:
 
 
 def test_what_is_gone_has_a_result() -> None:
-   .resolved = {"mfa/bob": known("2026-11-01", "Not Enabled")}
-    book = build_workbook(bad(1), resolved.resolved)
+    gone = {"mfa/bob": known("2026-11-01", "Not Enabled")}
+    book = build_workbook(bad(1), resolved=gone)
     assert read_sheet(book, "Resolved") == [
-        {
-            "Finding": "mfa/bob",
-            "Result": "Not Enabled",
-            "First seen": "2026-11-01",
-            "Days open": 22,
-        }
+        {"Finding": "mfa/bob", "Result": "Not Enabled", "First seen": "2026-11-01", "Days open": 22}
     ]
 
 
@@ -237,7 +232,10 @@ def test_the_header_is_frozen_bold_and_printed_on_every_page() -> None:
     areas = names_of(book, CLASSIC)
     assert areas["Print_Titles"][:2] == (sheet.horz_split_pos - 1, sheet.horz_split_pos)
     assert areas["Print_Area"][:2] == (0, sheet.nrows)
-    assert {*read_header(book, CLASSIC)} - {*printed_columns(book, CLASSIC)} == {"Remediation", "ID"}
+    assert {*read_header(book, CLASSIC)} - {*printed_columns(book, CLASSIC)} == {
+        "Remediation",
+        "ID",
+    }
     assert names_of(book, "Summary") == {"Print_Area": (0, summary.nrows, 0, summary.ncols)}
 
 
@@ -493,7 +491,7 @@ def test_a_file_that_cannot_be_written_is_saved_elsewhere(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(CannotRun, match=r"No such file or directory; the results are in ") as why:
-        deliver(b"results", LocalFile(tmp_path / .resolved" / "x.xls"))
+        deliver(b"results", LocalFile(tmp_path / "gone" / "x.xls"))
     assert Path(str(why.value).rpartition(" in ")[2]).read_bytes() == b"results"
 
 
