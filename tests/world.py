@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import boto3
+from botocore import xform_name
 from reading import NOW, NUMBER
 
 from security_check import (
@@ -185,7 +186,7 @@ class World(Account):
             self.calls[operation] += 1
         if any((operation, name) in self.refused for name in about):
             raise AwsCallFailed(AwsError("AccessDenied", service, operation))
-        answer = getattr(self, f"_{operation}")(region or self.home_region, params)
+        answer = getattr(self, f"_{xform_name(operation)}")(region or self.home_region, params)
         if isinstance(answer, str) and answer not in absent:
             raise AwsCallFailed(AwsError(answer, service, operation))
         return {} if isinstance(answer, str) else answer
@@ -198,17 +199,17 @@ class World(Account):
 
     # EC2
 
-    def _DescribeRegions(self, *_: Any) -> Any:
+    def _describe_regions(self, *_: Any) -> Any:
         return {"Regions": [{"RegionName": name} for name in self.contents.regions]}
 
-    def _DescribeSecurityGroups(self, region: str, _: Any) -> Any:
+    def _describe_security_groups(self, region: str, _: Any) -> Any:
         return {"SecurityGroups": [*self.contents.groups] if region == IRELAND else []}
 
-    def _GetManagedPrefixListEntries(self, _: str, params: Any) -> Any:
+    def _get_managed_prefix_list_entries(self, _: str, params: Any) -> Any:
         listed = self.contents.lists[params["PrefixListId"]]
         return {"Entries": [{"Cidr": cidr} for cidr in listed]}
 
-    def _DescribeNetworkInterfaces(self, _: str, params: Any) -> Any:
+    def _describe_network_interfaces(self, _: str, params: Any) -> Any:
         (wanted,) = params["Filters"]
         found = [
             one
@@ -218,15 +219,15 @@ class World(Account):
         ]
         return {"NetworkInterfaces": found}
 
-    def _DescribeVpcBlockPublicAccessOptions(self, *_: Any) -> Any:
+    def _describe_vpc_block_public_access_options(self, *_: Any) -> Any:
         mode = self.contents.block_mode
         return {"VpcBlockPublicAccessOptions": {"InternetGatewayBlockMode": mode}}
 
-    def _DescribeVpcs(self, *_: Any) -> Any:
+    def _describe_vpcs(self, *_: Any) -> Any:
         shared = [{"VpcId": "vpc-shared", "OwnerId": OTHER_ACCOUNT}]
         return {"Vpcs": [{"VpcId": id, "OwnerId": NUMBER} for id in self.contents.vpcs] + shared}
 
-    def _DescribeVpcBlockPublicAccessExclusions(self, *_: Any) -> Any:
+    def _describe_vpc_block_public_access_exclusions(self, *_: Any) -> Any:
         found = [
             {
                 "ResourceArn": f"arn:aws:ec2:x:1:x/{id}",
@@ -239,17 +240,17 @@ class World(Account):
 
     # IAM
 
-    def _GetAccountSummary(self, *_: Any) -> Any:
+    def _get_account_summary(self, *_: Any) -> Any:
         usual = {"AccountMFAEnabled": 1, "AccountAccessKeysPresent": 0, "AccountPasswordPresent": 1}
         return {"SummaryMap": usual | {**self.contents.root}}
 
-    def _ListUsers(self, *_: Any) -> Any:
+    def _list_users(self, *_: Any) -> Any:
         names = self.contents.users
         return {
             "Users": [{"UserName": name, "Arn": name, "UserId": f"AIDA{name}"} for name in names]
         }
 
-    def _ListAccessKeys(self, _: str, params: Any) -> Any:
+    def _list_access_keys(self, _: str, params: Any) -> Any:
         keys = self.contents.users[params["UserName"]].keys
         found = [
             {
@@ -261,13 +262,13 @@ class World(Account):
         ]
         return {"AccessKeyMetadata": found}
 
-    def _GetAccessKeyLastUsed(self, _: str, params: Any) -> Any:
+    def _get_access_key_last_used(self, _: str, params: Any) -> Any:
         return {"AccessKeyLastUsed": {}}
 
-    def _GenerateCredentialReport(self, *_: Any) -> Any:
+    def _generate_credential_report(self, *_: Any) -> Any:
         return {"State": "STARTED" if self.contents.fresh_report else "COMPLETE"}
 
-    def _GetCredentialReport(self, *_: Any) -> Any:
+    def _get_credential_report(self, *_: Any) -> Any:
         lines = ["user,password_enabled,mfa_active"]
         for name, user in self.contents.users.items():
             password, mfa = user.password, bool(user.mfa)
@@ -276,23 +277,23 @@ class World(Account):
             lines.append(f"{name},{password},{mfa}")
         return {"Content": "\n".join(lines).encode()}
 
-    def _ListVirtualMFADevices(self, *_: Any) -> Any:
+    def _list_virtual_mfa_devices(self, *_: Any) -> Any:
         users = self.contents.users.items()
         have = [name for name, user in users if user.mfa == "virtual"]
         return {"VirtualMFADevices": [{"User": {"Arn": name}} for name in have]}
 
-    def _ListMFADevices(self, _: str, params: Any) -> Any:
+    def _list_mfa_devices(self, _: str, params: Any) -> Any:
         name = params["UserName"]
         serial = f"arn:aws:iam::{NUMBER}:u2f/user/{name}/passkey"
         return {"MFADevices": [{"SerialNumber": serial}] if self.contents.users[name].mfa else []}
 
-    def _GetLoginProfile(self, _: str, params: Any) -> Any:
+    def _get_login_profile(self, _: str, params: Any) -> Any:
         has = self.contents.users[params["UserName"]].password
         return {"LoginProfile": {}} if has else "NoSuchEntity"
 
     # CloudTrail
 
-    def _DescribeTrails(self, region: str, _: Any) -> Any:
+    def _describe_trails(self, region: str, _: Any) -> Any:
         trails = self.contents.trails
         found = [one for one in trails if one.multi_region or one.home == region]
         return {"trailList": [one.describe() for one in found]}
@@ -300,7 +301,7 @@ class World(Account):
     def _trail(self, arn: str) -> TrailData:
         return next(one for one in self.contents.trails if one.arn == arn)
 
-    def _GetTrailStatus(self, _: str, params: Any) -> Any:
+    def _get_trail_status(self, _: str, params: Any) -> Any:
         trail = self._trail(params["Name"])
         return {
             "IsLogging": trail.logging,
@@ -308,25 +309,25 @@ class World(Account):
             "LatestDigestDeliveryError": trail.digest_error,
         }
 
-    def _GetEventSelectors(self, _: str, params: Any) -> Any:
+    def _get_event_selectors(self, _: str, params: Any) -> Any:
         return {"EventSelectors": [*(self._trail(params["TrailName"]).selectors or ())]}
 
     # S3
 
-    def _ListBuckets(self, *_: Any) -> Any:
+    def _list_buckets(self, *_: Any) -> Any:
         names = self.contents.buckets
         return {"Buckets": [{"Name": name, "BucketRegion": IRELAND} for name in names]}
 
-    def _GetBucketAcl(self, _: str, params: Any) -> Any:
+    def _get_bucket_acl(self, _: str, params: Any) -> Any:
         grants = self.contents.buckets[params["Bucket"]].grants
         found = [{"Grantee": grantee, "Permission": permission} for grantee, permission in grants]
         return {"Owner": {"ID": OWNER}, "Grants": found}
 
-    def _GetBucketPolicyStatus(self, _: str, params: Any) -> Any:
+    def _get_bucket_policy_status(self, _: str, params: Any) -> Any:
         public = self.contents.buckets[params["Bucket"]].policy
         return {"PolicyStatus": {"IsPublic": True}} if public else "NoSuchBucketPolicy"
 
-    def _GetPublicAccessBlock(self, _: str, params: Any) -> Any:
+    def _get_public_access_block(self, _: str, params: Any) -> Any:
         bucket = params.get("Bucket")
         block = self.contents.buckets[bucket].block if bucket else self.contents.account_block
         if block is None:
