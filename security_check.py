@@ -986,16 +986,16 @@ def sources_to_remove(cidrs: Collection[str], others: Collection[str] = ()) -> l
     >>> sources_to_remove(["8.0.0.0/8", "9.0.0.0/8", "11.0.0.0/16"])
     ['8.0.0.0/8', '9.0.0.0/8']
     """
-    shares = defaultdict[tuple[float, int], list[str]](list)
+    widths = defaultdict[tuple[int, int], list[str]](list)
     for cidr in cidrs:
-        version = loose_network(cidr).version
-        shares[share_of([cidr], version), version].append(cidr)
+        if not is_private(net := loose_network(cidr)):
+            widths[net.prefixlen, net.version].append(cidr)
     allowed, removed = exposure(others).levels, list[str]()
-    for (share, version), equal in sorted(shares.items(), reverse=True):
+    for (_, version), equally_wide in sorted(widths.items()):
         left = [cidr for cidr in cidrs if cidr not in removed]
         place = [*WHOLE_INTERNET].index(version)
-        if share and exposure([*left, *others]).levels[place] > allowed[place]:
-            removed += equal
+        if exposure([*left, *others]).levels[place] > allowed[place]:
+            removed += equally_wide
     return removed
 
 
