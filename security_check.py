@@ -2608,7 +2608,16 @@ class Response(dict[str, Any]):
         self.call = call
 
     def __getitem__(self, name: str) -> Any:
-        value = super().__getitem__(name)
+        return self._wrap(super().__getitem__(name))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field, or the default if it is missing."""
+        return self._wrap(super().get(name, default))
+
+    def _wrap(self, value: Any) -> Any:
+        """The value, with the structures in it as responses too."""
+        if isinstance(value, list):
+            return [*map(self._wrap, value)]
         return Response(value, self.call) if isinstance(value, dict) else value
 
     def __missing__(self, name: str) -> Any:
