@@ -2190,37 +2190,37 @@ def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
     """Whether the trails that cover a region record its API calls together."""
     certain = recorded_together(one for trail in found for one in trail.certain())
     possible = recorded_together(one for trail in found for one in trail.possible())
-    shown = shown_trails(found, certain)
-    cells, (events, left_out) = trail_cells(region, shown), certain
     if certain not in (EVERYTHING, possible):
-        unread = next(trail for trail in sorted(found, key=Trail.rank) if trail.error)
-        return not_checked_row(
-            region, "", trail_cells(region, [unread]), unread.error or AwsError("")
-        )
+        return unread_region_row(aws, region, found)
+    shown, (events, left_out) = shown_trails(found, certain), certain
+    row = Row(region, "", trail_cells(region, shown))
     if events != {READ, WRITE}:
-        extent = {describe_recording(certain)} | {
-            one for trail in shown for one in trail.problems()
-        }
-        message, severity, fix = (
-            describe_region(region, shown, certain),
-            HIGH,
-            start_or_create(aws, found),
+        problems = {one for trail in shown for one in trail.problems()}
+        return replace(
+            row,
+            message=describe_region(region, shown, certain),
+            severity=HIGH,
+            remediation=start_or_create(aws, found),
+            extent=frozenset({describe_recording(certain), *problems}),
         )
-    elif left_out:
-        extent, message = (
-            left_out,
-            Message("records ", region, f", but not {in_words(sorted(left_out))}"),
+    if left_out:
+        return replace(
+            row,
+            message=Message("records ", region, f", but not {in_words(sorted(left_out))}"),
+            severity=LOW,
+            remediation=complete_trail(aws, shown, left_out),
+            extent=frozenset(left_out),
         )
-        severity, fix = LOW, complete_trail(aws, shown, left_out)
-    else:
-        others = sorted({trail.owner for trail in shown} - {aws.number})
-        return Row(
-            region,
-            "",
-            cells,
-            Message(f"Enabled{f' by account {in_words(others)}' if others else ''}"),
-        )
-    return Row(region, "", cells, message, severity, remediation=fix, extent=frozenset(extent))
+    others = in_words(sorted({trail.owner for trail in shown} - {aws.number}))
+    return replace(row, message=Message(f"Enabled by account {others}" if others else "Enabled"))
+
+
+def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
+    """A row NOT CHECKED, because of the best of the trails that could not be read."""
+    unread = min((trail for trail in found if trail.error), key=Trail.rank)
+    undecided = ControlFinding("CloudTrail.1", aws.number, NOT_CHECKED)
+    cells = trail_cells(region, [unread])
+    return Row(region, "", cells, error=unread.error, control_findings=(undecided,))
 
 
 def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
@@ -3363,12 +3363,11 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
 def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
     """Whether the row is about a target, or all, that could not be read and that decides.
 
-    What is NOT CHECKED inside a target names the controls that it is about.
+    A row that is NOT CHECKED for another reason names the controls that it is about.
     """
     scopes = {control.scope for control in definition.controls.values()}
-    return (
-        bool(row.error) and not row.item and scope == (row.target if row.target in scopes else "")
-    )
+    lost = bool(row.error) and not row.item and not row.control_findings
+    return lost and scope == (row.target if row.target in scopes else "")
 
 
 def merge_statuses(reports: Iterable[Report]) -> dict[str, ControlStatus]:
