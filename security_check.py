@@ -21,19 +21,20 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
     checks        the targets of checks, then six checks, each below its rules
                   offers: enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
-                  offers: Account, Account.ask, Account.fetch, Account.close, Account.number,
-                    Account.session, Account.now, Account.only_regions, Account.max_key_age,
-                    Account.fatal_error, Account.cache
+                  offers: LIMITS_USED_UP, READ_POLICY, CALL_LOG, SIGN_IN, sign_in, new_session,
+                    describe_failure, Account, Account.ask, Account.fetch, Account.close,
+                    Account.number, Account.session, Account.now, Account.only_regions,
+                    Account.max_key_age, Account.fatal_error, Account.cache
     audit         runs the checks on one account, compares with the state, applies acceptances
                   offers: AuditInput, audit, to_aws_error, rank_of, StateChange, apply_change,
                     merge_history, merge_statuses, drop_ok_rows
     storage       files here and in S3; the accept file, the state and the report as JSON
-                  offers: LocalFile, S3_NAME, S3Object, File, read_errors_as_cannot_run,
-                    write_or_save_copy, read_accept_file, encode, to_json, reports_from_json,
-                    read_state_file, account_state, write_state_file
+                  offers: WRITTEN, WRITING, LocalFile, S3_NAME, S3Object, File, error_text,
+                    read_errors_as_cannot_run, write_or_save_copy, read_accept_file, encode,
+                    to_json, reports_from_json, read_state_file, account_state, write_state_file
     output        reports as people read them: sentences, terminal, workbook, CSV
                   offers: needed_permission, headline, describe_accounts, terminal_text,
-                    build_workbook, to_csv
+                    printable, build_workbook, to_csv
     command line  arguments, credentials, the accounts of a run, merging, main
                   offers: main, lambda_handler
 
@@ -56,13 +57,21 @@ rule; where there is no number, the rule and its severity are ours.
 
 from __future__ import annotations
 
+import sys
+
+# The file is parsed before this is run, so it keeps to the grammar of Python 3.8.
+if sys.version_info < (3, 10):  # noqa: UP036
+    if sys.stderr:
+        sys.stderr.write("security_check.py: run it with Python 3.10 or later, e.g. python3.12\n")
+    sys.exit(2)
+
 import argparse
 import contextlib
 import csv
 import errno
 import functools
 import gc
-import importlib.util
+import importlib
 import io
 import json
 import logging
@@ -73,9 +82,9 @@ import re
 import secrets
 import shlex
 import signal
+import stat
 import string
 import struct
-import sys
 import tempfile
 import textwrap
 import threading
@@ -84,13 +93,14 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field, is_dataclass, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import translate
 from ipaddress import collapse_addresses, ip_network
 from itertools import accumulate, pairwise
 from pathlib import Path
-from types import UnionType
+from types import SimpleNamespace, UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -134,9 +144,8 @@ MAX_CELL_TEXT = 32_767  # characters that a cell of the .xls format can hold
 PREFETCH_THREADS = 8  # IAM throttles the account as a whole
 
 EXPIRED_CODES = {
-    *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "CredentialRetrievalError"),
-    *("LoginRefreshRequired", "LoginTokenLoadError", "SSOTokenLoadError", "TokenRetrievalError"),
-    "UnauthorizedSSOTokenError",
+    *("ExpiredToken", "ExpiredTokenException", "LoginRefreshRequired", "LoginTokenLoadError"),
+    *("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
 }
 GONE_CODES = {"NoSuchEntity", "NoSuchBucket"}  # deleted between the list and the call
 
@@ -329,10 +338,6 @@ class Row:
     def new(self) -> bool:
         """Whether it was first seen on the day of the run."""
         return self.change == NEW
-
-    def shown_remediation(self) -> Remediation:
-        """Blank unless the row is a FINDING."""
-        return self.remediation if self.status == FINDING else Remediation()
 
 
 # What a check yields; it may return the number of resources evaluated, in total or by control.
@@ -1877,17 +1882,15 @@ def advanced_selector_events(selector: dict[str, Any]) -> Recording:
     events, left_out, management = {READ, WRITE}, set(), False
     for part in selector["FieldSelectors"]:
         conditions = {name: value for name, value in part.items() if name != "Field" and value}
-        match part["Field"], conditions:
-            case "eventCategory", _:
-                management = conditions == {"Equals": ["Management"]}
-            case "readOnly", {"Equals": ["true"], **rest} if not rest:
-                events = {READ}
-            case "readOnly", {"Equals": ["false"], **rest} if not rest:
-                events = {WRITE}
-            case "eventSource", {"NotEquals": sources, **rest} if not rest:
-                left_out = set(sources)
-            case _:
-                return set(), set()
+        name, values = part["Field"], conditions.get("Equals")
+        if name == "eventCategory":
+            management = conditions == {"Equals": ["Management"]}
+        elif name == "readOnly" and [*conditions] == ["Equals"] and values in (["true"], ["false"]):
+            events = {READ} if values == ["true"] else {WRITE}
+        elif name == "eventSource" and [*conditions] == ["NotEquals"]:
+            left_out = set(conditions["NotEquals"])
+        else:
+            return set(), set()
     return (events, left_out) if management else (set(), set())
 
 
@@ -2571,18 +2574,67 @@ def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
 # Seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only twice when
 # nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
+CALL_TIMEOUT = 60  # for all attempts together, also if the response comes in drops
 ATTEMPTS = 8  # with the waits of botocore's `standard` mode, about a minute
-MAX_TIMEOUTS = 3  # of one call in one region, before it is not made any more
+MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2  # seconds; as for a dropped connection
+MAX_FAILURES = 3  # of one call in one region, in a row, before it is not made any more
 CONNECTIONS = 32  # as many as a check has threads
+CALLERS = 128  # threads: those of a check, of all prefetch calls, and some for slow calls
 
 # A pace for a throttled client, in seconds between calls. AWS's limits for IAM and EC2 are
 # about 20 calls a second. Slower by a fifth after each volley of refusals, faster by half a
 # per cent after each answer, a run takes 1.1 to 1.2 times what the limit allows (measured).
 INITIAL_DELAY, SLOWER, FASTER = 0.05, 1.2, 0.995
 VOLLEY = 1  # seconds in which calls that are refused together slow us down once
+# A client that is refused at one call a second is not refused for its pace: others use up the
+# limits. It then goes on at half of them, and relies on its attempts.
+MAX_DELAY, SETTLED_DELAY = 1.0, 0.1
 
-THROTTLING_CODES = {"Throttling", "ThrottlingException", "RequestLimitExceeded", "SlowDown"}
+LIMITS_USED_UP = "(however slowly it is asked: others use up the account's limits)"
+NOT_AWS = "(something other than AWS answered: a proxy, or a sign-in page)"
+
+# Every role that we assume is held down to these permissions: a session can do what both its
+# role and its session policy allow.
+READ_POLICY: dict[str, Any] = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Allow",
+            "Action": [
+                "cloudtrail:DescribeTrails",
+                "cloudtrail:GetEventSelectors",
+                "cloudtrail:GetTrailStatus",
+                "ec2:DescribeInstances",
+                "ec2:DescribeNetworkInterfaces",
+                "ec2:DescribeRegions",
+                "ec2:DescribeSecurityGroups",
+                "ec2:DescribeVpcBlockPublicAccessExclusions",
+                "ec2:DescribeVpcBlockPublicAccessOptions",
+                "ec2:DescribeVpcs",
+                "ec2:GetManagedPrefixListEntries",
+                "iam:GenerateCredentialReport",
+                "iam:GetAccessKeyLastUsed",
+                "iam:GetAccountSummary",
+                "iam:GetCredentialReport",
+                "iam:GetLoginProfile",
+                "iam:ListAccessKeys",
+                "iam:ListAccountAliases",
+                "iam:ListMFADevices",
+                "iam:ListUsers",
+                "iam:ListVirtualMFADevices",
+                "s3:GetAccountPublicAccessBlock",
+                "s3:GetBucketAcl",
+                "s3:GetBucketPolicyStatus",
+                "s3:GetBucketPublicAccessBlock",
+                "s3:ListAllMyBuckets",
+            ],
+            "Resource": "*",
+        }
+    ],
+}
+
 CLIENT_LOCK = threading.Lock()  # accounts share what botocore has read of its models
+CALL_LOG = logging.getLogger("security_check")
 
 
 class Call(NamedTuple):
@@ -2595,6 +2647,12 @@ class Call(NamedTuple):
     def error(self, code: str, detail: str = "") -> AwsError:
         """The error of this call with a code."""
         return AwsError(code, self.service, self.operation, detail)
+
+
+SIGN_IN = Call("sign-in", "", "")  # stands for what botocore does for credentials
+CREDENTIALS = "credentials"  # in Account.failures
+# EC2 says RequestExpired of a token, and of a clock that is wrong
+RENEWABLE_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
 
 
 class Response(dict[str, Any]):
@@ -2624,6 +2682,339 @@ class Response(dict[str, Any]):
         raise AwsCallFailed(self.call.error("MalformedResponse", f"without {name}"))
 
 
+# --- sessions -------------------------------------------------------------------------
+
+READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
+# S3 asks for a session by itself, before it reads or writes in a directory bucket
+READ_OPERATIONS = {"CreateSession"}
+
+
+class ReadOnlyLoader:
+    """The descriptions of AWS's services in botocore, without the operations that write.
+
+    Our clients have no method that writes. They are read once for all accounts, because that
+    is slow.
+    """
+
+    def __init__(self, loader: Any, writes: Collection[str]) -> None:
+        self.loader = loader
+        self.kept = {*READ_OPERATIONS, *writes}
+        self.load_service_model = functools.cache(self._load_service_model)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def _load_service_model(
+        self, service_name: str, type_name: str, api_version: str | None = None
+    ) -> Any:
+        model = self.loader.load_service_model(service_name, type_name, api_version)
+        if type_name != "service-2":
+            return model
+        reads = {
+            name: operation
+            for name, operation in model["operations"].items()
+            if name.startswith(READ_PREFIXES) or name in self.kept
+        }
+        return model | {"operations": reads}
+
+
+@functools.cache
+def read_only_loader(data_path: str | None, writes: tuple[str, ...]) -> ReadOnlyLoader:
+    """The loader for all sessions with these writes."""
+    import botocore.loaders
+
+    return ReadOnlyLoader(botocore.loaders.create_loader(data_path), writes)
+
+
+class RoleCache:
+    """The credentials of the roles in profiles, where the AWS CLI keeps them too.
+
+    So an MFA code is asked once, and not at all if the AWS CLI asked within the hour.
+    """
+
+    def __init__(self) -> None:
+        from botocore.utils import JSONFileCache
+
+        self.memory: dict[str, Any] = {}
+        self.files = JSONFileCache(str(Path.home() / ".aws" / "cli" / "cache"))
+
+    def __contains__(self, key: str) -> bool:
+        with contextlib.suppress(KeyError, TypeError):  # a damaged file is none
+            if key not in self.memory:
+                found = self.files[key]
+                for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration"):
+                    found["Credentials"][name]
+                self.memory[key] = found
+        return key in self.memory
+
+    def __getitem__(self, key: str) -> Any:
+        return self.memory[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.memory[key] = value
+        with contextlib.suppress(OSError, ValueError):  # a home that cannot be written to
+            self.files[key] = value
+
+
+def client_config() -> Any:
+    """The time-outs and attempts of all clients, also of those that botocore makes itself."""
+    from botocore.config import Config
+
+    return Config(
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        max_pool_connections=CONNECTIONS,
+    )
+
+
+def core_session(profile: str | None) -> Any:
+    """A session of botocore with the configuration of the AWS CLI."""
+    import botocore.session
+
+    core: Any = botocore.session.Session(profile=profile)
+    if region := os.environ.get("AWS_REGION"):  # read by the AWS CLI, but not by botocore
+        core.set_config_variable("region", region)
+    return core
+
+
+def default_region(session: Any, only_regions: Iterable[str]) -> str:
+    """Where to start if no region is configured: us-east-1, or where the regions belong."""
+    from botocore.exceptions import UnknownRegionError
+
+    for name in only_regions:
+        with contextlib.suppress(UnknownRegionError):
+            if session.get_partition_for_region(name) != "aws":
+                return name
+    return "us-east-1"
+
+
+def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
+    """A session of botocore that has and refreshes credentials, and does nothing else.
+
+    The clients that botocore makes for that can do all that their services offer. Raises
+    AwsCallFailed, or ProfileNotFound.
+    """
+    from botocore.exceptions import ProfileNotFound
+
+    core = core_session(profile)
+    if not core.get_config_variable("region"):
+        core.set_config_variable("region", default_region(core, only_regions))
+    core.set_default_client_config(client_config())
+    events = core.get_component("event_emitter")
+    listen(events, lambda: "")
+    events.register("needs-retry", stop_after_timeouts)
+    try:
+        roles = core.get_component("credential_provider").get_provider("assume-role")
+        roles.cache, roles._prompter = RoleCache(), ask_mfa_code
+        if credentials := core.get_credentials():
+            credentials.get_frozen_credentials()  # may ask for a code, or run a program
+    except ProfileNotFound:
+        raise
+    except Exception as error:
+        raise AwsCallFailed(describe_failure(error, SIGN_IN)) from error
+    return core
+
+
+def ask_mfa_code(prompt: str) -> str:
+    """Asks on the terminal."""
+    import getpass
+
+    if not (sys.stdin and sys.stdin.isatty()):
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR))
+        except OSError as error:
+            raise AwsCallFailed(AwsError("NoTerminal")) from error
+    return getpass.getpass(prompt)
+
+
+def new_session(profile: str | None, base: Any, writes: Collection[str] = ()) -> boto3.Session:
+    """A session whose clients can only read, and do what `writes` names.
+
+    It has the configuration of a profile, and the credentials of `base`.
+    """
+    import boto3
+
+    core = core_session(profile)
+    loader = read_only_loader(core.get_config_variable("data_path"), tuple(writes))
+    core.register_component("data_loader", loader)
+    provider = SimpleNamespace(load_credentials=base.get_credentials)
+    core.register_component("credential_provider", provider)
+    return boto3.Session(botocore_session=core)
+
+
+# --- events of botocore ---------------------------------------------------------------
+
+
+WEB_PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b", re.IGNORECASE)
+
+
+def listen(events: Any, account: Callable[[], str]) -> None:
+    """Log the calls of a client or session, and refuse responses that are not from AWS."""
+    events.register("before-sign", note_start)
+    events.register("before-parse", check_body)
+    events.register("response-received", functools.partial(log_attempt, account))
+    events.register("after-call", raise_if_malformed)
+
+
+def note_start(request: Any, **_: Any) -> None:
+    """Notes when an attempt, and the first one, was sent."""
+    request.context["sent"] = now = time.monotonic()
+    request.context.setdefault("first_sent", now)
+
+
+def log_attempt(
+    account: Callable[[], str], event_name: str, response_dict: dict[str, Any] | None,
+    parsed_response: dict[str, Any] | None, context: dict[str, Any],
+    exception: Exception | None, **_: Any,
+) -> None:  # fmt: skip
+    """Logs an attempt in words of our own: the log of botocore holds tokens and passwords."""
+    if not CALL_LOG.isEnabledFor(logging.DEBUG):
+        return
+    service, operation = event_name.split(".")[1:]
+    status = response_dict["status_code"] if response_dict is not None else type(exception).__name__
+    about = (parsed_response or {}).get("ResponseMetadata", {})
+    found = str(about.get("RequestId", ""))
+    id = found if re.fullmatch(r"[\w.:=/+-]{1,64}", found, re.ASCII) else "-"
+    attempt = context.get("retries", {}).get("attempt", 1)
+    milliseconds = 1000 * (time.monotonic() - context.get("sent", time.monotonic()))
+    where = f"{context.get('client_region')} {account() or '-'}"
+    text = f"{service} {operation} {where} {status} {id} attempt {attempt} {milliseconds:.0f} ms"
+    CALL_LOG.debug(text)
+
+
+def check_body(
+    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any
+) -> None:
+    """Turns a response that is cut off, or no response of AWS, into an error.
+
+    botocore raises for it, or takes it for an empty one, and does not ask again.
+    """
+    body = response_dict["body"]
+    if not isinstance(body, bytes):  # S3 streams objects
+        return
+    page = WEB_PAGE.match(body)
+    if not page and not is_cut_off(body, response_dict["headers"]):
+        return
+    if response_dict["status_code"] < 500:  # above, it may be a load balancer of AWS
+        code = "NotAws" if page else "MalformedResponse"
+        customized_response_dict["Error"] = {"Code": code, "Message": ""}
+        response_dict["status_code"] = 503
+    response_dict["body"] = b""
+
+
+def is_cut_off(body: bytes, headers: Any) -> bool:
+    """Whether a part of a body, or all of its sense, was lost on the way."""
+    from xml.etree import ElementTree
+
+    length = str(headers.get("content-length", ""))
+    if length.isdigit() and len(body) < int(length):
+        return True
+    try:
+        if body.lstrip().startswith(b"<"):
+            ElementTree.fromstring(body)  # noqa: S314 - as botocore parses it
+        elif body.strip():
+            json.loads(body)
+    except (ElementTree.ParseError, ValueError):
+        return True
+    return False
+
+
+def raise_if_malformed(parsed: dict[str, Any], model: Any, **_: Any) -> None:
+    """Raises for what `check_body` found, because its HTTP status may be that of a success."""
+    from botocore.exceptions import ClientError
+
+    if parsed.get("Error", {}).get("Code") in ("NotAws", "MalformedResponse"):
+        raise ClientError(parsed, model.name)  # type: ignore[arg-type]
+
+
+def is_timeout(error: Exception | None) -> bool:
+    """Whether nothing answered in time."""
+    from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
+
+    return isinstance(error, (ConnectTimeoutError, ReadTimeoutError, TimeoutError, FutureTimeout))
+
+
+def stop_after_timeouts(attempts: int, caught_exception: Exception | None, **_: Any) -> None:
+    """Two attempts where nothing answers.
+
+    botocore has one number of attempts for all failures; raising is how to stop early.
+    """
+    if caught_exception and is_timeout(caught_exception) and attempts > 1:
+        raise caught_exception
+
+
+def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, Any]:
+    """The response with its body as bytes: S3 streams objects, and one may be cut off."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+    for tries_left in reversed(range(MALFORMED_ATTEMPTS)):
+        response = send(**params)
+        if "Body" not in response:
+            break
+        try:
+            return response | {"Body": response["Body"].read()}
+        except (HTTPClientError, IncompleteReadError):
+            if not tries_left:
+                raise
+    return response
+
+
+# --- what went wrong ------------------------------------------------------------------
+
+ERROR_CODE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+# The services that botocore asks for credentials, by operation; all others are of STS
+SIGN_IN_SERVICES = {
+    "GetRoleCredentials": "sso",
+    "CreateToken": "sso-oidc",
+    "CreateOAuth2Token": "signin",
+}
+
+
+def describe_failure(error: Exception, call: Call) -> AwsError:
+    """The error of a call, without the text of the exception: that may hold a secret.
+
+    Whatever is raised here comes from botocore, whose parsers raise all sorts of errors for
+    what is not a response of AWS.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
+
+    if isinstance(error, AwsCallFailed):
+        return error.error
+    if isinstance(error, CredentialRetrievalError):
+        return call.error("CredentialRetrievalError", program_words(error))
+    if isinstance(error, BotoCoreError) or (call == SIGN_IN and not isinstance(error, ClientError)):
+        return call.error(type(error).__name__)
+    if is_timeout(error):
+        return call.error("NoResponse", f"within {CALL_TIMEOUT} seconds")
+    if not isinstance(error, ClientError):
+        code = "InvalidEndpoint" if str(error).startswith("Invalid endpoint") else ""
+        return call.error(code or "MalformedResponse", "" if code else NOT_AWS)
+    name = error.operation_name
+    if name != call.operation:
+        call = Call(SIGN_IN_SERVICES.get(name, "sts"), name, call.region)
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    if code == "NotAws" or not ERROR_CODE.fullmatch(code):
+        return call.error("MalformedResponse", NOT_AWS)
+    return call.error(code, "(cut off)" if code == "MalformedResponse" else "")
+
+
+def program_words(error: Exception) -> str:
+    """The plain words that a program of `credential_process` says of its failure.
+
+    Whatever may be a secret is left out: long words, and those with digits or signs in them.
+    """
+    text = getattr(error, "kwargs", {}).get("error_msg", "")
+    plain = [
+        word if re.fullmatch(r"[(\"'`]?[A-Za-z][a-z'-]{0,15}[)\"'`]?[.,:;!?]?", word) else "***"
+        for word in str(text).split()
+    ]
+    return textwrap.shorten(" ".join(plain), 200, placeholder=" ***")
+
+
+# --- accounts -------------------------------------------------------------------------
+
+
 class Pace:
     """How fast one client may call: at will until AWS throttles it, then with a delay.
 
@@ -2632,25 +3023,29 @@ class Pace:
 
     def __init__(self) -> None:
         self.delay = self.next = self.slowed = 0.0
+        self.settled = False  # because a slower pace is refused as well
         self.lock = threading.Lock()
 
-    def before_send(self, **_: Any) -> None:
-        """Waits until the call may be sent."""
+    def wait(self, **_: Any) -> None:
+        """Waits until the call may be made. It is not signed yet: a signature ages."""
         with self.lock:
             now = time.monotonic()
             self.next = max(now, self.next + self.delay)
             pause = self.next - now
         time.sleep(pause)
 
-    def on_response(self, response: tuple[Any, dict[str, Any]] | None, **_: Any) -> None:
-        """Learns from a response, or from None if there was none."""
-        code = response[1].get("Error", {}).get("Code") if response else None
+    def learn(self, refused: bool) -> None:
+        """Learns from an attempt, unless refusals have nothing to do with the pace."""
         with self.lock:
             now = time.monotonic()
-            if code not in THROTTLING_CODES:
+            if self.settled:
+                return
+            if not refused:
                 self.delay *= FASTER
             elif now - self.slowed > VOLLEY:
                 self.delay, self.slowed = max(self.delay * SLOWER, INITIAL_DELAY), now
+                if self.delay > MAX_DELAY:
+                    self.delay, self.settled = SETTLED_DELAY, True
 
 
 @dataclass(eq=False)
@@ -2666,15 +3061,18 @@ class Account:
     profile: str = ""  # for the AWS CLI, to reach the account
     clients: dict[tuple[str, str], Any] = field(default_factory=dict)
     cache: dict[Any, Future[Any]] = field(default_factory=dict)  # of `once`
-    timeouts: Counter[Call | str] = field(default_factory=Counter)  # by call, and by region
+    failures: Counter[Call | str] = field(default_factory=Counter)  # in a row
+    refused: dict[Call, AwsError] = field(default_factory=dict)  # after all attempts
+    throttling_codes: set[str] = field(default_factory=set)  # seen in responses
+    renewed: float = -math.inf  # when credentials were renewed that botocore took for valid
     fatal_error: AwsError | None = None  # why no further call makes sense
     lock: Any = field(default_factory=threading.RLock)
+    callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CALLERS))
 
     @functools.cached_property
     def home_region(self) -> str:
-        """The region for global services: the configured one, else the partition's own."""
-        partitions = [name for name in self.only_regions if name.startswith(("cn-", "us-gov-"))]
-        return self.session.region_name or [*partitions, "us-east-1"][0]
+        """The region for global services: the configured one, else one of the same partition."""
+        return self.session.region_name or default_region(self.session, self.only_regions)
 
     def ask(
         self, service: str, operation: str, region: str = "",
@@ -2688,7 +3086,7 @@ class Account:
         call = Call(service, operation, region or self.home_region)
         pages = self._pages(call, params)
         try:
-            return Response(self._call(call, lambda: read_body(next(pages))), call)
+            return Response(self._call(call, lambda: next(pages)), call)
         except AwsCallFailed as failed:
             if failed.error.code not in absent:
                 raise
@@ -2717,61 +3115,56 @@ class Account:
             config = {"PageSize": size}
             yield from client.get_paginator(name).paginate(**params, PaginationConfig=config)
             return
-        yield (page := getattr(client, name)(**params))
+        send = functools.partial(read_whole, getattr(client, name))
+        yield (page := send(**params))
         while token := page.get("NextToken"):  # botocore has no paginator for some operations
-            yield (page := getattr(client, name)(**params, NextToken=token))
+            yield (page := send(**params, NextToken=token))
 
     def _call(self, call: Call, send: Callable[[], T]) -> T:
         """The result of `send`; every failure in it becomes AwsCallFailed.
 
-        Whatever is raised here comes from botocore, whose parsers raise all sorts of errors
-        for what is not a response of AWS.
+        It runs in a thread of its own, because that is the only way to stop waiting for a
+        response that comes in drops.
         """
         if self.fatal_error:
             raise AwsCallFailed(self.fatal_error)
-        if self.timeouts[call] >= MAX_TIMEOUTS:
-            raise AwsCallFailed(call.error("NoResponse", f"(asked {MAX_TIMEOUTS} times)"))
+        if self.failures[call] >= MAX_FAILURES:
+            silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
+            raise AwsCallFailed(self.refused.get(call, silent))
         try:
-            result = send()
+            result = self.callers.submit(send).result(CALL_TIMEOUT)
         except Exception as error:
             raise AwsCallFailed(self._error(error, call)) from error
-        self.timeouts[call] = self.timeouts[call.region] = 0
+        self.failures[call] = self.failures[call.region] = self.failures[CREDENTIALS] = 0
         return result
 
     def _error(self, error: Exception, call: Call) -> AwsError:
         """The error of a call; those that no further call can survive are kept."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        code = type(error).__name__ if isinstance(error, BotoCoreError) else "MalformedResponse"
-        if isinstance(error, ClientError):
-            code = error.response["Error"]["Code"]
-        failure = call.error(code)
+        failure = describe_failure(error, call)
         with self.lock:
             if is_timeout(error):
-                self.timeouts.update([call, call.region])
-            if code in EXPIRED_CODES:
+                self.failures.update([call, call.region])
+            if failure.code in self.throttling_codes:
+                self.refused[call] = failure = replace(failure, detail=LIMITS_USED_UP)
+                self.failures.update([call])
+            if failure.code == "CredentialRetrievalError":
+                self.failures.update([CREDENTIALS])
+            if failure.code in EXPIRED_CODES or self.failures[CREDENTIALS] >= MAX_FAILURES:
                 self.fatal_error = failure = self.fatal_error or failure
         return failure
 
     def client(self, service: str, region: str) -> Any:
         """The client of a service in a region, made once. Making one is not thread-safe."""
-        from botocore.config import Config
-
-        config = Config(
-            connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=READ_TIMEOUT,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            max_pool_connections=CONNECTIONS,
-        )
         with self.lock, CLIENT_LOCK:
             if (service, region) not in self.clients:
                 make: Callable[..., Any] = self.session.client
-                client = self.clients[service, region] = make(service, region, config=config)
+                client = make(service, region, config=client_config())
                 pace, events = Pace(), client.meta.events
-                limit_timeouts = functools.partial(self._limit_timeout_retries, region)
-                events.register("before-send", pace.before_send)
-                events.register("needs-retry", pace.on_response)
-                events.register_first("needs-retry", limit_timeouts)
+                events.register("before-sign", pace.wait)
+                listen(events, lambda: self.number)
+                on_attempt = functools.partial(self._on_attempt, region, pace)
+                events.register_first("needs-retry", on_attempt)
+                self.clients[service, region] = client
             return self.clients[service, region]
 
     def close(self) -> None:
@@ -2782,29 +3175,49 @@ class Account:
                 client.close()
             self.clients.clear()
             self.cache.clear()
+            self.callers.shutdown(wait=False)
 
-    def _limit_timeout_retries(
-        self, region: str, attempts: int, caught_exception: Exception | None, **_: Any
-    ) -> None:
-        """Two attempts where nothing answers, one where the region did not answer before.
+    def _on_attempt(self, region: str, pace: Pace, **event: Any) -> float | bool | None:
+        """Learns from an attempt, and decides on another where botocore would not, or too long.
 
-        botocore has one number of attempts for all failures; raising is how to stop early.
+        Returns the seconds to wait before the next attempt, False for none, or None if botocore
+        is to decide.
         """
-        timeout = is_timeout(caught_exception)
-        if caught_exception and timeout and (attempts > 1 or self.timeouts[region]):
-            raise caught_exception
+        from botocore.retries import standard
 
+        attempts, failed, response = (
+            event[name] for name in ("attempts", "caught_exception", "response")
+        )
+        if is_timeout(failed) and self.failures[region]:
+            raise failed
+        stop_after_timeouts(attempts, failed)
+        detector = standard.ThrottlingErrorDetector(standard.RetryEventAdapter())
+        throttled = detector.is_throttling_error(**event)
+        pace.learn(throttled)
+        code = response[1].get("Error", {}).get("Code", "") if response else ""
+        if throttled:
+            self.throttling_codes.add(code)
+        if time.monotonic() - event["request_dict"]["context"]["first_sent"] > CALL_TIMEOUT:
+            return False
+        if code == "MalformedResponse":
+            return MALFORMED_PAUSE if attempts < MALFORMED_ATTEMPTS else False
+        if code in RENEWABLE_CODES and attempts == 1 and self._renew_credentials():
+            return 0
+        return None
 
-def read_body(response: dict[str, Any]) -> dict[str, Any]:
-    """The response with its body as bytes: S3 streams objects."""
-    return response | {"Body": response["Body"].read()} if "Body" in response else response
+    def _renew_credentials(self) -> bool:
+        """Refresh credentials that botocore takes for valid; False if they cannot be refreshed."""
+        from botocore.credentials import RefreshableCredentials
 
-
-def is_timeout(error: Exception | None) -> bool:
-    """Whether nothing answered in time."""
-    from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
-
-    return isinstance(error, (ConnectTimeoutError, ReadTimeoutError))
+        credentials: Any = self.session.get_credentials()
+        if not isinstance(credentials, RefreshableCredentials):
+            return False
+        renew: Callable[..., None] = getattr(credentials, "_protected_refresh")  # noqa: B009
+        with self.lock:
+            if time.monotonic() - self.renewed > CALL_TIMEOUT:  # another thread may have done it
+                renew(is_mandatory=True)
+                self.renewed = time.monotonic()
+        return True
 
 
 # === audit ============================================================================
@@ -3023,6 +3436,7 @@ def apply_acceptances(
                 ended = why_ended(acceptance, known, id, row, today)
                 row = replace(row, acceptance=acceptance, acceptance_ended=ended)
                 if not ended:
+                    row = replace(row, remediation=Remediation())  # nobody is to run it
                     covered[acceptance.line][id] = row
             rows.append(row)
         found.append(replace(result, rows=rows))
@@ -3398,58 +3812,94 @@ def drop_ok_rows(report: Report) -> Report:
 # --- files here -----------------------------------------------------------------------
 
 STATE_LOCK = threading.Lock()  # accounts that are audited side by side share a state file
+LOCK_PATIENCE = 60  # seconds; to change a state takes less than one
+WRITABLE_KINDS = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
+WRITTEN: list[str] = []  # the files of this run, for the message of a signal,
+WRITING: set[str] = set()  # and those that are being written
+
+
+@contextlib.contextmanager
+def writing(file: File) -> Iterator[None]:
+    """Keeps the name of a file in WRITING, and then, unless this fails, in WRITTEN."""
+    WRITING.add(name := str(file))
+    try:
+        yield
+        WRITTEN.append(name)
+    finally:
+        WRITING.discard(name)
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine that only its owner may read."""
+    """A file on this machine that only its owner may read, unless it was there with other rights.
+
+    Links are followed. A device or a pipe is written into, and so is a file that one of our
+    streams writes into, such as /dev/stdout: a new file in its place would reach nobody.
+    """
 
     path: Path
     create_folder: bool = False  # because its name has {account}, {date} or {time} in it
+    numbered: bool = False  # if the name is taken, it gets a number
 
     def __str__(self) -> str:
         return str(self.path)
 
     def absolute(self) -> str:
-        """The absolute path."""
-        return str(self.path.resolve())
+        """The absolute path, of a link that of its target."""
+        return str(self.path.absolute() if self.is_stream() else self.target)
+
+    @property
+    def target(self) -> Path:
+        """The absolute path at the end of links."""
+        return Path(os.path.realpath(self.path))
+
+    def is_stream(self) -> bool:
+        """Whether there is something that is written into, and not replaced."""
+        if not (found := file_status(self.path)):
+            return False
+        ours = filter(None, map(file_status, (1, 2)))
+        return not stat.S_ISREG(found.st_mode) or any(os.path.samestat(found, one) for one in ours)
 
     def ensure_writable(self) -> None:
         """Raises CannotRun if it cannot be written, before an audit and not after it."""
-        folder = self.path.parent
-        while self.create_folder and not folder.exists():
-            folder = folder.parent
-        if self.path.is_dir():
-            raise CannotRun(f"{self} is a folder, not a file")
-        if self.path.exists() and not os.access(self.path, os.W_OK):
-            raise CannotRun(f"{self} is write-protected")
         try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise CannotRun(f"cannot write into {folder}: {error_text(error)}") from error
+            found, folder = file_status(self.path), self.target.parent
+            if found and stat.S_IFMT(found.st_mode) not in WRITABLE_KINDS:
+                raise CannotRun(f"{self} is a folder, a disk or a socket, not a file")
+            if found and not os.access(self.path, os.W_OK):
+                raise CannotRun(f"{self} is write-protected")
+            while self.create_folder and not folder.exists():
+                folder = folder.parent
+            for part in [str(self.path.absolute()), *self.target.parts, lock_name(self.target)]:
+                with contextlib.suppress(FileNotFoundError):
+                    (folder / part).stat()  # fails if a name is too long, or a link to itself
+            if not self.is_stream():
+                with tempfile.TemporaryFile(dir=folder):
+                    str(self.target).encode()  # as text in the workbook
+        except (OSError, ValueError) as error:
+            raise CannotRun(f"cannot write {self}: {error_text(error)}") from error
 
     def read(self) -> bytes:
         """The content; OSError if there is none."""
         return self.path.read_bytes()
 
-    def write(self, data: bytes) -> None:
-        """Replaces the content in one move: after a crash it is the old one or the new one."""
-        self._make_folder()
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".security_check-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(temporary).replace(self.path)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
+    def write(self, data: bytes) -> str:
+        """Replaces the content in one move: after a crash it is the old one or the new one.
+
+        Returns the absolute path.
+        """
+        with writing(self):
+            if not self.is_stream():
+                return str(self._move_in(data))
+            with self.path.open("ab") as stream:
+                stream.write(data)
+        return self.absolute()
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replaces the content, None if there is no file, while no other run can."""
         self._make_folder()
-        with locked(self.path.parent):
-            self.write(change(self.read() if self.path.exists() else None))
+        with writing(self), locked(self.target):
+            self._move_in(change(self.read() if self.path.exists() else None))
 
     def list_json(self) -> list[LocalFile]:
         """The JSON files in this folder, or this file; OSError if there is neither."""
@@ -3458,30 +3908,85 @@ class LocalFile:
         return [LocalFile(path) for path in found]
 
     def _make_folder(self) -> None:
-        if self.create_folder:
-            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        for folder in reversed(self.target.parents) if self.create_folder else ():
+            folder.mkdir(0o700, exist_ok=True)
+
+    def _move_in(self, data: bytes) -> Path:
+        self._make_folder()
+        target = self.target
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".security_check-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                keep_rights(handle, file_status(self.path))
+            target = unused(target) if self.numbered else target
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+        return target
+
+
+def file_status(place: Path | int) -> os.stat_result | None:
+    """The status of a file, at the end of links, or of a descriptor; None if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return os.stat(place)  # noqa: PTH116 - Path knows no descriptors
+    return None
+
+
+def unused(path: Path, number: int = 1) -> Path:
+    """The path of an empty file that is made now, with a number if the name is taken."""
+    free = path.with_stem(f"{path.stem}-{number}") if number > 1 else path
+    try:
+        free.touch(0o600, exist_ok=False)
+    except FileExistsError:
+        return unused(path, number + 1)
+    return free
+
+
+def keep_rights(handle: int, old: os.stat_result | None) -> None:
+    """Gives an open file the group and the mode of an old one, and as root its owner."""
+    if old and os.name == "posix":
+        with contextlib.suppress(PermissionError):  # then it stays for its owner only
+            os.fchown(handle, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
+            os.fchmod(handle, stat.S_IMODE(old.st_mode))
+
+
+def lock_name(path: Path) -> str:
+    """The name of the file, beside another one, whose lock keeps other runs out."""
+    return f".{path.name}.lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other threads and other processes out; on Windows only other threads."""
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other threads and processes out of a file; on Windows only other threads.
+
+    A lock file that is there means nothing: the lock of a process ends with the process.
+    """
     with STATE_LOCK:
         try:
             import fcntl
         except ImportError:
             yield
             return
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock, until = path.with_name(lock_name(path)), time.monotonic() + LOCK_PATIENCE
+        with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
+            keep_rights(file.fileno(), file_status(path))
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() >= until:
+                        why = f"another run has held {lock} for {LOCK_PATIENCE} seconds"
+                        raise OSError(errno.ETIMEDOUT, why) from error
+                time.sleep(0.1)
             yield
-        finally:
-            os.close(handle)
 
 
 # --- files in S3 ----------------------------------------------------------------------
 
-S3_NAME = re.compile(r"s3://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
+S3_NAME = re.compile(r"(?i:s3)://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
 WRITE_CONFLICT_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
 MAX_WRITE_TRIES = 50  # of the state: each conflict means that another writer has finished
 CONFLICT_PAUSE = 100  # milliseconds at most, so that two writers do not meet again
@@ -3518,17 +4023,21 @@ class S3Object:
             if failed.error.code in WRITE_CONFLICT_CODES:
                 return
             raise CannotRun(f"cannot write {self}: {failed.error}") from failed
+        with contextlib.suppress(AwsCallFailed):
+            probe._ask("DeleteObject")
         raise CannotRun(f"cannot write {self}: this store ignores conditions, so it is not S3")
 
     def read(self) -> bytes:
         """The content; FileNotFoundError if there is no object."""
         return self._get()[0]
 
-    def write(self, data: bytes, **condition: str) -> None:
-        """Replaces the content, which S3 does completely or not at all."""
+    def write(self, data: bytes, **condition: str) -> str:
+        """Replaces the content, which S3 does completely or not at all. Returns the name."""
         content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
-        response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
-        response["ETag"]  # raises if something other than S3 answered
+        with writing(self):
+            response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
+            response["ETag"]  # raises if something other than S3 answered
+        return str(self)
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replaces the content, None if there is no object; again if another run was faster."""
@@ -3585,10 +4094,10 @@ def read_errors_as_cannot_run(file: File) -> Iterator[None]:
         raise CannotRun(f"cannot read {file}: {error_text(error)}") from error
 
 
-def write_or_save_copy(file: File, data: bytes) -> None:
-    """Write results, or save them elsewhere and raise CannotRun."""
+def write_or_save_copy(file: File, data: bytes) -> str:
+    """Write results, and return their absolute name; or save them elsewhere, raise CannotRun."""
     try:
-        file.write(data)
+        return file.write(data)
     except FILE_ERRORS as error:
         save_copy_and_fail(data, file, error)
 
@@ -4194,7 +4703,7 @@ def terminal_text(overview: Overview, colour: bool = False) -> str:
         *finding_text("Worse", worse, overview, MAX_LINES),
         *finding_text("Acceptance ended", ended, overview, MAX_LINES),
         *first_lines("Resolved", resolved, MAX_LINES),
-        overview.path,
+        *filter(None, [overview.path]),
     ])  # fmt: skip
 
 
@@ -4422,7 +4931,8 @@ def to_xls(value: Cell) -> Cell:
 #         kind (4)              8 a place in this workbook, 3 a URL, 1 a file in the same folder
 #         kind 8: number of letters with the final 0 (4), letters as UTF-16
 #         kind 3: E0C9EA79... (16), number of bytes (4), letters as UTF-16
-#         kind 1: 03030000... (16), 0 (2), number of bytes (4), letters, FFFF DEAD and zeros (28)
+#         kind 1: 03030000... (16), 0 (2), number of bytes (4), letters, FFFF DEAD and zeros (24),
+#             number of bytes (4) of what follows beyond ASCII: the same (4), 3 (2), UTF-16
 #
 #     Lbl, type 0x0018 ([MS-XLS] 2.4.150), a name of a sheet: 6 is Print_Area, 7 Print_Titles
 #         0x20 built in (2), 0 (1), length of the name (1), length of the formula (2)
@@ -4450,7 +4960,9 @@ def link_data(target: str) -> bytes:
         return struct.pack("<II", 8, len(text) // 2) + text
     if ":" in target:
         return struct.pack("<I", 3) + URL_ID + struct.pack("<I", len(text)) + text
-    path, end = target.encode() + b"\0", struct.pack("<HH20xI", 0xFFFF, 0xDEAD, 0)
+    path, wide = target.encode("ascii", "replace") + b"\0", target.encode("utf-16-le")
+    more = b"" if target.isascii() else struct.pack("<IH", len(wide), 3) + wide
+    end = struct.pack("<HH20xI", 0xFFFF, 0xDEAD, len(more)) + more
     return struct.pack("<I", 1) + FILE_ID + struct.pack("<HI", 0, len(path)) + path + end
 
 
@@ -4719,7 +5231,7 @@ def check_header(definition: Check, overview: Overview) -> list[str]:
 def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
     """A row of a check's sheet. In an overview the ID has the account's number in front."""
     report, definition, row, _ = line
-    command, manual = row.shown_remediation()
+    command, manual = row.remediation
     cells: TableRow = {
         **row.cells,
         "Account": report.account,
@@ -4816,7 +5328,7 @@ def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[Summary
             group[0].row.severity,
             describe_resource(group, overview.multi_account),
             group[0].link(),
-            group[0].row.shown_remediation().command,
+            group[0].row.remediation.command,
         )
         for group in group_by_resource(lines)
     ]
@@ -4988,21 +5500,39 @@ def to_csv(result: CheckResult, report: Report) -> bytes:
 # --- streams --------------------------------------------------------------------------
 
 
-def print_safe(text: str, stream: TextIO | Any = None) -> None:
-    """Print, whatever has become of the stream: a reader that went away undoes no audit."""
-    stream = stream or sys.stdout
+def print_message(text: str, stream: TextIO | None) -> None:
+    """Print for people. What cannot be printed is dropped: it undoes no audit."""
     if stream is None:  # closed by the caller
         return
+    with contextlib.suppress(OSError, ValueError):
+        print_line(text, stream)
+
+
+def print_result(text: str) -> None:
+    """Print what was asked for on standard output; CannotRun if that is not possible."""
+    if sys.stdout is None:
+        raise CannotRun("cannot write to standard output: it is closed")
     try:
-        encoding = stream.encoding or "utf-8"
+        print_line(text, sys.stdout)
+    except (OSError, ValueError) as error:
+        raise CannotRun(f"cannot write to standard output: {error_text(error)}") from error
+
+
+def print_line(text: str, stream: TextIO) -> None:
+    """Print a line; what the encoding does not know becomes a question mark."""
+    encoding = stream.encoding or "utf-8"
+    try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
-    except OSError:  # the interpreter would complain again when it flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError:
+        # Else the interpreter would complain again when it flushes at its end
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise
 
 
 def warn(text: str) -> None:
     """Print a line on standard error."""
-    print_safe(f"security_check.py: {text}", sys.stderr)
+    print_message(f"security_check.py: {printable(text)}", sys.stderr)
 
 
 def show_progress(started: float, wanted: bool, text: str) -> None:
@@ -5013,23 +5543,36 @@ def show_progress(started: float, wanted: bool, text: str) -> None:
         sys.stderr.flush()
 
 
-def redacted(record: logging.LogRecord) -> bool:
-    """Remove the session token and signatures from botocore's log."""
-    text = re.sub(r"(?i)(token|signature)(\W{1,6})[^\s'\",&]+", r"\1\2***", record.getMessage())
-    record.msg, record.args = text, ()
-    return True
+class CallLogHandler(logging.Handler):
+    """Prints the log of our calls on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        print_message(printable(record.getMessage()), sys.stderr)
 
 
 def log_calls(wanted: bool) -> None:
-    """Show botocore's log on standard error, without the responses: they hold reports."""
-    logging.getLogger("botocore").setLevel(logging.DEBUG if wanted else logging.NOTSET)
-    if not wanted:
-        return
-    handler = logging.StreamHandler()
-    handler.addFilter(redacted)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(name)s %(message)s")
-    for secretive in ("botocore.auth", "botocore.parsers", "botocore.hooks"):
-        logging.getLogger(secretive).setLevel(logging.INFO)
+    """Show a line for each call, if wanted. The logs of libraries are never shown.
+
+    They hold tokens and passwords; in AWS Lambda they would be shown by the handler that is
+    there from the start.
+    """
+    for name in ("botocore", "boto3", "urllib3", CALL_LOG.name):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
+    CALL_LOG.handlers = [CallLogHandler()]
+    CALL_LOG.setLevel(logging.DEBUG if wanted else logging.CRITICAL)
+
+
+def print_traceback(error: Exception) -> None:
+    """Print the traceback of a bug, without what a library says of it: that may hold a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and frames[-1].filename != __file__:
+        error.args = ()
+    error.__cause__, error.__suppress_context__ = None, True
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exc()
 
 
 # --- arguments ------------------------------------------------------------------------
@@ -5062,29 +5605,46 @@ def regex_type(pattern: str, what: str) -> Callable[[str], str]:
 ACCOUNT = regex_type(r"\d{12}", "an account number of twelve digits")
 DAYS = regex_type(r"\d{1,5}", "a number of days")
 # https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
-ROLE_NAME = regex_type(r"/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
+ROLE_NAME = regex_type(r"(?!arn:)/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
+# https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
+EXTERNAL_ID = regex_type(r"[\w+=,.@:/-]{2,1224}", "an external ID")
 
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
+FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
+FOLDER_NAME = re.compile(r"(^|[/\\])\.{0,2}$")  # such as `x/`, `..`
+NOT_TOGETHER = {
+    "merge": ("role", "external_id", "region", "check", "csv", "accept", "max_key_age", "list"),
+    "list": ("role", "check", "output", "json", "csv", "state", "accept", "max_key_age"),
+    "no_workbook": ("output",),
+}
 
 
-def path_type(what: str) -> Callable[[str], str]:
-    """A type of argument for argparse: the name of a file or a folder, here or in S3."""
+def path_type(*own: str) -> Callable[[str], str]:
+    """A type of argument for argparse: the name of a file here or in S3; without `own` a folder.
+
+    If it ends in one of FORMATS, it has to be one of its own; with - in them that is a stream.
+    """
 
     def parse(text: str) -> str:
-        if unknown := UNKNOWN_PLACEHOLDER.search(text):
-            why = f"{unknown[0]}: only {{account}}, {{date}} and {{time}} are filled in"
-            raise argparse.ArgumentTypeError(why)
-        match = S3_NAME.fullmatch(text)
-        key = "" if match is None else match[2] or ""
-        if text.startswith("s3:") and (not match or (what == "file" and key[-1:] in ("", "/"))):
-            raise argparse.ArgumentTypeError(f"{text!r} is not the name of a {what} in S3")
+        path, match = Path(text), S3_NAME.fullmatch(text)
+        ending = (path.suffix or f".{path.name}").lower()
+        no_name = not text or "\0" in text or (text[:3].lower() == "s3:" and not match)
+        no_file = own and (FOLDER_NAME.search(text) or (match and not match[2]))
+        problems = {
+            "only {account}, {date} and {time} are filled in": UNKNOWN_PLACEHOLDER.search(text),
+            f"it is not the name of a {'file' if own else 'folder'}": no_name or no_file,
+            "only --json and --list can be standard output": text == "-" and text not in own,
+            f"it promises another format than {in_words(sorted({*own} - {'-'}))}": own
+            and ending in FORMATS.difference(own),
+        }
+        for problem in (sentence for sentence, wrong in problems.items() if wrong):
+            raise argparse.ArgumentTypeError(f"{text!r}: {problem}")
         return text
 
     return parse
 
 
-FILE = path_type("file")
-FOLDER = path_type("folder")
+FOLDER = path_type()
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -5095,26 +5655,35 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Audit an AWS account with read-only checks, and write a workbook.",
         epilog=EPILOG.format(checks=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a new option must not make somebody's abbreviation ambiguous
     )
     repeated: dict[str, Any] = {"action": "append", "default": []}
-    file: dict[str, Any] = {"metavar": "FILE", "type": FILE}
+    named = repeated | {"type": regex_type(".+", "a name")}
     add = parser.add_argument
-    add("--profile", **repeated, metavar="NAME", help="a profile of the AWS configuration (*)")
+    add("--profile", **named, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--organization", action="store_true", help="audit every account of the organization")
     add("--account", **repeated, metavar="NUMBER", type=ACCOUNT,
         help="audit this account; with --organization, only this one of it (*)")  # fmt: skip
     add("--role", metavar="NAME", type=ROLE_NAME, default=ROLE,
         help="the role to assume in other accounts (%(default)s)")  # fmt: skip
-    add("--region", **repeated, metavar="REGION", help="limit regional checks to a region (*)")
+    add("--external-id", metavar="ID", type=EXTERNAL_ID,
+        help="the external ID that the trust policy of the role asks for")  # fmt: skip
+    add("--region", **named, metavar="REGION", help="limit regional checks to a region (*)")
     add("--check", **repeated, metavar="CHECK", choices=names, help="run only this check (*)")
-    add("--output", **file, help="the workbook, or the overview of several accounts")
-    add("--json", **file, help="write the report as JSON too; - is standard output")
+    add("--output", metavar="FILE", type=path_type(".xls"),
+        help="the workbook, or the overview of several accounts")  # fmt: skip
+    add("--no-workbook", action="store_true", help="write no workbook")
+    add("--json", metavar="FILE", type=path_type("-", ".json", ".txt"),
+        help="write the report as JSON too; - is standard output")  # fmt: skip
     add("--csv", metavar="FOLDER", type=FOLDER, help="write every sheet as a CSV file too")
-    add("--state", **file, help="remember findings here, to tell new and resolved ones")
-    add("--accept", **file, help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")
+    add("--state", metavar="FILE", type=path_type(".json", ".txt"),
+        help="remember findings here, to tell new and resolved ones")  # fmt: skip
+    add("--accept", metavar="FILE", type=path_type(*FORMATS),
+        help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")  # fmt: skip
     add("--merge", nargs="+", metavar="NAME", type=FOLDER, default=[],
         help="audit nothing: make the overview of these reports and folders")  # fmt: skip
-    add("--list", **file, help="audit nothing: write the numbers of the accounts, one a line")
+    add("--list", metavar="FILE", type=path_type("-", ".csv", ".txt"),
+        help="audit nothing: write the numbers of the accounts, one a line")  # fmt: skip
     add("--max-key-age", metavar="DAYS", type=DAYS, default=str(MAX_KEY_AGE),
         help="an access key older than this is a finding (%(default)s)")  # fmt: skip
     add("--quiet", action="store_true", help="print only if there is news, or an error")
@@ -5123,98 +5692,73 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if len(set(options.profile)) > 1 and (options.organization or options.account):
         parser.error("--organization and --account take one --profile at most")
-    others = ("role", "region", "check", "csv", "accept", "max_key_age", "list")
-    for name in others if options.merge else ():
-        if getattr(options, name) != parser.get_default(name):
-            parser.error(f"--merge audits nothing: it does not take --{name.replace('_', '-')}")
+    for mode, others in NOT_TOGETHER.items():
+        for name in others if getattr(options, mode) else ():
+            if getattr(options, name) != parser.get_default(name):
+                parser.error(f"--{mode} does not take --{name}".replace("_", "-"))
     return options
 
 
 # --- credentials ----------------------------------------------------------------------
 
-READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
 REFUSED_CODES = {
     *("AuthFailure", "InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch"),
+    *("InvalidSignatureException", "RequestExpired", "RequestTimeTooSkewed"),
     "UnrecognizedClientException",
+}
+CREDENTIALS_HELP = {  # by error code; {option} is --profile
+    "NoCredentialsError": "no AWS credentials found: "
+    "run `aws configure{option}` or set AWS_PROFILE",
+    "MissingDependencyException": "`aws login` needs one package more: "
+    "run `pip install 'boto3[crt]'`",
+    "NoTerminal": "the profile asks for an MFA code, and there is no terminal to type it",
+    **dict.fromkeys(
+        ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
+        "the SSO session has expired: run `aws sso login{option}`",
+    ),
+    **dict.fromkeys(EXPIRED_CODES, "the credentials have expired: renew them and run again"),
+    **dict.fromkeys(
+        REFUSED_CODES, "AWS does not accept these credentials: check the access key and the clock"
+    ),
+}
+CONNECTION_HELP = {
+    "EndpointConnectionError": "check the network, the region and AWS_ENDPOINT_URL",
+    "InvalidEndpoint": "check AWS_ENDPOINT_URL",
+    "NoRegionError": "set AWS_REGION",
+    "ProxyConnectionError": "check HTTPS_PROXY",
+    "SSLError": "check AWS_CA_BUNDLE",
+    "HTTPClientError": "check the access key and the token for characters that do not belong there",
+    "FileNotFoundError": "check credential_process",
+    "JSONDecodeError": "check what credential_process prints",
 }
 
 
-class ReadOnlyLoader:
-    """The descriptions of AWS's services in botocore, without the operations that write.
-
-    Our clients have no method that writes. They are read once for all accounts, because that
-    is slow.
-    """
-
-    def __init__(self, loader: Any, writes: Collection[str]) -> None:
-        self.loader = loader
-        self.writes = writes  # operations that are kept, for the client that writes reports
-        self.load_service_model = functools.cache(self._load_service_model)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def _load_service_model(
-        self, service_name: str, type_name: str, api_version: str | None = None
-    ) -> Any:
-        model = self.loader.load_service_model(service_name, type_name, api_version)
-        if type_name != "service-2":
-            return model
-        reads = {
-            name: operation
-            for name, operation in model["operations"].items()
-            if name.startswith(READ_PREFIXES) or name in self.writes
-        }
-        return model | {"operations": reads}
-
-
-@functools.cache
-def read_only_loader(writes: tuple[str, ...]) -> ReadOnlyLoader:
-    """The loader for all sessions with these writes."""
-    import botocore.session
-
-    return ReadOnlyLoader(botocore.session.Session().get_component("data_loader"), writes)
-
-
-def new_session(
-    profile: str | None = None, writes: Collection[str] = (), **keys: str
-) -> boto3.Session:
-    """A session whose clients can only read, and do what `writes` names."""
-    import boto3
-    import botocore.session
-
-    core = botocore.session.Session(profile=profile)
-    core.register_component("data_loader", read_only_loader(tuple(writes)))
-    return boto3.Session(botocore_session=core, **keys)
-
-
-def credentials_help(error: Exception, profile: str | None) -> str:
+def credentials_help(error: AwsError, profile: str | None) -> str:
     """Advice about credentials that do not work."""
-    code = error.error.code if isinstance(error, AwsCallFailed) else type(error).__name__
     option = f" --profile {profile}" if profile else ""
-    if code == "NoCredentialsError":
-        return f"no AWS credentials found: run `aws configure{option}` or set AWS_PROFILE"
-    if code.startswith("Login"):
+    if text := CREDENTIALS_HELP.get(error.code):
+        return text.format(option=option)
+    if error.code.startswith("Login"):
         return f"the login session has expired: run `aws login{option}`"
-    if code in ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"):
-        return f"the SSO session has expired: run `aws sso login{option}`"
-    if code in EXPIRED_CODES:
-        return "the credentials have expired: renew them and run again"
-    if code in REFUSED_CODES:
-        return "AWS does not accept these credentials: check the access key and the clock"
-    cause = error.__cause__ or error
-    return f"cannot reach the account: {' '.join(str(cause).split())}"
+    hint = CONNECTION_HELP.get(error.code, "")
+    return f"cannot reach the account: {error}{needed_permission(error)}{hint and f': {hint}'}"
 
 
 def connect(
     options: argparse.Namespace, profile: str | None, writes: Collection[str] = ()
 ) -> Account:
-    """The account whose credentials we have, by STS. Raises CannotRun."""
+    """The account whose credentials we have, by STS. Raises CannotRun.
+
+    One sign-in serves the whole run, so that an MFA code is asked once.
+    """
     from botocore.exceptions import BotoCoreError, ProfileNotFound
 
     now = utc_now()
+    sign_ins = vars(options).setdefault("sign_ins", {})
     try:
-        session = new_session(profile, writes)
+        if profile not in sign_ins:
+            sign_ins[profile] = sign_in(profile, options.region)
+        session = new_session(profile, sign_ins[profile], writes)
         aws = Account(session, now, options.region, int(options.max_key_age), profile=profile or "")
         identity = aws.ask("sts", "GetCallerIdentity")
         aws.number, aws.arn = identity["Account"], identity["Arn"]
@@ -5223,41 +5767,59 @@ def connect(
 
         known = ", ".join(botocore.session.Session().available_profiles) or "none"
         raise CannotRun(f"{error} (profiles: {known})") from error
-    except (BotoCoreError, AwsCallFailed) as error:
-        raise CannotRun(credentials_help(error, profile)) from error
+    except AwsCallFailed as failed:
+        raise CannotRun(credentials_help(failed.error, profile)) from failed
+    except BotoCoreError as error:
+        raise CannotRun(credentials_help(describe_failure(error, SIGN_IN), profile)) from error
     return aws
 
 
-def assume_role(caller: Account, profile: str | None, role: str, number: str) -> Account:
+def assume_role(
+    caller: Account, profile: str | None, role: str, number: str, external_id: str | None = None
+) -> Account:
     """Another account, by its role; or the caller's own, as it is."""
     if number == caller.number:
         session, arn = caller.session, caller.arn
     else:
-        session, arn = role_session(caller, profile, role, number)
+        session, arn = role_session(caller, profile, role, number, external_id)
     profile = profile if number == caller.number else ""
     limits = caller.only_regions, caller.max_key_age
     return Account(session, utc_now(), *limits, number, arn, profile or "")
 
 
 def role_session(
-    caller: Account, profile: str | None, role: str, number: str
+    caller: Account, profile: str | None, role: str, number: str, external_id: str | None
 ) -> tuple[boto3.Session, str]:
-    """A session with the credentials of a role in another account, and its ARN."""
+    """A session with a role in another account, and its ARN. The role is assumed again in time."""
+    from botocore.credentials import RefreshableCredentials
+
     partition, who = caller.arn.split(":")[1], re.split("[/:]", caller.arn)[-1]
     name = re.sub(r"[^A-Za-z0-9_+=,.@-]", "-", f"security-check-{who}")[:64]
     wanted = f"arn:{partition}:iam::{number}:role/{role.lstrip('/')}"
-    try:
-        response = caller.ask("sts", "AssumeRole", RoleArn=wanted, RoleSessionName=name)
-    except AwsCallFailed as failed:
-        raise AwsCallFailed(replace(failed.error, detail=wanted)) from failed
-    keys = response["Credentials"]
-    session = new_session(
-        profile,
-        aws_access_key_id=keys["AccessKeyId"],
-        aws_secret_access_key=keys["SecretAccessKey"],
-        aws_session_token=keys["SessionToken"],
-        region_name=caller.home_region,
+    params = {"RoleArn": wanted, "RoleSessionName": name}
+    params["Policy"] = json.dumps(READ_POLICY, separators=(",", ":"))
+    params |= {"ExternalId": external_id} if external_id else {}
+
+    def assume() -> Response:
+        try:
+            return caller.ask("sts", "AssumeRole", **params)
+        except AwsCallFailed as failed:
+            raise AwsCallFailed(replace(failed.error, detail=wanted)) from failed
+
+    def metadata(response: Response) -> dict[str, str]:
+        keys = response["Credentials"]
+        return {
+            "access_key": keys["AccessKeyId"],
+            "secret_key": keys["SecretAccessKey"],
+            "token": keys["SessionToken"],
+            "expiry_time": keys["Expiration"].isoformat(),
+        }
+
+    response = assume()
+    credentials = RefreshableCredentials.create_from_metadata(
+        metadata(response), refresh_using=lambda: metadata(assume()), method="assume-role"
     )
+    session = new_session(profile, SimpleNamespace(get_credentials=lambda: credentials))
     return session, response["AssumedRoleUser"]["Arn"]
 
 
@@ -5301,21 +5863,33 @@ class Run:
         """The account that reads and writes files in S3: the one that started the run."""
         profiles = {*self.options.profile}
         profile = profiles.pop() if len(profiles) == 1 else None
-        return connect(self.options, profile, writes=("PutObject",))
+        return connect(self.options, profile, writes=("PutObject", "DeleteObject"))
+
+    def filled(self, name: str, account: str = OVERVIEW) -> str:
+        """A name with its account, date and time."""
+        parts = {"account": account, "date": self.today, "time": f"{self.started:%H%M}"}
+        return re.sub(r"\{(account|date|time)\}", lambda part: parts[part[1]], name)
 
     def file(self, name: str, account: str = OVERVIEW) -> File:
         """The file of a name in which account, date and time are to be filled in."""
-        date, minute = f"{self.started:%Y-%m-%d}", f"{self.started:%H%M}"
-        full = name.replace("{date}", date).replace("{time}", minute).replace("{account}", account)
+        full = self.filled(name, account)
         if match := S3_NAME.fullmatch(full):
             return S3Object(self.files_account, match[1], match[2] or "")
-        return LocalFile(Path(full), create_folder=full != name)
+        default = name.endswith(".xls") and name != self.options.output
+        return LocalFile(Path(full), create_folder=full != name, numbered=default)
 
-    def write(self, data: bytes, name: str, account: str = OVERVIEW) -> None:
-        """Write results under a name that is to be filled in."""
-        file = self.file(name, account)
-        write_or_save_copy(file, data)
-        self.written.append(file.absolute())
+    def write(self, data: bytes, name: str, account: str = OVERVIEW) -> str:
+        """Write results under a name that is to be filled in, and return the absolute name."""
+        self.written.append(written := write_or_save_copy(self.file(name, account), data))
+        return written
+
+    def try_write(self, data: bytes, name: str, account: str, errors: list[str]) -> str:
+        """The same; if it cannot be written, a blank name, and why is added to `errors`."""
+        try:
+            return self.write(data, name, account)
+        except CannotRun as why:
+            errors.append(str(why))
+        return ""
 
     def acceptances(self, account: str) -> list[Acceptance]:
         """The accept file of an account; empty without one."""
@@ -5376,32 +5950,60 @@ class Run:
 
 def default_name(account: str, started: datetime) -> str:
     """The name of a workbook without --output."""
-    return f"security_check_{account}_{started:%Y-%m-%d_%H%M}.xls"
+    return f"security_check_{account}_{started:%Y-%m-%d_%H%M%S}.xls"
 
 
-def join_path(folder: str, name: str) -> str:
-    """A name in a folder, here or in S3."""
-    return f"{folder.rstrip('/')}/{name}"
+def csv_name(folder: str, definition: Check) -> str:
+    """The name of a sheet as CSV, in a folder here or in S3."""
+    return f"{folder.rstrip('/')}/{{account}}-{definition.name}.csv"
 
 
 def check_before_start(run: Run) -> None:
-    """Raises CannotRun for everything that can be wrong before the first account is opened."""
+    """Raises CannotRun for everything that can be wrong before the first account is opened.
+
+    Files in S3 come last: for them AWS is called.
+    """
     options = run.options
-    for package in ("boto3", "xlwt"):
-        if not importlib.util.find_spec(package):
-            raise CannotRun(f"{package} is not installed: run `pip install boto3 xlwt`")
-    names = [options.output or "security_check.xls", options.json]
-    names += [options.state] if not options.merge else []  # --merge only reads the state
-    names += [join_path(options.csv, "a.csv")] if options.csv else []
-    for name in [options.list] if options.list else names:
-        if name and name != "-":
-            run.file(name).ensure_writable()
-    if options.state and "{account}" not in options.state:
-        run.state_file("")
-    if "{account}" in (options.accept or ""):
-        run.file(options.accept)  # makes the session for S3, before the threads start
-    else:
+    pairs = [(option, getattr(options, option)) for option in ("accept", "state", "json", "list")]
+    pairs += [("csv", csv_name(options.csv, one)) for one in CHECKS if options.csv]
+    pairs += [("merge", name) for name in options.merge]
+    if not (options.no_workbook or options.list):
+        pairs += [("output", run.overview_name())]
+    names = [pair for pair in pairs if pair[1] not in (None, "-")]
+    refuse_shared_files(run, names)
+    for option, name in sorted(names, key=lambda pair: bool(S3_NAME.fullmatch(pair[1]))):
+        check_file(run, option, name)
+
+
+def refuse_shared_files(run: Run, names: Sequence[tuple[str, str]]) -> None:
+    """Raises CannotRun if two options name one file: one would destroy what the other needs."""
+    for account in (OVERVIEW, *run.options.account, *re.findall(r"\d{12}", str(names))):
+        options: dict[str, str] = {}
+        for option, name in names:
+            full = run.filled(name, account)
+            place = f"s3{full[2:]}" if S3_NAME.fullmatch(full) else os.path.realpath(full)
+            other = options.setdefault(place, option)
+            if other != option and not LocalFile(Path(full)).is_stream():
+                raise CannotRun(f"--{other} and --{option} are one file: {full}")
+
+
+def check_file(run: Run, option: str, name: str) -> None:
+    """Raises CannotRun if a file cannot be read, or written, as its option needs it."""
+    file = run.file(name)  # makes the session for S3, before the threads start
+    here, one_for_all = isinstance(file, LocalFile), "{account}" not in name
+    if option == "merge" and here:
+        with read_errors_as_cannot_run(file):
+            file.list_json()
+    elif option == "accept" and one_for_all:
         run.acceptances("")
+    elif option not in ("merge", "accept") and not (option == "state" and run.options.merge):
+        for account in {OVERVIEW, "0" * 12, *run.options.account} if here else {OVERVIEW}:
+            run.file(name, account).ensure_writable()
+    if option == "state":
+        if isinstance(file, LocalFile) and file.is_stream():
+            raise CannotRun(f"{file} is a device or a pipe: it remembers nothing")
+        if one_for_all:
+            run.state_file("")
 
 
 # --- the accounts of a run ------------------------------------------------------------
@@ -5439,7 +6041,9 @@ def account_job(
     """A job for an account as ListAccounts describes it. Only active accounts are opened."""
     number = about["Id"]
     status = about.get("State") or about.get("Status") or ACTIVE  # AWS retired Status in 2026
-    open_account = functools.partial(assume_role, caller, profile, options.role, number)
+    open_account = functools.partial(
+        assume_role, caller, profile, options.role, number, options.external_id
+    )
     return AccountJob(
         number,
         about.get("Name", ""),
@@ -5496,7 +6100,6 @@ def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
 # --- auditing accounts ----------------------------------------------------------------
 
 ACCOUNTS_AT_ONCE = 8  # AWS throttles each by itself; memory and sockets set the limit
-FINISHED_ACCOUNTS: list[str] = []  # with a workbook, for the message of a signal
 
 
 def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -> Report:
@@ -5506,8 +6109,7 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
     run.used_acceptances |= done.used_acceptances
     name = run.workbook_name(aws.number, done.report.started)
-    report = replace(done.report, workbook=run.file(name, aws.number).absolute())
-    report = write_account_files(run, report, name)
+    report = write_account_files(run, done.report, "" if run.options.no_workbook else name)
     if state and not report.file_errors:
         run.changes[aws.number] = done.change
     return report
@@ -5518,21 +6120,16 @@ def write_account_files(run: Run, report: Report, name: str) -> Report:
 
     What cannot be written is an error of this account.
     """
-    options, number = run.options, report.account
-    files = {name: build_workbook(Overview.of_one(report))} if name else {}
+    options, errors = run.options, list[str]()
+    account = report.account or file_name(report.name)
+    if name:
+        data = build_workbook(Overview.of_one(report))
+        report = replace(report, workbook=run.try_write(data, name, account, errors))
     for result in report.results if options.csv else ():
-        csv_name = join_path(options.csv, f"{number}-{result.check.name}.csv")
-        files[csv_name] = to_csv(result, report)
+        table = csv_name(options.csv, result.check)
+        run.try_write(to_csv(result, report), table, account, errors)
     if "{account}" in (options.json or ""):
-        files[options.json] = to_json([report])
-    errors = []
-    for file, data in files.items():
-        try:
-            run.write(data, file, number or file_name(report.name))
-        except CannotRun as why:
-            errors.append(str(why))
-    if name and not errors:
-        FINISHED_ACCOUNTS.append(number)
+        run.try_write(to_json([report]), options.json, account, errors)
     return replace(report, file_errors=errors)
 
 
@@ -5752,7 +6349,7 @@ def write_list(run: Run, numbers: list[str]) -> Outcome:
     """Write the numbers of the accounts to audit, for whoever spreads the work."""
     text = "\n".join(numbers)
     if run.options.list == "-":
-        print_safe(text)
+        print_result(text)
     else:
         run.write(f"{text}\n".encode(), run.options.list)
     return Outcome(0, counted(len(numbers), "account"), False, run.written)
@@ -5761,7 +6358,8 @@ def write_list(run: Run, numbers: list[str]) -> Outcome:
 def run_program(argv: Sequence[str] | None) -> Outcome:
     """A run from its arguments to its end. Raises CannotRun if there is no report."""
     began, options = time.monotonic(), parse_arguments(argv)
-    FINISHED_ACCOUNTS.clear()
+    WRITTEN.clear()
+    require_packages()
     gc.set_threshold(100_000)  # botocore's models are large, and collecting them frees nothing
     log_calls(options.debug)
     run = Run(options)
@@ -5801,18 +6399,21 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     options, reports = run.options, overview.reports
     failures = [] if overview.multi_account else [*reports[0].file_errors]
     if overview.multi_account:
-        failures += write_failures(run, build_workbook(overview), run.overview_name())
+        name = "" if options.no_workbook else run.overview_name()
+        path = run.try_write(build_workbook(overview), name, OVERVIEW, failures) if name else ""
+        overview = replace(overview, path=path)
     attention = overview.needs_attention()
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
     if options.json != "-" and shown and (attention or not options.quiet):
         terminal = bool(sys.stdout and sys.stdout.isatty())
-        print_safe(terminal_text(overview, colour=terminal and "NO_COLOR" not in os.environ))
+        text = terminal_text(overview, colour=terminal and "NO_COLOR" not in os.environ)
+        print_message(text, sys.stdout)
     warn_of_unused_acceptances(run, reports)
     if options.json == "-":
-        print_safe(to_json(reports).decode())
+        print_result(to_json(reports).decode())
     elif options.json and (options.merge or "{account}" not in options.json):
-        failures += write_failures(run, to_json(reports), options.json)
+        run.try_write(to_json(reports), options.json, OVERVIEW, failures)
     failures = failures or run.write_states()
     if failures:
         raise CannotRun("; ".join(failures))
@@ -5822,21 +6423,16 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     return Outcome(overview.exit_code(), f"{whose}: {headline(overview)}", attention, run.written)
 
 
-def write_failures(run: Run, data: bytes, name: str) -> list[str]:
-    """Write results; why not, if they cannot be written."""
-    try:
-        run.write(data, name)
-    except CannotRun as why:
-        return [str(why)]
-    return []
-
-
 def warn_of_errors(overview: Overview) -> None:
     """Warn of credentials that expired, and of a single account that could not be opened."""
     for report in overview.reports:
         prefix = f"{report.account}: " if overview.multi_account else ""
         if report.credentials_expired():
             warn(f"{prefix}the credentials expired during the audit: the rest was {NOT_CHECKED}")
+        if any(LIMITS_USED_UP in error.detail for error in report.errors()):
+            warn(
+                f"{prefix}AWS refused calls however slowly they were made: others use up its limits"
+            )
         if report.error and not overview.multi_account:
             warn(cannot_open(report.error))
 
@@ -5853,12 +6449,39 @@ def warn_of_unused_acceptances(run: Run, reports: Collection[Report]) -> None:
             warn(f"unused acceptance: {acceptance.pattern} matches no finding")
 
 
+MIN_BOTO3 = "1.44"  # as at the top of this file and in requirements.txt
+
+
+def require_packages() -> None:
+    """Raises CannotRun if a package is missing, broken or too old."""
+    advice = f"run `{sys.executable or 'python3'} -m pip install --upgrade boto3 xlwt`"
+    for name in ("boto3", "xlwt"):
+        try:
+            package = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise CannotRun(f"{error.name or name} is not installed: {advice}") from error
+        except Exception as error:
+            raise CannotRun(f"{name} is broken ({type(error).__name__}): {advice}") from error
+        version = str(getattr(package, "__version__", ""))
+        if name == "boto3" and release(version) < release(MIN_BOTO3):
+            raise CannotRun(f"boto3 {version} is too old, {MIN_BOTO3} is needed: {advice}")
+
+
+def release(version: str) -> list[int]:
+    """The numbers of a version, to compare it."""
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit accounts; the arguments are the command line's, the result is the exit code."""
     try:
         return run_program(argv).exit_code
     except CannotRun as why:
         warn(str(why))
+    except Exception as error:
+        print_traceback(error)
+        written = f"written before: {', '.join(WRITTEN)}" if WRITTEN else "nothing was written"
+        warn(f"this is a bug of the script ({type(error).__name__}): no report; {written}")
     return 2
 
 
@@ -5882,30 +6505,64 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
     return outcome._replace(files=kept)._asdict()
 
 
+TERMINAL: dict[int, Any] = {}  # the settings when the run began, by the device's descriptor
+
+
+def keep_terminal_settings() -> None:
+    """Note the settings of the terminal: a prompt for a code turns its echo off."""
+    with contextlib.suppress(ImportError, OSError):
+        import termios
+
+        device = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+        TERMINAL[device] = termios.tcgetattr(device)
+
+
+def restore_terminal() -> None:
+    """Set them again, unless the terminal belongs to another program meanwhile."""
+    for device, settings in TERMINAL.items():
+        import termios
+
+        with contextlib.suppress(OSError, termios.error):
+            if os.tcgetpgrp(device) == os.getpgrp():
+                termios.tcsetattr(device, termios.TCSANOW, settings)
+
+
 def exit_now(code: int) -> None:
     """End the process without waiting for threads that still wait for AWS.
 
     Nothing is taken down piece by piece either: that takes as long as the calls of a small
     audit.
     """
+    restore_terminal()
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
 
 
 def on_signal(number: int, _: object) -> None:
-    """Say what was done, and end."""
-    accounts = counted(len(FINISHED_ACCOUNTS), "account")
-    done = f"{accounts} done, no overview was written" if FINISHED_ACCOUNTS else ""
-    warn(f"interrupted by {signal.Signals(number).name}: {done or 'no workbook was written'}")
+    """Say what was written, and end."""
+    done = f" but {in_words(WRITTEN)}" if WRITTEN else ""
+    perhaps = f"; perhaps {in_words(sorted(WRITING))}" if WRITING else ""
+    warn(f"interrupted by {signal.Signals(number).name}: nothing was written{done}{perhaps}")
     exit_now(128 + number)  # as shells report it
 
 
+def run_process() -> None:
+    """The program as a process: signals are heard while the audit runs in a thread."""
+    keep_terminal_settings()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, on_signal)
+    running = ThreadPoolExecutor(1).submit(main)
+    while not running.done():  # an endless wait may not hear a signal, on Windows never
+        wait([running], timeout=0.2)
+    code, error = 2, running.exception()
+    if isinstance(error, SystemExit):  # of argparse
+        code = error.code if isinstance(error.code, int) else 2
+    exit_now(code if error else running.result())
+
+
 if __name__ == "__main__":
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, on_signal)
-    main_thread = ThreadPoolExecutor(1).submit(main)
-    while not main_thread.done():  # an endless wait may not hear a signal, on Windows never
-        wait([main_thread], timeout=0.2)
-    exit_now(main_thread.result())
+    run_process()
