@@ -8,7 +8,7 @@ import pytest
 from conftest import NUMBER, Canned
 from making import finding, fine, not_checked, run_check, seen
 
-from security_check import AwsError, check_cloudtrail, evaluate_trail, recorded_events
+from security_check import AwsCallFailed, check_cloudtrail, evaluate_trail, recorded_events
 
 HOME, REGION = "eu-central-1", "eu-west-1"
 ARN = f"arn:aws:cloudtrail:{HOME}:{NUMBER}:trail/main"
@@ -350,8 +350,8 @@ def test_what_another_region_shows(aws: Canned, about: Any, logging: bool, statu
 
 
 def test_denied_everywhere(aws: Canned) -> None:
-    aws.only = [HOME, REGION]
-    for region in aws.only:
+    aws.only_regions = [HOME, REGION]
+    for region in aws.only_regions:
         aws.refuse("cloudtrail", "DescribeTrails", "AccessDeniedException", region)
-    with pytest.raises(AwsError, match="AccessDeniedException"):
+    with pytest.raises(AwsCallFailed, match="AccessDeniedException"):
         list(check_cloudtrail(aws, REGION))
