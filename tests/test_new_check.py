@@ -385,9 +385,9 @@ def key_pair_check(cloud: Cloud) -> Iterator[Cloud]:
         def check_key_pairs(aws: Account, target: str) -> Rows:
             region, _, name = target.partition("/")
             if name.startswith("test-"):
-                yield Row(
-                    target, "", {"Key pair": name, "Region": region}, Message("is bad"), "Low"
-                )
+                cells: dict[str, Any] = {"Key pair": name, "Region": region}
+                yield Row(target, "", cells, Message("is bad"), "Low")
+            return None
 
         yield cloud
 
