@@ -2574,7 +2574,7 @@ def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
 # Seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only twice when
 # nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
-CALL_TIMEOUT = 60  # for all attempts together, also if the response comes in drops
+CALL_TIMEOUT = 60  # for all attempts without the pauses of the pace, and for each response
 ATTEMPTS = 8  # with the waits of botocore's `standard` mode, about a minute
 MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2  # seconds; as for a dropped connection
 MAX_FAILURES = 3  # of one call in one region, in a row, before it is not made any more
@@ -2586,9 +2586,9 @@ CALLERS = 128  # threads: those of a check, of all prefetch calls, and some for 
 # per cent after each answer, a run takes 1.1 to 1.2 times what the limit allows (measured).
 INITIAL_DELAY, SLOWER, FASTER = 0.05, 1.2, 0.995
 VOLLEY = 1  # seconds in which calls that are refused together slow us down once
-# A client that is refused at one call a second is not refused for its pace: others use up the
-# limits. It then goes on at half of them, and relies on its attempts.
-MAX_DELAY, SETTLED_DELAY = 1.0, 0.1
+# A client that is refused even at a call in two seconds is not refused for its pace: others use
+# up the limits. It then goes on at half of them, and relies on its attempts.
+MAX_DELAY, SETTLED_DELAY = 2.0, 0.1
 
 LIMITS_USED_UP = "(however slowly it is asked: others use up the account's limits)"
 NOT_AWS = "(something other than AWS answered: a proxy, or a sign-in page)"
@@ -2633,6 +2633,7 @@ READ_POLICY: dict[str, Any] = {
     ],
 }
 
+IN_CALL = threading.local()  # its `sent` are the times at which this thread sends attempts
 CLIENT_LOCK = threading.Lock()  # accounts share what botocore has read of its models
 CALL_LOG = logging.getLogger("security_check")
 
@@ -2861,6 +2862,7 @@ def note_start(request: Any, **_: Any) -> None:
     """Notes when an attempt, and the first one, was sent."""
     request.context["sent"] = now = time.monotonic()
     request.context.setdefault("first_sent", now)
+    getattr(IN_CALL, "sent", []).append(now)
 
 
 def log_attempt(
@@ -3026,13 +3028,16 @@ class Pace:
         self.settled = False  # because a slower pace is refused as well
         self.lock = threading.Lock()
 
-    def wait(self, **_: Any) -> None:
+    def wait(self, request: Any = None, **_: Any) -> None:
         """Waits until the call may be made. It is not signed yet: a signature ages."""
         with self.lock:
             now = time.monotonic()
             self.next = max(now, self.next + self.delay)
             pause = self.next - now
+        getattr(IN_CALL, "sent", []).append(now + pause)
         time.sleep(pause)
+        if request and "first_sent" in request.context:
+            request.context["first_sent"] += pause  # as if there had been none
 
     def learn(self, refused: bool) -> None:
         """Learns from an attempt, unless refusals have nothing to do with the pace."""
@@ -3123,8 +3128,8 @@ class Account:
     def _call(self, call: Call, send: Callable[[], T]) -> T:
         """The result of `send`; every failure in it becomes AwsCallFailed.
 
-        It runs in a thread of its own, because that is the only way to stop waiting for a
-        response that comes in drops.
+        It runs in a thread of its own: there is no other way to give up on a response that
+        comes in drops.
         """
         if self.fatal_error:
             raise AwsCallFailed(self.fatal_error)
@@ -3132,11 +3137,26 @@ class Account:
             silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
             raise AwsCallFailed(self.refused.get(call, silent))
         try:
-            result = self.callers.submit(send).result(CALL_TIMEOUT)
+            result = self._wait_for(send)
         except Exception as error:
             raise AwsCallFailed(self._error(error, call)) from error
         self.failures[call] = self.failures[call.region] = self.failures[CREDENTIALS] = 0
         return result
+
+    def _wait_for(self, send: Callable[[], T]) -> T:
+        """The result of `send`; TimeoutError if an attempt takes longer than CALL_TIMEOUT."""
+        sent: list[float] = []
+
+        def run() -> T:
+            IN_CALL.sent = sent
+            return send()
+
+        future = self.callers.submit(run)
+        while True:
+            begun = sent[-1:] or [time.monotonic()]
+            left = begun[0] + CALL_TIMEOUT - time.monotonic()
+            if wait([future], timeout=max(left, 0)).done or sent[-1:] == begun:
+                return future.result(timeout=0)
 
     def _error(self, error: Exception, call: Call) -> AwsError:
         """The error of a call; those that no further call can survive are kept."""
@@ -5707,16 +5727,20 @@ REFUSED_CODES = {
     "UnrecognizedClientException",
 }
 CREDENTIALS_HELP = {  # by error code; {option} is --profile
+    **dict.fromkeys(EXPIRED_CODES, "the credentials have expired: renew them and run again"),
     "NoCredentialsError": "no AWS credentials found: "
     "run `aws configure{option}` or set AWS_PROFILE",
     "MissingDependencyException": "`aws login` needs one package more: "
     "run `pip install 'boto3[crt]'`",
     "NoTerminal": "the profile asks for an MFA code, and there is no terminal to type it",
     **dict.fromkeys(
+        ("LoginRefreshRequired", "LoginTokenLoadError", "LoginError"),
+        "the login session has expired: run `aws login{option}`",
+    ),
+    **dict.fromkeys(
         ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
         "the SSO session has expired: run `aws sso login{option}`",
     ),
-    **dict.fromkeys(EXPIRED_CODES, "the credentials have expired: renew them and run again"),
     **dict.fromkeys(
         REFUSED_CODES, "AWS does not accept these credentials: check the access key and the clock"
     ),
@@ -5738,8 +5762,6 @@ def credentials_help(error: AwsError, profile: str | None) -> str:
     option = f" --profile {profile}" if profile else ""
     if text := CREDENTIALS_HELP.get(error.code):
         return text.format(option=option)
-    if error.code.startswith("Login"):
-        return f"the login session has expired: run `aws login{option}`"
     hint = CONNECTION_HELP.get(error.code, "")
     return f"cannot reach the account: {error}{needed_permission(error)}{hint and f': {hint}'}"
 
@@ -6550,6 +6572,8 @@ def on_signal(number: int, _: object) -> None:
 
 def run_process() -> None:
     """The program as a process: signals are heard while the audit runs in a thread."""
+    if sys.stderr is None:  # argparse would take standard output in its place
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     keep_terminal_settings()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         number = getattr(signal, name, None)
