@@ -4713,7 +4713,7 @@ def terminal_text(overview: Overview, colour: bool = False) -> str:
         for id, known in (report.resolved or {}).items()
     ]
     history = merge_history(overview.reports)
-    ended = overview.started + timedelta(seconds=overview.seconds)  # perhaps after midnight
+    end = overview.started + timedelta(seconds=overview.seconds)  # perhaps after midnight
     new = [line for line in lines if line.row.change == NEW]
     worse = [line for line in lines if line.row.change == WORSE]
     ended = [line for line in lines if line.row.acceptance_ended]
@@ -4721,7 +4721,7 @@ def terminal_text(overview: Overview, colour: bool = False) -> str:
         *table(overview, sheets, colour),
         "",
         headline(overview),
-        *last_two_bars(history, f"{ended:%Y-%m-%d}"),
+        *last_two_bars(history, f"{end:%Y-%m-%d}"),
         *finding_text("Worst", lines, overview, MAX_WORST),
         *finding_text("New", new, overview, MAX_LINES),
         *finding_text("Worse", worse, overview, MAX_LINES),
