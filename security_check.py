@@ -5221,9 +5221,12 @@ def sheet_title(title: str, part: int) -> str:
 CIS_DOC_URL = (
     "https://docs.aws.amazon.com/securityhub/latest/userguide/cis-aws-foundations-benchmark.html"
 )
-CONSOLES = {
+CONSOLES = {  # by the beginning of a region's name; botocore knows the hosts of APIs only
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
+    "eusc-": "console.amazonaws-eusc.eu",
+    "us-iso": "",  # not on the Internet, and not documented there
+    "eu-iso": "",
     "": "console.aws.amazon.com",
 }
 
@@ -5236,6 +5239,8 @@ def console_link(line: SheetRow, column: str) -> str:
         return ""
     region = names.get("Region") or report.home_region
     console = next(host for start, host in CONSOLES.items() if region.startswith(start))
+    if not console:
+        return ""
     quoted = {name: quote(value, safe="", errors="replace") for name, value in names.items()}
     return f"https://{region}.{console}/{definition.console_links[column].format_map(quoted)}"
 
