@@ -1642,13 +1642,16 @@ def root_key_row(aws: Account) -> Row:
     )
 
 
-def root_remediation(aws: Account) -> Remediation:
-    """The way to root's credentials. In GovCloud root neither signs in nor has MFA.
+# Regions in which root neither signs in nor has MFA:
+# https://docs.aws.amazon.com/govcloud-us/latest/UserGuide/govcloud-account-root-user.html
+# https://docs.amazonaws.cn/en_us/aws/latest/userguide/iam.html
+WITHOUT_ROOT = ("us-gov-", "cn-")
 
-    https://docs.aws.amazon.com/govcloud-us/latest/UserGuide/govcloud-account-root-user.html
-    """
-    govcloud = aws.home_region.startswith("us-gov-")
-    return Remediation(manual="have AWS Support delete its keys" if govcloud else "sign in as root")
+
+def root_remediation(aws: Account) -> Remediation:
+    """The way to root's credentials, which in some partitions is AWS Support only."""
+    support = aws.home_region.startswith(WITHOUT_ROOT)
+    return Remediation(manual="have AWS Support delete its keys" if support else "sign in as root")
 
 
 def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
@@ -1830,8 +1833,8 @@ def root_mfa_row(aws: Account) -> Row:
     """
     summary = account_summary(aws)
     mfa = bool(summary["AccountMFAEnabled"])
-    govcloud = aws.home_region.startswith("us-gov-")  # root cannot sign in there
-    password = bool(summary.get("AccountPasswordPresent", 1)) and not govcloud
+    signs_in = not aws.home_region.startswith(WITHOUT_ROOT)
+    password = bool(summary.get("AccountPasswordPresent", 1)) and signs_in
     _, report = credential_report(aws)
     last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
     row = mfa_row(ROOT, password, last, mfa, ("IAM.9",))
