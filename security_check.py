@@ -627,6 +627,7 @@ class Overview:
     with_state: bool = False
     scope: str = ""  # of several accounts, such as `AWS organization of 123456789012`
     auditor_arn: str = ""
+    remarks: list[str] = field(default_factory=list)  # on the accept file
 
     @classmethod
     def of_one(cls, report: Report) -> Overview:
@@ -4307,12 +4308,13 @@ DECODERS: dict[Any, Callable[[Any], Any]] = {
 }
 
 
-def to_json(reports: Iterable[Report]) -> bytes:
-    """The JSON report: a document with one entry an account."""
+def to_json(reports: Iterable[Report], merged: bool = False) -> bytes:
+    """The JSON report: a document with one entry an account; `merged` from other reports or not."""
     controls = {name: control for one in CHECKS for name, control in one.controls.items()}
     document = {
         "schema": REPORT_SCHEMA,
         "version": __version__,
+        "merged": merged,
         "controls": encode(controls),
         "accounts": encode([*reports]),
     }
@@ -4322,13 +4324,14 @@ def to_json(reports: Iterable[Report]) -> bytes:
 def reports_from_json(data: bytes, file: File) -> list[Report]:
     """The reports in a document, each of which must round-trip exactly.
 
-    A damaged one costs its account: it becomes an error. CannotRun if all are damaged.
+    A damaged one costs its account: it becomes an error. There is none in a merged document,
+    which repeats what others say. CannotRun if all are damaged.
     """
     try:
         document = json.loads(data)
         if (version := document["schema"]) != REPORT_SCHEMA:
             raise CannotRun(f"{file} is of version {version}, this script knows {REPORT_SCHEMA}")
-        entries: list[Any] = [*document["accounts"]]
+        entries: list[Any] = [] if document["merged"] else [*document["accounts"]]
     except MALFORMED_REPORT as error:
         raise CannotRun(f"{file} is damaged, or no report of this script") from error
     reports = [report_or_none(entry) for entry in entries]
@@ -4713,6 +4716,7 @@ def terminal_text(overview: Overview, colour: bool = False) -> str:
         for id, known in (report.resolved or {}).items()
     ]
     history = merge_history(overview.reports)
+    end = overview.started + timedelta(seconds=overview.seconds)  # perhaps after midnight
     new = [line for line in lines if line.row.change == NEW]
     worse = [line for line in lines if line.row.change == WORSE]
     ended = [line for line in lines if line.row.acceptance_ended]
@@ -4720,7 +4724,7 @@ def terminal_text(overview: Overview, colour: bool = False) -> str:
         *table(overview, sheets, colour),
         "",
         headline(overview),
-        *last_two_bars(history, f"{overview.started:%Y-%m-%d}"),
+        *last_two_bars(history, f"{end:%Y-%m-%d}"),
         *finding_text("Worst", lines, overview, MAX_WORST),
         *finding_text("New", new, overview, MAX_LINES),
         *finding_text("Worse", worse, overview, MAX_LINES),
@@ -5416,6 +5420,9 @@ def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> No
     page.write_section("Not checked", [*not_checked, *policy_line(overview)])
     write_history(page, merge_history(overview.reports))
     links = {"Accounts": "#Accounts!A1"}
+    remarks = [SummaryLine("", remark) for remark in overview.remarks]
+    if remarks:
+        page.write_section("The accept file", first_ten(remarks))
     details = run_details(overview).items()
     page.write_section(
         "The audit", [SummaryLine(name, text, links.get(name, "")) for name, text in details]
@@ -5865,7 +5872,7 @@ class Run:
     options: argparse.Namespace
     started: datetime = field(default_factory=lambda: utc_now())
     accept_files: dict[str, list[Acceptance]] = field(default_factory=dict)  # by name
-    used_acceptances: set[Acceptance] = field(default_factory=set)  # matched by a row
+    used_acceptances: dict[Acceptance, set[str]] = field(default_factory=dict)  # accounts by line
     state_files: dict[str, dict[str, Any]] = field(default_factory=dict)  # as read, by name
     changes: dict[str, StateChange] = field(default_factory=dict)  # to be remembered, by account
     written: list[str] = field(default_factory=list)  # absolute names
@@ -5929,6 +5936,31 @@ class Run:
         if str(file) not in self.accept_files:
             self.accept_files[str(file)] = read_accept_file(file)
         return self.accept_files[str(file)]
+
+    def use_acceptances(self, acceptances: Iterable[Acceptance], account: str) -> None:
+        """Note that these lines match something in an account."""
+        with self.lock:
+            for acceptance in acceptances:
+                self.used_acceptances.setdefault(acceptance, set()).add(account)
+
+    def accept_remarks(self, reports: Collection[Report]) -> list[str]:
+        """The lines of the accept file that match nothing, and exact ones that match too much.
+
+        A line is called unused only if everything was asked for and read.
+        """
+        options, used = self.options, self.used_acceptances
+        limited = options.check or options.region or options.account
+        lines = [one for found in self.accept_files.values() for one in found]
+        remarks = [
+            f"{one.pattern} is accepted in {counted(len(used[one]), 'account')}: put the account's "
+            "number and a slash in front of it, if that is not meant"
+            for one in lines
+            if one.exactness()[0] and len(used.get(one, ())) > 1
+        ]
+        if limited or any(report.errors() for report in reports):
+            return remarks
+        idle = (one.pattern for one in lines if one not in used)
+        return [*remarks, *(f"unused acceptance: {name} matches no finding" for name in idle)]
 
     def state_file(self, account: str) -> dict[str, Any]:
         """The accounts of the state file that this account is in, read once."""
@@ -6137,7 +6169,7 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
     checks = [one for one in CHECKS if one.name in (run.options.check or one.name)]
     acceptances, state = run.acceptances(aws.number), run.state(aws.number)
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
-    run.used_acceptances |= done.used_acceptances
+    run.use_acceptances(done.used_acceptances, aws.number)
     name = run.workbook_name(aws.number, done.report.started)
     report = write_account_files(run, done.report, "" if run.options.no_workbook else name)
     if state and not report.file_errors:
@@ -6153,7 +6185,8 @@ def write_account_files(run: Run, report: Report, name: str) -> Report:
     options, errors = run.options, list[str]()
     account = report.account or file_name(report.name)
     if name:
-        data = build_workbook(Overview.of_one(report))
+        remarks = [] if run.multi_account else run.accept_remarks([report])
+        data = build_workbook(replace(Overview.of_one(report), remarks=remarks))
         report = replace(report, workbook=run.try_write(data, name, account, errors))
     for result in report.results if options.csv else ():
         table = csv_name(options.csv, result.check)
@@ -6221,7 +6254,7 @@ def account_acceptance(run: Run, account: str) -> Acceptance | None:
         for acceptance in run.acceptances(account):
             valid = not acceptance.until or acceptance.until >= run.today
             if valid and account and acceptance.matches(account, NOT_CHECKED_END):
-                run.used_acceptances.add(acceptance)
+                run.use_acceptances([acceptance], account)
                 return acceptance
     return None
 
@@ -6301,6 +6334,8 @@ def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
     found, rejected = dict[str, tuple[File, Report]](), list[Report]()
     for file, future in futures:
         try:
+            if not future.result():
+                warn(f"{file} is an overview of other reports, or empty: it is left out")
             reports = [reject_stale(run, one) for one in future.result()]
         except CannotRun as why:
             unread = Report("", run.started, name=Path(file.absolute()).name)
@@ -6428,6 +6463,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     """
     options, reports = run.options, overview.reports
     failures = [] if overview.multi_account else [*reports[0].file_errors]
+    overview = replace(overview, remarks=run.accept_remarks(reports))
     if overview.multi_account:
         name = "" if options.no_workbook else run.overview_name()
         path = run.try_write(build_workbook(overview), name, OVERVIEW, failures) if name else ""
@@ -6439,11 +6475,12 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
         terminal = bool(sys.stdout and sys.stdout.isatty())
         text = terminal_text(overview, colour=terminal and "NO_COLOR" not in os.environ)
         print_message(text, sys.stdout)
-    warn_of_unused_acceptances(run, reports)
+    for remark in () if options.quiet else overview.remarks:
+        warn(remark)
     if options.json == "-":
-        print_result(to_json(reports).decode())
+        print_result(to_json(reports, bool(options.merge)).decode())
     elif options.json and (options.merge or "{account}" not in options.json):
-        run.try_write(to_json(reports), options.json, OVERVIEW, failures)
+        run.try_write(to_json(reports, bool(options.merge)), options.json, OVERVIEW, failures)
     failures = failures or run.write_states()
     if failures:
         raise CannotRun("; ".join(failures))
@@ -6465,18 +6502,6 @@ def warn_of_errors(overview: Overview) -> None:
             )
         if report.error and not overview.multi_account:
             warn(cannot_open(report.error))
-
-
-def warn_of_unused_acceptances(run: Run, reports: Collection[Report]) -> None:
-    """Warn of acceptances that match nothing, but only if everything was audited."""
-    options = run.options
-    if options.check or options.region or options.account or options.quiet:
-        return
-    if any(report.error for report in reports):
-        return
-    for acceptance in (one for found in run.accept_files.values() for one in found):
-        if acceptance not in run.used_acceptances:
-            warn(f"unused acceptance: {acceptance.pattern} matches no finding")
 
 
 MIN_BOTO3 = "1.44"  # as at the top of this file and in requirements.txt
