@@ -1643,13 +1643,16 @@ def root_key_row(aws: Account) -> Row:
     )
 
 
-def root_remediation(aws: Account) -> Remediation:
-    """The way to root's credentials. In GovCloud root neither signs in nor has MFA.
+# Regions in which root neither signs in nor has MFA:
+# https://docs.aws.amazon.com/govcloud-us/latest/UserGuide/govcloud-account-root-user.html
+# https://docs.amazonaws.cn/en_us/aws/latest/userguide/iam.html
+WITHOUT_ROOT = ("us-gov-", "cn-")
 
-    https://docs.aws.amazon.com/govcloud-us/latest/UserGuide/govcloud-account-root-user.html
-    """
-    govcloud = aws.home_region.startswith("us-gov-")
-    return Remediation(manual="have AWS Support delete its keys" if govcloud else "sign in as root")
+
+def root_remediation(aws: Account) -> Remediation:
+    """The way to root's credentials, which in some partitions is AWS Support only."""
+    support = aws.home_region.startswith(WITHOUT_ROOT)
+    return Remediation(manual="have AWS Support delete its keys" if support else "sign in as root")
 
 
 def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
@@ -1831,8 +1834,8 @@ def root_mfa_row(aws: Account) -> Row:
     """
     summary = account_summary(aws)
     mfa = bool(summary["AccountMFAEnabled"])
-    govcloud = aws.home_region.startswith("us-gov-")  # root cannot sign in there
-    password = bool(summary.get("AccountPasswordPresent", 1)) and not govcloud
+    signs_in = not aws.home_region.startswith(WITHOUT_ROOT)
+    password = bool(summary.get("AccountPasswordPresent", 1)) and signs_in
     _, report = credential_report(aws)
     last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
     row = mfa_row(ROOT, password, last, mfa, ("IAM.9",))
@@ -5225,9 +5228,12 @@ def sheet_title(title: str, part: int) -> str:
 CIS_DOC_URL = (
     "https://docs.aws.amazon.com/securityhub/latest/userguide/cis-aws-foundations-benchmark.html"
 )
-CONSOLES = {
+CONSOLES = {  # by the beginning of a region's name; botocore knows the hosts of APIs only
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
+    "eusc-": "console.amazonaws-eusc.eu",
+    "us-iso": "",  # not on the Internet, and not documented there
+    "eu-iso": "",
     "": "console.aws.amazon.com",
 }
 
@@ -5240,6 +5246,8 @@ def console_link(line: SheetRow, column: str) -> str:
         return ""
     region = names.get("Region") or report.home_region
     console = next(host for start, host in CONSOLES.items() if region.startswith(start))
+    if not console:
+        return ""
     quoted = {name: quote(value, safe="", errors="replace") for name, value in names.items()}
     return f"https://{region}.{console}/{definition.console_links[column].format_map(quoted)}"
 
