@@ -1995,10 +1995,10 @@ class Trail:
         """Whether changes of its log files would show."""
         return bool(self.description.get("LogFileValidationEnabled"))
 
-    def rank(self) -> tuple[bool, bool, int]:
+    def rank(self) -> tuple[bool, bool, int, bool]:
         """Sorts the trail that records most, or could, first."""
         complete = recorded_together(self.recordings) == EVERYTHING
-        return not self.certain(), not complete, len(self.problems())
+        return not self.certain(), not complete, len(self.problems()), not self.validates()
 
 
 @once
