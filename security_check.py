@@ -1315,25 +1315,26 @@ def describe_usage(interfaces: Sequence[dict[str, Any]]) -> tuple[str, str]:
 
 def interfaces_with(
     aws: Account, region: str, filter_name: str, values: Iterable[str]
-) -> Iterator[dict[str, Any]]:
-    """The network interfaces that pass a filter for one of the values."""
+) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """The network interfaces that pass a filter, each with the values that were asked for."""
     wanted = sorted(set(values))
     for batch in (wanted[n : n + FILTER_VALUES] for n in range(0, len(wanted), FILTER_VALUES)):
-        yield from aws.fetch(
+        for interface in aws.fetch(
             "ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", region,
             Filters=[{"Name": filter_name, "Values": batch}], IncludeManagedResources=True,
-        )  # fmt: skip
+        ):  # fmt: skip
+            yield batch, interface
 
 
 def interfaces_by_group(
     aws: Account, region: str, group_ids: set[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """The network interfaces that have each of the groups."""
-    found: dict[str, dict[str, dict[str, Any]]] = {id: {} for id in group_ids}
-    for interface in interfaces_with(aws, region, "group-id", group_ids):
-        for id in {group["GroupId"] for group in interface["Groups"]} & group_ids:
-            found[id][interface["NetworkInterfaceId"]] = interface
-    return {id: [*interfaces.values()] for id, interfaces in found.items()}
+    found: dict[str, list[dict[str, Any]]] = {id: [] for id in group_ids}
+    for batch, interface in interfaces_with(aws, region, "group-id", group_ids):
+        for id in {group["GroupId"] for group in interface["Groups"]} & set(batch):
+            found[id].append(interface)
+    return found
 
 
 def is_public(interface: dict[str, Any]) -> bool:
@@ -1393,8 +1394,8 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
         and one["State"] not in inactive
     }
     subnets = {id for id in excluded if id.startswith("subnet-")}
-    inside = interfaces_with(aws, region, "subnet-id", subnets)
-    return VpcBlockPublicAccess(mode, own, frozenset(excluded | {one["VpcId"] for one in inside}))
+    inside = {one["VpcId"] for _, one in interfaces_with(aws, region, "subnet-id", subnets)}
+    return VpcBlockPublicAccess(mode, own, frozenset(excluded | inside))
 
 
 class Usage(NamedTuple):
@@ -1416,10 +1417,12 @@ class GroupUsage(NamedTuple):
 
 def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
     """The usage of these groups. No call is made if there are none."""
-    block: VpcBlockPublicAccess | AwsError = VpcBlockPublicAccess("off")
-    if group_ids:
-        block = answer_or_error(lambda: vpc_block_public_access(aws, region))
-    return Usage(answer_or_error(lambda: interfaces_by_group(aws, region, group_ids)), block)
+    if not group_ids:
+        return Usage({}, VpcBlockPublicAccess("off"))
+    return Usage(
+        answer_or_error(lambda: interfaces_by_group(aws, region, group_ids)),
+        answer_or_error(lambda: vpc_block_public_access(aws, region)),
+    )
 
 
 def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
@@ -1466,22 +1469,23 @@ def check_security_groups(aws: Account, region: str) -> Rows:
     access, or of another account, is Low. What of that cannot be read lowers nothing, and is a
     row NOT CHECKED.
     """
-    groups, own, rules, failure = 0, 0, list[OpenRule](), None
+    groups, own, rules = 0, 0, list[OpenRule]()
     try:
         for group in aws.fetch("ec2", "DescribeSecurityGroups", "SecurityGroups", region):
             groups, own = groups + 1, own + (owner_of(aws, group) == aws.number)
             rules += open_rules(aws, region, group)
     except AwsCallFailed as failed:
-        failure = failed
-    ours = {one.group["GroupId"] for one in rules if owner_of(aws, one.group) == aws.number}
+        for rule in rules:
+            yield from rule_rows(aws, region, rule, Usage(failed.error, failed.error))
+        raise
+    open_groups = (one.group for one in rules if one.exposure.versions)
+    ours = {one["GroupId"] for one in open_groups if owner_of(aws, one) == aws.number}
     usage = read_usage(aws, region, ours)
     for rule in rules:
         yield from rule_rows(aws, region, rule, usage)
     for name, answer in usage._asdict().items():
         if isinstance(answer, AwsError):
             yield not_checked_row(region, name, {"Region": region}, answer)
-    if failure:
-        raise failure
     return Counter({"": groups, **dict.fromkeys(GROUP_CONTROLS, own)})
 
 
@@ -1999,10 +2003,10 @@ class Trail:
         """Whether changes of its log files would show."""
         return bool(self.description.get("LogFileValidationEnabled"))
 
-    def rank(self) -> tuple[bool, bool, int]:
+    def rank(self) -> tuple[bool, bool, int, bool]:
         """Sorts the trail that records most, or could, first."""
         complete = recorded_together(self.recordings) == EVERYTHING
-        return not self.certain(), not complete, len(self.problems())
+        return not self.certain(), not complete, len(self.problems()), not self.validates()
 
 
 @once
