@@ -31,7 +31,7 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     reports_from_json
     output        reports as people read them: sentences, terminal, workbook, CSV
                   offers: needed_permission, headline, describe_accounts, terminal_text,
-                    build_workbook, to_csv
+                    build_workbook, csv_files
     command line  arguments, credentials, the accounts of a run, merging, main
                   offers: main, lambda_handler
 
@@ -109,7 +109,7 @@ if TYPE_CHECKING:  # at run time imported late, so that --help and bad arguments
     import boto3
     import xlwt
 
-__version__ = "1.0"
+__version__ = "2.0"
 
 # === model ============================================================================
 #
@@ -124,6 +124,7 @@ ACTIVE = "ACTIVE"  # AWS's word for an account of an organization that can be au
 ROOT = "<root_account>"  # as in the credential report; no IAM user name can contain "<"
 
 MAX_KEY_AGE = 90  # days, as Security Hub IAM.3 asks
+RULES_DATE = "2026-11-25"  # when rules and controls were last compared with AWS's documentation
 MAX_CELL_TEXT = 32_767  # characters that a cell of the .xls format can hold
 PREFETCH_THREADS = 8  # IAM throttles the account as a whole
 
@@ -143,6 +144,7 @@ IAM_ACTION_NAMES = {
 }
 
 Cell = str | int | bool | datetime | None
+Fact = str | int | bool | None  # of the JSON report
 
 # --- values ---------------------------------------------------------------------------
 
@@ -255,6 +257,12 @@ class Row:
     remediation: Remediation = field(default=Remediation(), compare=False)
     control_findings: tuple[ControlFinding, ...] = field(default=(), compare=False)
 
+    # for lists and tools
+    kind: str = field(default="", compare=False)  # `SSH (22) open to the whole Internet`
+    priority: int = field(default=0, compare=False)  # in one severity, the higher first
+    arn: str = field(default="", compare=False)  # given if the check's pattern does not tell it
+    facts: dict[str, Fact] = field(default_factory=dict, compare=False)
+
     # filled in by apply_state_and_acceptances
     acceptance: Acceptance | None = None
     acceptance_expired: bool = False
@@ -314,6 +322,8 @@ class Check:
     empty_message: str  # of a sheet without a finding; may use {targets} and {evaluated}
     rows: Callable[[Account, str], Rows]
 
+    coverage: str = ""  # what is counted, and what is not looked at
+    arn: str = ""  # of a row's resource; may use {columns}, {partition} and {account}
     name_columns: tuple[str, ...] = ()  # these name the resource, the best name first
     row_noun: str = "row"
     controls: dict[str, Control] = field(default_factory=dict)  # decided by the check
@@ -330,6 +340,14 @@ class Check:
         """Names the row among all checks: `security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0`."""
         return f"{self.name}/{row.id}"
 
+    def with_arn(self, row: Row, account: str, partition: str) -> Row:
+        """The row with the ARN of its resource; blank if a column that names it is blank."""
+        names = {name: str(row.cells.get(name) or "") for name in self.columns}
+        names |= {"account": account, "partition": partition}
+        if row.arn or not all(names[name] for name in template_fields(self.arn)):
+            return row
+        return replace(row, arn=self.arn.format_map(names))
+
     def resource_names(self, row: Row) -> list[str]:
         """The name of the row's resource, and then what else identifies it."""
         cells = (row.cells.get(column) for column in self.name_columns or self.columns[:1])
@@ -343,6 +361,7 @@ COMMON_COLUMNS = {
     *("Remediation", "ID"),
 }
 EMPTY_FIELDS = {"targets", "evaluated"}  # of Check.empty_message
+ARN_FIELDS = {"partition", "account"}  # of Check.arn, beside the columns
 CheckFunction = TypeVar("CheckFunction", bound=Callable[..., Any])
 
 
@@ -367,7 +386,8 @@ def declaration_problem(definition: Check) -> str:
     """The reason why a declaration would fail later; blank if there is none."""
     own, links = set(definition.columns), definition.console_links
     in_links = (name for template in links.values() for name in template_fields(template))
-    used = {*definition.name_columns, *links, *in_links}
+    in_arn = {*template_fields(definition.arn)} - ARN_FIELDS
+    used = {*definition.name_columns, *links, *in_links, *in_arn}
     in_message = {*template_fields(definition.empty_message)}
     known = {name for other in CHECKS for name in other.controls}
     titles = [*OTHER_SHEETS, *(other.title.lower() for other in CHECKS)]
@@ -400,6 +420,7 @@ class CheckResult:
     check: Check
     rows: list[Row]
     complete: bool = True  # False if --region limited it
+    evaluated: int = 0  # resources, or rows where each is a resource
 
     # for diff_with_state and evaluate_control; not part of the JSON report
     failed_targets: Collection[str] = field(default=(), compare=False)
@@ -439,6 +460,21 @@ class AccountState(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Asked:
+    """The question that a report answers. Nothing is limited by default."""
+
+    checks: list[str] = field(default_factory=list)  # named by --check; empty: all
+    regions: list[str] = field(default_factory=list)  # named by --region; empty: all
+    accounts: list[str] = field(default_factory=list)  # of the organization; empty: all
+    excluded_regions: list[str] = field(default_factory=list)
+    excluded_accounts: list[str] = field(default_factory=list)
+    max_key_age: int = MAX_KEY_AGE
+    fail_on: str = LOW  # the least severity of a finding that counts for the exit code
+    version: str = __version__
+    rules: str = RULES_DATE
+
+
+@dataclass(frozen=True)
 class Report:
     """The audit of one account, as plain data.
 
@@ -448,6 +484,7 @@ class Report:
 
     account: str  # its number
     started: datetime
+    asked: Asked = field(default_factory=Asked, kw_only=True)
     name: str = ""  # in its organization, or of its profile
     account_status: str = ACTIVE  # in its organization
     error: AwsError | None = None
@@ -456,6 +493,7 @@ class Report:
     home_region: str = ""  # for the calls to global services
     aliases: list[str] | AwsError = field(default_factory=list)
     regions: list[str] | AwsError = field(default_factory=list)
+    enabled_regions: int = 0  # in the account; 0 if not known
     seconds: float = 0  # duration of the audit
     workbook: str = ""  # its absolute path, or s3://
     results: list[CheckResult] = field(default_factory=list)
@@ -479,7 +517,9 @@ class Report:
 
     def exit_code(self) -> int:
         """0 if nothing was found, 1 for findings, 3 if something is NOT CHECKED."""
-        return 3 if self.errors() else 1 if self.rows(FINDING) else 0
+        counting = SEVERITIES[: SEVERITIES.index(self.asked.fail_on) + 1]
+        found = any(row.severity in counting for row in self.rows(FINDING))
+        return 3 if self.errors() else int(found)
 
     def needs_attention(self) -> bool:
         """Whether there is news for a person.
@@ -2282,6 +2322,7 @@ def audit(aws: Account, job: AccountJob, question: Question, progress: Progress)
         for result in raw
     ]
     remembered, resolved = diff_with_state(results, known or {}, aws.only_regions)
+    enabled = value_or_error(enabled_regions, aws)
     report = Report(
         account=aws.number,
         started=aws.now.replace(microsecond=0),
@@ -2291,6 +2332,7 @@ def audit(aws: Account, job: AccountJob, question: Question, progress: Progress)
         home_region=aws.home_region,
         aliases=value_or_error(account_aliases, aws),
         regions=value_or_error(regions, aws),
+        enabled_regions=len(enabled) if isinstance(enabled, list) else 0,
         seconds=round(time.monotonic() - began, 1),
         results=results,
         controls={
@@ -2339,7 +2381,7 @@ def check_target(definition: Check, aws: Account, target: str) -> tuple[list[Row
     found = definition.rows(aws, target)
     try:
         while True:
-            rows.append(next(found))
+            rows.append(definition.with_arn(next(found), aws.number, aws.arn.split(":")[1]))
             require_declared_controls(definition, rows[-1])
     except StopIteration as end:
         number = end.value or 0
@@ -2396,7 +2438,8 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
         text = definition.empty_message.format(targets=targets, evaluated=evaluated[""])
         rows.insert(0, Row("nothing", "", {}, Message(text)))
     complete = not (definition.targets.regional and aws.only_regions)
-    return CheckResult(definition, rows, complete, failed, not unlisted, evaluated)
+    resources = evaluated[""] or sum(not row.error and row.target != "nothing" for row in rows)
+    return CheckResult(definition, rows, complete, resources, failed, not unlisted, evaluated)
 
 
 def collapse_expired(
@@ -2995,8 +3038,13 @@ def encode_result(result: CheckResult) -> dict[str, Any]:
         }
         for row in result.rows
     ]
-    name, title = result.check.name, result.check.title
-    return {"check": name, "title": title, "complete": result.complete, "rows": rows}
+    return {
+        "check": result.check.name,
+        "title": result.check.title,
+        "complete": result.complete,
+        "evaluated": result.evaluated,
+        "rows": rows,
+    }
 
 
 @functools.cache
@@ -3068,7 +3116,8 @@ def decode_result(data: dict[str, Any]) -> CheckResult:
     """A result of one of our checks."""
     (definition,) = (one for one in CHECKS if one.name == data["check"])
     complete = require_type((bool,), data["complete"])
-    return CheckResult(definition, [*map(decode_row, data["rows"])], complete)
+    evaluated = require_type((int,), data["evaluated"])
+    return CheckResult(definition, [*map(decode_row, data["rows"])], complete, evaluated)
 
 
 DECODERS: dict[Any, Callable[[Any], Any]] = {
@@ -3157,17 +3206,22 @@ def rows_by_check(reports: Iterable[Report], with_ok: bool = True) -> Sheets:
             shown = (row for row in result.rows if with_ok or row.status != OK)
             found[result.check] += [(report, row) for row in shown]
     for pairs in found.values():
-        pairs.sort(key=lambda pair: ROW_ORDER.index(pair[1].level))
+        pairs.sort(key=lambda pair: seriousness(pair[1]))
     return {
         definition: [SheetRow(report, definition, row, n) for n, (report, row) in enumerate(pairs)]
         for definition, pairs in found.items()
     }
 
 
+def seriousness(row: Row) -> tuple[int, int]:
+    """Sorts the most serious row first."""
+    return ROW_ORDER.index(row.level), -row.priority
+
+
 def ranked(sheets: Sheets, status: str) -> list[SheetRow]:
     """The rows with a status from all sheets, the most serious first."""
     lines = [line for sheet in sheets.values() for line in sheet if line.row.status == status]
-    return sorted(lines, key=lambda line: ROW_ORDER.index(line.row.level))
+    return sorted(lines, key=lambda line: seriousness(line.row))
 
 
 def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
@@ -3179,19 +3233,21 @@ def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
     return [*groups.values()]
 
 
-def tally(rows: Iterable[Row], with_new: bool, with_ok: bool = True) -> dict[str, int]:
-    """The number of rows by heading: the severities, New, OK, ACCEPTED and NOT CHECKED."""
+def tally(rows: Iterable[Row], with_new: bool) -> dict[str, int]:
+    """The number of rows by heading: the severities, New, ACCEPTED and NOT CHECKED."""
     counts: Counter[str] = Counter()
     for row in rows:
         counts.update([row.level, *(["New"] if row.new and row.status == FINDING else [])])
-    optional = [*(["New"] if with_new else []), *([OK] if with_ok else [])]
-    headings = (*SEVERITIES, *optional, ACCEPTED, NOT_CHECKED)
+    headings = (*SEVERITIES, *(["New"] if with_new else []), ACCEPTED, NOT_CHECKED)
     return {heading: counts[heading] for heading in headings}
 
 
-def tally_for(overview: Overview, rows: Iterable[Row]) -> dict[str, int]:
-    """The tally with the headings that fit the overview."""
-    return tally(rows, overview.with_state, with_ok=not overview.multi_account)
+def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]) -> dict[str, int]:
+    """The tally of a check, behind the number of resources that were evaluated."""
+    results = (result for report in overview.reports for result in report.results)
+    evaluated = sum(result.evaluated for result in results if result.check is definition)
+    counts = tally((line.row for line in lines), overview.with_state)
+    return {"Evaluated": evaluated, **counts}
 
 
 # --- sentences ------------------------------------------------------------------------
@@ -3245,15 +3301,89 @@ def names_or_error(names: list[str] | AwsError) -> str:
 
 
 def headline(overview: Overview) -> str:
-    """The numbers of findings and of what is NOT CHECKED, in one line."""
+    """The numbers of findings and of what is NOT CHECKED, and the limits of the audit."""
     reports = overview.reports
     found = [row for report in reports for row in report.rows(FINDING)]
     findings = counted(len(found), "finding")
-    errors = sum(len(report.errors()) for report in reports)
     if overview.with_state:
         resolved = sum(len(report.resolved or ()) for report in reports)
         findings += f" ({sum(row.new for row in found):,} new, {resolved:,} resolved)"
-    return f"{findings}, {f'{errors:,} {NOT_CHECKED}' if errors else 'everything was checked'}"
+    errors = sum(len(report.errors()) for report in reports)
+    accepted = sum(bool(row.error) for report in reports for row in report.rows(ACCEPTED))
+    parts = [
+        *([f"{errors:,} {NOT_CHECKED}"] if errors else []),
+        *([f"{accepted:,} {NOT_CHECKED} but accepted"] if accepted else []),
+        *([f"limited to: {limits}"] if (limits := describe_limits(overview)) else []),
+    ]
+    return ", ".join([findings, *(parts or ["everything was checked"])])
+
+
+class QuestionPart(NamedTuple):
+    """A part of what a run was asked."""
+
+    text: str
+    limited: bool  # whether it leaves something out
+    names: Sequence[str] = ()
+
+
+def question_parts(overview: Overview) -> list[QuestionPart]:
+    """The checks, regions, accounts and ages that were asked for.
+
+    Of several reports those with the most limits count.
+    """
+    reports = [one for one in overview.reports if one.results] or overview.reports
+    asked = [report.asked for report in reports]
+    checks = min((one.checks for one in asked if one.checks), key=len, default=[])
+    some = f"{len(checks):,} of {len(CHECKS):,} checks"
+    named = {number for one in asked for number in one.accounts}
+    left_out = {number for one in asked for number in one.excluded_accounts}
+    age = max(one.max_key_age for one in asked)
+    parts = [
+        QuestionPart(some if checks else f"all {len(CHECKS):,} checks", bool(checks), checks),
+        min(map(regions_asked, reports), key=lambda part: not part.limited),
+        QuestionPart(f"access keys older than {counted(age, 'day')}", age > MAX_KEY_AGE),
+    ]
+    if named:
+        parts.append(QuestionPart(f"{counted(len(named), 'account')} named", True, sorted(named)))
+    if left_out:
+        text = f"{counted(len(left_out), 'account')} left out"
+        parts.append(QuestionPart(text, True, sorted(left_out)))
+    return parts
+
+
+def regions_asked(report: Report) -> QuestionPart:
+    """The regions that were asked for."""
+    asked, names = report.asked, report.regions
+    if isinstance(names, AwsError):
+        names = asked.regions
+    if not asked.regions and not asked.excluded_regions:
+        return QuestionPart("all regions", False, names)
+    known = f" of {report.enabled_regions:,}" if report.enabled_regions else ""
+    return QuestionPart(f"{len(names):,}{known} regions", True, names)
+
+
+def describe_limits(overview: Overview) -> str:
+    """`1 of 6 checks, 1 of 17 regions`; blank if everything was asked for."""
+    return ", ".join(part.text for part in question_parts(overview) if part.limited)
+
+
+def describe_question(overview: Overview) -> str:
+    """All that was asked, and by which rules."""
+    parts = [
+        f"{part.text} ({in_words(part.names)})" if part.limited and part.names else part.text
+        for part in question_parts(overview)
+    ]
+    text = ", ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}. {describe_version(overview)}"
+
+
+def describe_version(overview: Overview) -> str:
+    """`security_check.py 2.0, rules of 2026-11-25`."""
+    asked = [report.asked for report in overview.reports]
+    versions = in_words(sorted({one.version for one in asked}))
+    return (
+        f"security_check.py {versions}, rules of {in_words(sorted({one.rules for one in asked}))}"
+    )
 
 
 def describe_accounts(reports: list[Report]) -> str:
@@ -3266,11 +3396,20 @@ def describe_accounts(reports: list[Report]) -> str:
 def describe_outcome(report: Report) -> str:
     """How the audit of one account among several went, or why there was none."""
     if report.error:
-        return f"{report.error}{needed_permission(report.error)}"
+        return f"{NOT_CHECKED}: {report.error}{needed_permission(report.error)}"
     if report.account_status != ACTIVE:
         return f"{report.account_status}: cannot be audited"
     how = "credentials expired after" if report.credentials_expired() else "audited in"
     return f"{how} {report.seconds:.0f} s"
+
+
+def describe_whose(overview: Overview) -> str:
+    """`AWS account 123456789012 (alias)`, or several accounts in words."""
+    if overview.multi_account:
+        return overview.scope
+    (report,) = overview.reports
+    aliases = f" ({names_or_error(report.aliases)})" if report.aliases else ""
+    return f"AWS account {report.account}{aliases}"
 
 
 def run_details(overview: Overview) -> dict[str, str]:
@@ -3284,8 +3423,27 @@ def run_details(overview: Overview) -> dict[str, str]:
         return accounts | {"Audited by": overview.auditor_arn} | when
     (report,) = overview.reports
     account = {"Account": report.account, "Alias": names_or_error(report.aliases)}
-    where = {"Regions": names_or_error(report.regions)}
-    return account | {"Audited by": report.auditor_arn} | when | where
+    return account | {"Audited by": report.auditor_arn} | when
+
+
+def question_details(overview: Overview) -> dict[str, str]:
+    """The section `What was asked` of the Summary: first a line a check, then the rest."""
+    audited = [one for one in overview.reports if one.results] or overview.reports
+    chosen = {one.check.name for report in audited for one in report.results}
+    details = {one.title: one.coverage for one in CHECKS}
+    details |= {one.title: "not asked" for one in CHECKS if chosen and one.name not in chosen}
+    where = min(map(regions_asked, audited), key=lambda part: not part.limited)
+    text = f"{where.text}: {', '.join(where.names)}" if where.names else where.text
+    age = max(report.asked.max_key_age for report in audited)
+    details |= {"Regions": text, "Key age": f"older than {counted(age, 'day')} is a finding"}
+    details |= {
+        part.text.capitalize(): ", ".join(part.names)
+        for part in question_parts(overview)
+        if "account" in part.text and part.names
+    }
+    if (least := min((one.asked.fail_on for one in audited), key=SEVERITIES.index)) != LOW:
+        details["Exit code"] = f"findings below {least} do not count"
+    return details | {"Version": describe_version(overview)}
 
 
 # --- history --------------------------------------------------------------------------
@@ -3330,6 +3488,94 @@ def last_two_bars(history: Sequence[HistoryEntry], today: str) -> list[str]:
     ]
 
 
+# --- lines of the terminal and the Summary --------------------------------------------
+
+
+class SummaryLine(NamedTuple):
+    """A line of a section."""
+
+    label: str
+    text: str
+    link: str = ""
+    command: str = ""
+
+
+def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+    """A line for each resource, with the command for its first finding."""
+    return [
+        SummaryLine(
+            group[0].row.severity,
+            describe_resource(group, overview.multi_account),
+            group[0].link(),
+            group[0].row.shown_remediation().command,
+        )
+        for group in group_by_resource(lines)
+    ]
+
+
+def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+    """The findings of one account by resource; of several accounts by what they are."""
+    if not overview.multi_account:
+        return finding_lines(lines, overview)
+    groups: dict[tuple[str, ...], list[SheetRow]] = defaultdict(list)
+    for line in lines:
+        kind = line.row.kind or line.row.result
+        groups[line.check.name, line.row.severity, kind].append(line)
+    return [
+        SummaryLine(severity, f"{kind}: {describe_spread(group)}", group[0].link())
+        for (_, severity, kind), group in groups.items()
+    ]
+
+
+def describe_spread(group: Sequence[SheetRow]) -> str:
+    """`41 rules in 23 accounts`."""
+    accounts = {f"{line.report.account} {line.report.name}".strip() for line in group}
+    where = f"{len(accounts):,} accounts" if len(accounts) > 1 else accounts.pop()
+    return f"{counted(len(group), group[0].check.row_noun)} in {where}"
+
+
+def account_error_lines(overview: Overview) -> list[SummaryLine]:
+    """The accounts that could not be opened."""
+    return [
+        SummaryLine(
+            NOT_CHECKED,
+            f"{report.account} {report.name}: {describe_outcome(report)}".strip(),
+            f"#Accounts!A{number}",
+        )
+        for number, report in enumerate(overview.reports, HEADER_ROWS + 1)
+        if report.error
+    ]
+
+
+def gap_lines(overview: Overview, sheets: Sheets) -> list[SummaryLine]:
+    """The rows that are NOT CHECKED, a line for each error of a check."""
+    groups: dict[tuple[str, str], list[SheetRow]] = defaultdict(list)
+    for line in ranked(sheets, NOT_CHECKED):
+        error = f"{describe_result(line.row)}{needed_permission(line.row.error)}"
+        groups[line.check.title, error].append(line)
+    return [
+        SummaryLine(
+            NOT_CHECKED, f"{title}: {error}: {describe_gap(group, overview)}", group[0].link()
+        )
+        for (title, error), group in groups.items()
+    ]
+
+
+def describe_gap(group: Sequence[SheetRow], overview: Overview) -> str:
+    """The targets that were not read, and their accounts."""
+    text = in_words(line.row.id.removesuffix("/not-checked") for line in group)
+    accounts = (f"{line.report.account} {line.report.name}".strip() for line in group)
+    return f"{text} in {in_words(accounts)}" if overview.multi_account else text
+
+
+def policy_line(overview: Overview) -> list[SummaryLine]:
+    """The statement to add to the policy for the calls that were denied, if any was."""
+    errors = (error for report in overview.reports for error in report.errors())
+    actions = sorted({one.missing_permission for one in errors if one.missing_permission})
+    statement = json.dumps({"Effect": "Allow", "Action": actions, "Resource": "*"})
+    return [SummaryLine("Remediation", f"Add to the policy: {statement}")] if actions else []
+
+
 # --- terminal -------------------------------------------------------------------------
 
 COLUMNS_OF_TERMINAL = 80
@@ -3338,39 +3584,51 @@ MAX_WORST, MAX_LINES = 5, 10
 ANSI = {CRITICAL: "1;31", HIGH: "31", "New": "1", NOT_CHECKED: "7"}  # colours
 
 
-def terminal_text(overview: Overview, colour: bool = False) -> str:
-    """The summary on standard output; the path comes last, so that it can be copied."""
+def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False) -> str:
+    """The summary on standard output; the path comes last, so that it can be copied.
+
+    With --quiet it begins with the reasons why it is printed.
+    """
     sheets = rows_by_check(overview.reports)
     table = account_table if overview.multi_account else check_table
-    lines = ranked(sheets, FINDING)
-    resolved = [
+    findings = ranked(sheets, FINDING)
+    expired = [line for line in findings if line.row.acceptance_expired]
+    new = [line for line in findings if line.row.new]
+    history = merge_history(overview.reports)
+    numbers = [*table(overview, sheets, colour), ""]
+    worst = finding_text("Worst", worst_lines(findings, overview), MAX_WORST)
+    news = [
+        *finding_text("New", finding_lines(new, overview), MAX_LINES),
+        *first_lines("Not checked", gap_texts(overview, sheets), MAX_LINES),
+        *finding_text("Acceptance expired", finding_lines(expired, overview), MAX_LINES),
+        *first_lines("Resolved", resolved_texts(overview), MAX_LINES),
+    ]
+    begin = [f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}", ""]
+    end = [*fold(describe_question(overview), ""), overview.path]
+    total = [headline(overview), *last_two_bars(history, f"{overview.started:%Y-%m-%d}")]
+    if quiet and overview.with_state:
+        return "\n".join([*begin, *total, *news, "", *numbers, *end])
+    return "\n".join([*begin, *numbers, *total, *worst, *news, *end])
+
+
+def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
+    """Everything that is NOT CHECKED, and the statement that the policy lacks."""
+    lines = [*account_error_lines(overview), *gap_lines(overview, sheets)]
+    return [line.text for line in (*lines[: MAX_LINES - 1], *policy_line(overview))]
+
+
+def resolved_texts(overview: Overview) -> list[str]:
+    """The findings that were resolved since last time."""
+    return [
         f"{known.result} ({f'{report.account}/' if overview.multi_account else ''}{id})"
         for report in overview.reports
         for id, known in (report.resolved or {}).items()
     ]
-    history = merge_history(overview.reports)
-    new = [line for line in lines if line.row.new]
-    expired = [line for line in lines if line.row.acceptance_expired]
-    return "\n".join([
-        *table(overview, sheets, colour),
-        "",
-        headline(overview),
-        *last_two_bars(history, f"{overview.started:%Y-%m-%d}"),
-        *finding_text("Worst", lines, overview, MAX_WORST),
-        *finding_text("New", new, overview, MAX_LINES),
-        *finding_text("Acceptance expired", expired, overview, MAX_LINES),
-        *first_lines("Resolved", resolved, MAX_LINES),
-        overview.path,
-    ])  # fmt: skip
 
 
-def finding_text(title: str, lines: Iterable[SheetRow], overview: Overview, most: int) -> list[str]:
-    """Findings under a title, one line a resource."""
-    texts = [
-        f"{group[0].row.severity:8}  {describe_resource(group, overview.multi_account)}"
-        for group in group_by_resource(lines)
-    ]
-    return first_lines(title, texts, most)
+def finding_text(title: str, lines: Iterable[SummaryLine], most: int) -> list[str]:
+    """Findings under a title."""
+    return first_lines(title, [f"{line.label:8}  {line.text}" for line in lines], most)
 
 
 def first_lines(title: str, lines: list[str], most: int) -> list[str]:
@@ -3382,27 +3640,27 @@ def first_lines(title: str, lines: list[str], most: int) -> list[str]:
 
 def check_table(overview: Overview, sheets: Sheets, colour: bool) -> list[str]:
     """The numbers of a single account, one line a check."""
-    (report,) = overview.reports
-    alias = f" ({names_or_error(report.aliases)})" if report.aliases else ""
-    lines = [f"AWS account {report.account}{alias}", ""]
-    lines.append(" " * 16 + number_cells(tally_for(overview, []), names=True))
+    lines: list[str] = []
     for definition, found in sheets.items():
-        counts = tally_for(overview, (line.row for line in found))
-        lines.append(f"{definition.title:16}" + number_cells(counts, colour))
+        counts = check_tally(overview, definition, found)
+        lines += [] if lines else [" " * 15 + number_cells(counts, names=True)]
+        lines.append(f"{definition.title:15}" + number_cells(counts, colour))
     return lines
 
 
 def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
     """The numbers of the first MAX_ACCOUNT_LINES accounts, one line each."""
     reports = overview.reports
-    lines = [f"{overview.scope}: {describe_accounts(reports)}", ""]
+    lines = [describe_accounts(reports), ""]
     for n, report in enumerate(reports[:MAX_ACCOUNT_LINES]):
-        counts = tally_for(overview, report.rows())
+        counts = tally(report.rows(), overview.with_state)
         del counts[ACCEPTED]  # to stay within COLUMNS_OF_TERMINAL
         if n == 0:
             lines.append(" " * 33 + number_cells(counts, names=True))
-        audited = report.account_status == ACTIVE and not report.error
-        end = number_cells(counts, colour) if audited else describe_outcome(report)[:47]
+        active = report.account_status == ACTIVE
+        end = number_cells(counts, colour) if active else f" {report.account_status}"
+        if report.error:  # the reason stands under `Not checked`
+            end = f"{NOT_CHECKED:>{len(number_cells(counts))}}"
         lines.append(f"{report.account:12} {fit(report.name, 19)} {end}")
     more = len(reports) - MAX_ACCOUNT_LINES
     return [*lines, f"and {more:,} more accounts"] if more > 0 else lines
@@ -3418,14 +3676,14 @@ def number_cells(counts: dict[str, int], colour: bool = False, names: bool = Fal
     return "".join(cells)
 
 
-def fold(text: str) -> list[str]:
+def fold(text: str, indent: str = "  ") -> list[str]:
     """The text in lines of COLUMNS_OF_TERMINAL, indented.
 
     A wide character takes two columns, so it is folded with a placeholder behind it.
     """
     padded = "".join(f"{char}\0" if display_width(char) == 2 else char for char in printable(text))
     lines = textwrap.wrap(
-        padded, COLUMNS_OF_TERMINAL, initial_indent="  ", subsequent_indent=" " * 12,
+        padded, COLUMNS_OF_TERMINAL, initial_indent=indent, subsequent_indent=6 * indent,
         break_on_hyphens=False,
     )  # fmt: skip
     return [line.replace("\0", "") for line in lines]
@@ -3453,18 +3711,23 @@ def fit(text: str, places: int) -> str:
 
 # --- workbook: columns and styles -----------------------------------------------------
 
-REMEDIATION_NOTE = "Remediation: read a command first, what it closes may be in use."
+REMEDIATION_NOTE = " Remediation: read a command first, what it closes may be in use."
 MAX_ROWS = 65_536  # of a sheet of the .xls format
-HEADER_ROWS = 3  # title, note, header
+HEADER_ROWS = 4  # title, note, a thin blank row, header
+FROZEN_COLUMNS = 2  # Severity and Status
+MAX_ROW_HEIGHT = 409 * 20  # twentieths of a point; the format holds no more
 MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # digits, lines
 COLUMN_UNIT, POINT = 270, 48.8  # the width of a digit, and of a point, in units of the format
-LETTERS_PER_DIGIT = 1.2  # widths count digits; letters are narrower
-CAPITAL_WIDTH = 1.25  # digits; bold and capital letters are wider
+# Widths of letters in digits, a little more than in Arial; others are 1, bold ones a tenth wider.
+NARROW, WIDE, BOLD = 0.6, 1.3, 1.1
+NARROW_LETTERS, WIDE_LETTERS = " !'(),./:;I[]fijlrt|", "@%ABCDEGHKMNOPQRSTUVWXYmw"
 DATE_WIDTH = 10  # digits of 2030-12-31
 PAGE_WIDTH_PT = 785  # between the margins of a landscape A4 page, less a little
 MIN_SCALE = 70  # per cent, so that letters of 10 points are printed with 7
 SUMMARY_LAST_COLUMN = 11  # so that the Summary is as wide as a portrait page
-SUMMARY_LETTERS = 115  # in a line over the columns 1 to SUMMARY_LAST_COLUMN
+SUMMARY_GAPS, SUMMARY_WORST = 4, 10  # lines, so that both are on the first screen
+SUMMARY_LETTERS = 108  # in a line over the columns 1 to SUMMARY_LAST_COLUMN - 1
+COMMAND_LETTERS = 105  # the same in the style `code`
 
 ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "never"
 
@@ -3494,10 +3757,11 @@ COLUMNS: dict[str, Column] = {
     "Finding": Column(52),
     **dict.fromkeys(("Instance ID", "Group ID", "Access key ID"), Column(wraps=AT_SPACES)),
     **dict.fromkeys(("VPC", "Owner"), Column(wraps=AT_SPACES)),
-    **dict.fromkeys((*ROW_ORDER, FINDING, "New", "Resolved"), NUMBER),
+    **dict.fromkeys((*SEVERITIES, NOT_CHECKED, ACCEPTED, "New", "Resolved"), NUMBER),
     **dict.fromkeys(("Evaluated", "Failed", "Accounts failed"), NUMBER),
     **dict.fromkeys(("Age (days)", "Days open"), NUMBER),
-    **dict.fromkeys(("First seen", "Control", "Status"), Column(printed=IF_IT_FITS)),
+    **dict.fromkeys(("Severity", "Status"), Column(wraps=NEVER)),
+    **dict.fromkeys(("First seen", "Control"), Column(printed=IF_IT_FITS)),
     "Remediation": Column(wraps=NEVER, printed=NEVER),
     "ID": Column(40, AT_SPACES, printed=NEVER),
 }
@@ -3521,6 +3785,7 @@ STYLES = {
     "cell": "font: bold off",
     "command": "font: name Courier New, colour gray80",
     "code": "font: name Courier New, colour gray80, height 160",
+    "thin": "font: height 20",
     # text that may run over the next cell, without a line below it
     "title": "font: bold on, height 320",
     "note": "font: italic on",
@@ -3530,9 +3795,10 @@ STYLES = {
 }
 OVERFLOW_STYLES = ("title", "note", "jump", "section", "bar")
 UNWRAPPED_STYLES = (*OVERFLOW_STYLES, "command", "code")
-UNDERLINED_STYLES = STYLES.keys() - {*OVERFLOW_STYLES, "code"}  # with a thin line below
+UNDERLINED_STYLES = STYLES.keys() - {*OVERFLOW_STYLES, "code", "thin"}  # with a thin line below
 LINE_HEIGHT = 270  # twentieths of a point, as all heights
 ROW_HEIGHTS = {"title": 440, "section": 340}
+THIN_ROW = 60
 CODE_HEIGHT = 230
 
 
@@ -3658,6 +3924,29 @@ def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
 # --- workbook: sheets -----------------------------------------------------------------
 
 
+def text_width(text: str) -> float:
+    """The width of a text in digits."""
+    narrow = sum(map(text.count, NARROW_LETTERS))
+    wide = sum(map(text.count, WIDE_LETTERS))
+    return len(text) - narrow * (1 - NARROW) + wide * (WIDE - 1)
+
+
+def lines_needed(text: str, width: float) -> int:
+    """The number of lines that a text takes in a column; words are kept together if they fit.
+
+    >>> lines_needed("1 interface, none public", 12)
+    2
+    """
+    lines, room = 1, width
+    for word in text.split():
+        size = text_width(word)
+        if size > room and room < width:
+            lines, room = lines + 1, width
+        lines += max(math.ceil(size / width) - 1, 0)
+        room -= (size - 1e-9) % width + NARROW
+    return lines
+
+
 class SheetWriter:
     """A worksheet, written from top to bottom."""
 
@@ -3667,7 +3956,8 @@ class SheetWriter:
         self.widths: Counter[int] = Counter()  # digits, by column
         self.links: list[tuple[int, int, str]] = []
         self.last_printed = SUMMARY_LAST_COLUMN  # column
-        sheet.header_str, sheet.footer_str = b"", f"&L{footer}&R&P / &N".encode()
+        # with the name of the sheet: xlwt makes the pages of each sheet begin with 1
+        sheet.header_str, sheet.footer_str = b"", f"&L{footer}&R&A, &P".encode()
 
     def write_row(self, cells: Sequence[Cell | StyledCell], columns: Sequence[Column] = ()) -> None:
         """Write a row; its height fits its text."""
@@ -3694,15 +3984,15 @@ class SheetWriter:
             self.sheet.write(self.next_row, number, to_xls(value), look)
         if overflows:
             return 1
-        capitals = name == "header" or text.isupper()
-        width = DATE_WIDTH if date else int(len(text) * (CAPITAL_WIDTH if capitals else 1)) + 1
+        bold = BOLD if "bold on" in STYLES[name] else 1
+        width = DATE_WIDTH if date else math.ceil(text_width(text) * bold) + 1
         self.widths[number] = max(self.widths[number], min(width, column.width))
-        return math.ceil(len(text) / column.width / LETTERS_PER_DIGIT) if wraps else 1
+        return lines_needed(text, (column.width - 1) / bold) if wraps else 1
 
     def end_row(self, height: int) -> None:
         """Set the height of the row, and go on to the next."""
         self.sheet.row(self.next_row).height_mismatch = True
-        self.sheet.row(self.next_row).height = height
+        self.sheet.row(self.next_row).height = min(height, MAX_ROW_HEIGHT)
         self.next_row += 1
 
     def digits(self, column: int) -> int:
@@ -3724,17 +4014,20 @@ class TableWriter(SheetWriter):
         self.header = header
         self.columns = [COLUMNS.get(name, Column()) for name in header]
         sheet.portrait = False
-        sheet.panes_frozen, sheet.horz_split_pos = True, HEADER_ROWS
+        sheet.panes_frozen = True
+        sheet.horz_split_pos, sheet.vert_split_pos = HEADER_ROWS, FROZEN_COLUMNS
 
     def write_head(self, title: str, note: str, docs: str) -> None:
-        """Write HEADER_ROWS: the title with links, the note, the header."""
-        cells = [StyledCell("", "title") for _ in self.header]
-        cells[self.header.index("Result")] = StyledCell("Summary", "jump", "#Summary!A1")
-        if docs:
-            cells[-1] = StyledCell("AWS documentation", "jump", docs)
-        cells[0] = StyledCell(title, "title")
-        self.write_row(cells)
+        """Write HEADER_ROWS: title with links, note, a thin row, header.
+
+        The thin row is blank, so that filters and pivot tables take the header for one.
+        """
+        links = [StyledCell("Summary", "jump", "#Summary!A1")]
+        links += [StyledCell("AWS documentation", "jump", docs)] if docs else []
+        between = [StyledCell("", "title")] * FROZEN_COLUMNS
+        self.write_row([StyledCell(title, "title"), *between, *links])
         self.write_row([StyledCell(note, "note")])
+        self.end_row(THIN_ROW)
         self.write_row([StyledCell(name, "header") for name in self.header], self.columns)
 
     def write_table_row(self, cells: TableRow) -> None:
@@ -3758,15 +4051,6 @@ class TableWriter(SheetWriter):
         super().close()
 
 
-class SummaryLine(NamedTuple):
-    """A line of a section of the Summary."""
-
-    label: str
-    text: str
-    link: str = ""
-    command: str = ""
-
-
 class SummaryWriter(SheetWriter):
     """The first sheet: tables and sections on one printed page."""
 
@@ -3775,21 +4059,21 @@ class SummaryWriter(SheetWriter):
         self.next_row += 1
         self.write_row([StyledCell(title if lines else f"{title}: none", "section")])
         for label, text, link, command in lines:
-            name = status_cell(label).style
-            if link:  # on the label: LibreOffice does not wrap a linked text
-                self.links.append((self.next_row, 0, link))
-                name = "link" if name == "cell" else name
-            self.sheet.write(self.next_row, 0, label, xls_style(name))
-            height = LINE_HEIGHT * max(len(textwrap.wrap(text, SUMMARY_LETTERS)), 1)
-            self.write_merged(text, "cell", height)
-            if command:  # a line of it is visible; a copy of the cell has all of it
-                self.write_merged(command, "code", CODE_HEIGHT)
+            if link:
+                self.links.append((self.next_row, SUMMARY_LAST_COLUMN, link))
+                look = xls_style("link", right=True)
+                self.sheet.write(self.next_row, SUMMARY_LAST_COLUMN, "show", look)
+            self.sheet.write(self.next_row, 0, label, xls_style(status_cell(label).style))
+            self.write_merged(text, "cell", 1)
+            if 0 < len(command) <= COMMAND_LETTERS:
+                self.write_merged(command, "code", 1)
 
-    def write_merged(self, text: str, style: str, height: int) -> None:
-        """Write text over all columns but the first."""
-        row, last = self.next_row, SUMMARY_LAST_COLUMN
-        self.sheet.write_merge(row, row, 1, last, to_xls(text), xls_style(style))
-        self.end_row(height)
+    def write_merged(self, text: str, style: str, first: int) -> None:
+        """Write text over the columns from `first` to the last but one."""
+        row, last = self.next_row, SUMMARY_LAST_COLUMN - 1
+        self.sheet.write_merge(row, row, first, last, to_xls(text), xls_style(style))
+        lines = len(textwrap.wrap(text, SUMMARY_LETTERS)) if style != "code" else 1
+        self.end_row(CODE_HEIGHT if style == "code" else LINE_HEIGHT * max(lines, 1))
 
     def close(self) -> None:
         """Fit the sheet on one page."""
@@ -3805,6 +4089,7 @@ class WorkbookWriter:
         import xlwt
 
         self.book, self.footer = xlwt.Workbook(encoding="utf-8"), footer
+        self.book.owner = f"security_check.py {__version__}"  # shown as the file's author
         self.sheets: list[SheetWriter] = []
 
     def summary(self) -> SummaryWriter:
@@ -3812,27 +4097,22 @@ class WorkbookWriter:
         self.sheets.append(writer := SummaryWriter(self.book.add_sheet("Summary"), self.footer))
         return writer
 
-    def write_table(
-        self, title: str, note: str, docs: str, header: list[str],
-        rows: Iterable[TableRow], empty: str = "",
-    ) -> None:  # fmt: skip
-        """Write a table, on more sheets after MAX_ROWS; `empty` is what it says without rows."""
+    def write_table(self, table: Table) -> None:
+        """Write a table, on more sheets after MAX_ROWS."""
         writer = None
-        for number, cells in enumerate(rows):
+        for number, cells in enumerate(table.rows):
             part, line = divmod(number, MAX_ROWS - HEADER_ROWS)
             if not writer or line == 0:
-                writer = self.add_table(sheet_title(title, part), title, note, docs, header)
+                writer = self.add_table(table, part)
             writer.write_table_row(cells)
         if not writer:
-            writer = self.add_table(title, title, note, docs, header)
-            writer.write_row([empty], writer.columns)
+            self.add_table(table).write_row([StyledCell(table.empty, "note")])
 
-    def add_table(
-        self, name: str, title: str, note: str, docs: str, header: list[str]
-    ) -> TableWriter:
+    def add_table(self, table: Table, part: int = 0) -> TableWriter:
         """A new sheet, with its head."""
-        self.sheets.append(writer := TableWriter(self.book.add_sheet(name), self.footer, header))
-        writer.write_head(title, note, docs)
+        sheet = self.book.add_sheet(sheet_title(table.title, part))
+        self.sheets.append(writer := TableWriter(sheet, self.footer, table.header))
+        writer.write_head(table.title, table.note, table.docs)
         return writer
 
     def data(self) -> bytes:
@@ -3874,12 +4154,12 @@ def console_link(line: SheetRow, column: str) -> str:
     return f"https://{region}.{console}/{definition.console_links[column].format_map(quoted)}"
 
 
-def check_header(definition: Check, overview: Overview) -> list[str]:
+def check_header(definition: Check, with_account: bool, with_state: bool) -> list[str]:
     """The columns of a check's sheet."""
-    account = ["Account", "Account name"] if overview.multi_account else []
-    seen = ["First seen"] if overview.with_state else []
-    end = ["Result", "Severity", "Status", "Control", *seen, "Remediation", "ID"]
-    return [*account, *definition.columns, *end]
+    account = ["Account", "Account name"] if with_account else []
+    seen = ["First seen"] if with_state else []
+    end = ["Result", "Control", *seen, "Remediation", "ID"]
+    return ["Severity", "Status", *account, *definition.columns, *end]
 
 
 def check_table_row(line: SheetRow) -> TableRow:
@@ -3921,17 +4201,20 @@ def account_table_row(report: Report, overview: Overview) -> TableRow:
     """A row of the sheet Accounts, with a link to the workbook if it is in the same folder."""
     same_folder = report.workbook and Path(report.workbook).parent == Path(overview.path).parent
     status = FINDING if report.rows(FINDING) else NOT_CHECKED if report.errors() else OK
+    status = status if report.account_status == ACTIVE else report.account_status
     counts = {name: n or "" for name, n in tally(report.rows(), with_new=True).items()}
+    worst = next((name for name in SEVERITIES if counts[name]), "")
     link = StyledCell("open", "link", Path(report.workbook).name)
     return {
         **counts,
+        "Severity": status_cell(worst) if worst else "",
+        "Status": status_cell(NOT_CHECKED if report.error else status),
         "Account": report.account,
         "Name": report.name,
         "Alias": names_or_error(report.aliases),
         "Resolved": len(report.resolved or ()) or "",
         NOT_CHECKED: len(report.errors()) or "",
         "Result": describe_outcome(report),
-        "Status": status_cell(status if report.account_status == ACTIVE else report.account_status),
         "Workbook": link if same_folder else report.workbook,
     }
 
@@ -3942,6 +4225,7 @@ def resolved_table_rows(reports: Iterable[Report]) -> Iterator[TableRow]:
         for id, known in (report.resolved or {}).items():
             first = start_of_day(known.first_seen)
             yield {
+                "Status": "RESOLVED",
                 "Account": report.account,
                 "Account name": report.name,
                 "Finding": id,
@@ -3961,7 +4245,7 @@ def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
             "Control": name,
             "Requirement": control.requirement,
             "Severity": status_cell(control.severity),
-            "Result": status_cell(status.status),
+            "Status": status_cell(status.status),
             "Evaluated": status.evaluated,
             "Failed": status.failed,
             "Accounts failed": len(failing),
@@ -3975,92 +4259,57 @@ def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
 # --- workbook: the Summary ------------------------------------------------------------
 
 
-def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """A line for each resource, with the command for its first finding."""
-    return [
-        SummaryLine(
-            group[0].row.severity,
-            describe_resource(group, overview.multi_account),
-            group[0].link(),
-            group[0].row.shown_remediation().command,
-        )
-        for group in group_by_resource(lines)
-    ]
-
-
-def account_error_lines(overview: Overview) -> list[SummaryLine]:
-    """The accounts that could not be opened."""
-    return [
-        SummaryLine(
-            NOT_CHECKED,
-            f"{report.account} {report.name}: {describe_outcome(report)}".strip(),
-            f"#Accounts!A{number}",
-        )
-        for number, report in enumerate(overview.reports, HEADER_ROWS + 1)
-        if report.error
-    ]
-
-
-def not_checked_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """The rows that are NOT CHECKED, with the permission that is needed."""
-    return [
-        SummaryLine(
-            NOT_CHECKED,
-            f"{line.check.title}: {describe_result(line.row)}{needed_permission(line.row.error)}, "
-            f"{line.row.id}"
-            + (f", {line.report.account} {line.report.name}" if overview.multi_account else ""),
-            line.link(),
-        )
-        for line in lines
-    ]
-
-
-def policy_line(overview: Overview) -> list[SummaryLine]:
-    """The statement to add to the policy for the calls that were denied, if any was."""
-    errors = (error for report in overview.reports for error in report.errors())
-    actions = sorted({one.missing_permission for one in errors if one.missing_permission})
-    statement = json.dumps({"Effect": "Allow", "Action": actions, "Resource": "*"})
-    return [SummaryLine("Remediation", f"add to the policy: {statement}")] if actions else []
-
-
-def first_ten(lines: Sequence[SummaryLine]) -> list[SummaryLine]:
-    """The first ten lines, and the number of the others."""
-    more = [SummaryLine("", f"and {len(lines) - 10:,} more")] if len(lines) > 10 else []
-    return [*lines[:10], *more]
-
-
 def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
     """Write the first sheet: the numbers, what to look at first, and the run."""
-    page.write_row([StyledCell("AWS security check", "title")])
-    page.write_row([StyledCell(headline(overview), "note")])
+    whose = f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}"
+    page.write_row([StyledCell(f"AWS security check: {whose}", "title")])
+    limited = describe_limits(overview) or any(report.errors() for report in overview.reports)
+    page.write_merged(headline(overview), NOT_CHECKED if limited else OK, 0)
+    page.write_merged(describe_question(overview), "cell", 0)
     page.next_row += 1
     write_check_counts(page, overview, sheets)
-    worst = finding_lines(ranked(sheets, FINDING), overview)
-    page.write_section("Worst findings", first_ten(worst))
-    unread = not_checked_lines(ranked(sheets, NOT_CHECKED), overview)
-    not_checked = first_ten([*account_error_lines(overview), *unread])
-    page.write_section("Not checked", [*not_checked, *policy_line(overview)])
+    gaps = [*account_error_lines(overview), *gap_lines(overview, sheets)]
+    page.write_section("Not checked", [*first_of(gaps, SUMMARY_GAPS), *policy_line(overview)])
+    worst = worst_lines(ranked(sheets, FINDING), overview)
+    page.write_section("Worst findings", first_of(worst, SUMMARY_WORST))
     write_history(page, merge_history(overview.reports))
+    page.write_section("What was asked", details_lines(question_details(overview)))
     links = {"Accounts": "#Accounts!A1"}
-    details = run_details(overview).items()
-    page.write_section(
-        "The audit", [SummaryLine(name, text, links.get(name, "")) for name, text in details]
-    )
-    page.write_section("What a status means", [SummaryLine(*one) for one in STATUS_HELP.items()])
+    page.write_section("The audit", details_lines(run_details(overview), links))
+    page.write_section("What a status means", details_lines(STATUS_HELP))
+
+
+def first_of(lines: Sequence[SummaryLine], most: int) -> list[SummaryLine]:
+    """The first lines, and the number of the others."""
+    more = [SummaryLine("", f"and {len(lines) - most:,} more")] if len(lines) > most else []
+    return [*lines[:most], *more]
+
+
+def details_lines(
+    details: dict[str, str], links: dict[str, str] | None = None
+) -> list[SummaryLine]:
+    """A line for each detail."""
+    return [SummaryLine(name, text, (links or {}).get(name, "")) for name, text in details.items()]
 
 
 def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Write the number of rows of each check by severity and status."""
-    names = ["Check", *tally_for(overview, [])]
+    """Write what was evaluated and found by each check; accounts come first if some failed."""
+    counts = {one: check_tally(overview, one, lines) for one, lines in sheets.items()}
+    unopened = sum(report.error is not None for report in overview.reports)
+    names = ["Check", *next(iter(counts.values()), {NOT_CHECKED: 0})]
     columns = [COLUMNS.get(name, Column()) for name in names]
     page.write_row([StyledCell(name, "header") for name in names], columns)
-    for definition, lines in sheets.items():
+    if unopened:
+        title = (
+            StyledCell("Accounts", "link", "#Accounts!A1") if overview.multi_account else "Account"
+        )
+        page.write_row([title, *("" for _ in names[2:]), unopened])
+    for definition, numbers in counts.items():
         title = StyledCell(definition.title, "link", f"#'{definition.title}'!A1")
-        counts = tally_for(overview, (line.row for line in lines))
-        page.write_row([title, *(n or "" for n in counts.values())])
+        page.write_row([title, *(n or "" for n in numbers.values())])
     if overview.multi_account:
-        rows = (line.row for lines in sheets.values() for line in lines)
-        page.write_row(["All", *(n or "" for n in tally_for(overview, rows).values())])
+        total = sum(map(Counter, counts.values()), Counter({NOT_CHECKED: unopened}))
+        page.write_row(["All", "", *(total[name] or "" for name in names[2:])])
 
 
 def write_history(page: SummaryWriter, history: Sequence[HistoryEntry]) -> None:
@@ -4083,67 +4332,92 @@ def write_history(page: SummaryWriter, history: Sequence[HistoryEntry]) -> None:
 # --- workbook, CSV --------------------------------------------------------------------
 
 
+class Table(NamedTuple):
+    """A sheet with a header, in the workbook or as CSV."""
+
+    title: str
+    note: str
+    docs: str
+    header: list[str]
+    rows: Iterable[TableRow]
+    empty: str = ""  # what a sheet without rows says
+
+
 def build_workbook(overview: Overview) -> bytes:
     """The workbook of one account, or the overview of several, as the bytes of its file."""
-    reports, multi = overview.reports, overview.multi_account
-    whose = overview.scope if multi else f"AWS account {reports[0].account}"
-    book = WorkbookWriter(f"{whose}, {overview.started:%Y-%m-%d}")
-    sheets = rows_by_check(reports, with_ok=not multi)
+    book = WorkbookWriter(f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}")
+    sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
     write_summary(book.summary(), overview, sheets)
-    if multi:
-        write_accounts(book, overview)
-    for definition, lines in sheets.items():
-        note = f"{definition.description} {REMEDIATION_NOTE}"
-        header = check_header(definition, overview)
-        empty = f"Nothing in {counted(len(reports), 'account')}"
-        rows = map(check_table_row, lines)
-        book.write_table(definition.title, note, definition.docs, header, rows, empty)
-    if any(report.controls for report in reports):
-        write_controls(book, overview)
-    if overview.with_state:
-        write_resolved(book, overview)
+    for table in all_tables(overview, sheets, overview.multi_account):
+        book.write_table(table)
     return book.data()
 
 
-def write_accounts(book: WorkbookWriter, overview: Overview) -> None:
-    """Write the sheet Accounts."""
-    header = ["Account", "Name", "Alias", *SEVERITIES]
+def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterator[Table]:
+    """The sheets behind the Summary."""
+    reports = overview.reports
+    if overview.multi_account:
+        yield accounts_table(overview)
+    for definition, lines in sheets.items():
+        commands = any(line.row.shown_remediation().command for line in lines)
+        note = f"{definition.description}{REMEDIATION_NOTE if commands else ''}"
+        header = check_header(definition, with_account, overview.with_state)
+        empty = f"Nothing in {counted(len(reports), 'account')}"
+        rows = map(check_table_row, lines)
+        yield Table(definition.title, note, definition.docs, header, rows, empty)
+    if any(report.controls for report in reports):
+        yield controls_table(overview)
+    if overview.with_state:
+        yield resolved_table(overview, with_account)
+
+
+def accounts_table(overview: Overview) -> Table:
+    """The sheet Accounts."""
+    header = ["Severity", "Status", "Account", "Name", "Alias", *SEVERITIES]
     header += ["New", "Resolved"] if overview.with_state else []
-    header += [NOT_CHECKED, "Result", "Status", "Workbook"]
+    header += [NOT_CHECKED, "Result", "Workbook"]
     rows = (account_table_row(report, overview) for report in overview.reports)
-    book.write_table("Accounts", "Every account, the worst first.", "", header, rows)
+    return Table("Accounts", "Every account, the worst first.", "", header, rows)
 
 
-def write_controls(book: WorkbookWriter, overview: Overview) -> None:
-    """Write the sheet Controls."""
-    header = ["Control", "Requirement", "Severity", "Result", "Evaluated", "Failed"]
+def controls_table(overview: Overview) -> Table:
+    """The sheet Controls."""
+    header = ["Severity", "Status", "Control", "Requirement", "Evaluated", "Failed"]
     header += ["Accounts failed"] if overview.multi_account else []
     header += ["CIS 5.0.0", "CIS 3.0.0", "PCI DSS 4.0.1", "Sheet"]
     note = "Controls of AWS Security Hub that the checks decide, by the rules of Security Hub."
-    rows = control_table_rows(overview.reports)
-    book.write_table("Controls", note, CIS_DOC_URL, header, rows)
+    return Table("Controls", note, CIS_DOC_URL, header, control_table_rows(overview.reports))
 
 
-def write_resolved(book: WorkbookWriter, overview: Overview) -> None:
-    """Write the sheet Resolved."""
-    header = ["Account", "Account name"] if overview.multi_account else []
+def resolved_table(overview: Overview, with_account: bool) -> Table:
+    """The sheet Resolved."""
+    header = ["Severity", "Status", *(["Account", "Account name"] if with_account else [])]
     header += ["Finding", "Result", "First seen", "Days open"]
     note = "Findings of the last report that are resolved."
     rows, empty = resolved_table_rows(overview.reports), "Nothing was resolved since last time"
-    book.write_table("Resolved", note, "", header, rows, empty)
+    return Table("Resolved", note, "", header, rows, empty)
 
 
-def to_csv(result: CheckResult, report: Report) -> bytes:
-    """A sheet as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
+# --- CSV ------------------------------------------------------------------------------
+
+
+def csv_files(overview: Overview) -> Iterator[tuple[str, bytes]]:
+    """The sheets as CSV files: their names and contents, with the columns of the account."""
+    whose = "overview" if overview.multi_account else overview.reports[0].account
+    sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
+    for table in all_tables(overview, sheets, with_account=True):
+        yield f"{whose}-{table.title.lower().replace(' ', '-')}.csv", to_csv(table)
+
+
+def to_csv(table: Table) -> bytes:
+    """A table as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
     file = io.StringIO()
-    table = csv.writer(file)
-    header = check_header(result.check, Overview.of_one(report))
-    table.writerow(header)
-    lines = rows_by_check([replace(report, results=[result])]).get(result.check, [])
-    for cells in map(check_table_row, lines):
-        values = [plain_value(cells.get(name, "")) for name in header]
+    writer = csv.writer(file)
+    writer.writerow(table.header)
+    for cells in table.rows:
+        values = [plain_value(cells.get(name, "")) for name in table.header]
         texts = (f"{one:%Y-%m-%d}" if isinstance(one, datetime) else str(one) for one in values)
-        table.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in texts)
+        writer.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in texts)
     return file.getvalue().encode("utf-8-sig")
 
 
@@ -4287,7 +4561,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if len(set(options.profile)) > 1 and (options.organization or options.account):
         parser.error("--organization and --account take one --profile at most")
-    others = ("role", "region", "check", "csv", "accept", "max_key_age", "list")
+    others = ("role", "region", "check", "accept", "max_key_age", "list")
     for name in others if options.merge else ():
         if getattr(options, name) != parser.get_default(name):
             parser.error(f"--merge audits nothing: it does not take --{name.replace('_', '-')}")
@@ -4643,12 +4917,17 @@ def write_account_files(
     options, number = run.options, report.account
     run.write(build_workbook(Overview.of_one(report)), name, number)
     FINISHED_ACCOUNTS.append(number)
-    for result in report.results if options.csv else ():
-        csv_name = join_path(options.csv, f"{number}-{result.check.name}.csv")
-        run.write(to_csv(result, report), csv_name, number)
+    if options.csv and not run.multi_account:
+        write_csv_files(run, Overview.of_one(report), number)
     if options.state:
         state = AccountState(remembered, tuple(report.history))
         write_state(run.file(options.state, number), number, state)
+
+
+def write_csv_files(run: Run, overview: Overview, account: str = OVERVIEW) -> None:
+    """Write every sheet as a CSV file."""
+    for name, data in csv_files(overview):
+        run.write(data, join_path(run.options.csv, name), account)
 
 
 def cannot_open(error: AwsError) -> str:
@@ -4854,6 +5133,8 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
         overview = audited_overview(run, selection, began)
     if overview.multi_account:
         run.write(build_workbook(overview), run.overview_name())
+        if options.csv:
+            write_csv_files(run, overview)
     return report_outcome(run, overview)
 
 
