@@ -3433,7 +3433,8 @@ def question_details(overview: Overview) -> dict[str, str]:
     details = {one.title: one.coverage for one in CHECKS}
     details |= {one.title: "not asked" for one in CHECKS if chosen and one.name not in chosen}
     where = min(map(regions_asked, audited), key=lambda part: not part.limited)
-    text = f"{where.text}: {', '.join(where.names)}" if where.names else where.text
+    names = ", ".join(where.names)
+    text = f"{where.text if where.limited else f'all {len(where.names):,}'}: {names}"
     age = max(report.asked.max_key_age for report in audited)
     details |= {"Regions": text, "Key age": f"older than {counted(age, 'day')} is a finding"}
     details |= {
@@ -3726,8 +3727,7 @@ PAGE_WIDTH_PT = 785  # between the margins of a landscape A4 page, less a little
 MIN_SCALE = 70  # per cent, so that letters of 10 points are printed with 7
 SUMMARY_LAST_COLUMN = 11  # so that the Summary is as wide as a portrait page
 SUMMARY_GAPS, SUMMARY_WORST = 4, 10  # lines, so that both are on the first screen
-SUMMARY_LETTERS = 108  # in a line over the columns 1 to SUMMARY_LAST_COLUMN - 1
-COMMAND_LETTERS = 105  # the same in the style `code`
+COMMAND_LETTERS = 105  # in the style `code`, over the columns from 1 to SUMMARY_LAST_COLUMN
 
 ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "never"
 
@@ -4054,29 +4054,41 @@ class TableWriter(SheetWriter):
 class SummaryWriter(SheetWriter):
     """The first sheet: tables and sections on one printed page."""
 
+    def __init__(self, sheet: Any, footer: str) -> None:
+        super().__init__(sheet, footer)
+        self.merged: dict[int, tuple[str, int, int]] = {}  # by row: text, first and last column
+
     def write_section(self, title: str, lines: Sequence[SummaryLine]) -> None:
         """Write lines under a title; the title says so if there are none."""
         self.next_row += 1
         self.write_row([StyledCell(title if lines else f"{title}: none", "section")])
         for label, text, link, command in lines:
+            last = SUMMARY_LAST_COLUMN
             if link:
-                self.links.append((self.next_row, SUMMARY_LAST_COLUMN, link))
-                look = xls_style("link", right=True)
-                self.sheet.write(self.next_row, SUMMARY_LAST_COLUMN, "show", look)
+                self.links.append((self.next_row, last, link))
+                self.sheet.write(self.next_row, last, "show", xls_style("link", right=True))
+                last -= 1
             self.sheet.write(self.next_row, 0, label, xls_style(status_cell(label).style))
-            self.write_merged(text, "cell", 1)
+            self.write_merged(text, "cell", 1, last)
             if 0 < len(command) <= COMMAND_LETTERS:
                 self.write_merged(command, "code", 1)
 
-    def write_merged(self, text: str, style: str, first: int) -> None:
-        """Write text over the columns from `first` to the last but one."""
-        row, last = self.next_row, SUMMARY_LAST_COLUMN - 1
+    def write_merged(
+        self, text: str, style: str, first: int, last: int = SUMMARY_LAST_COLUMN
+    ) -> None:
+        """Write text over several columns; the height of the row is known when they are."""
+        row = self.next_row
         self.sheet.write_merge(row, row, first, last, to_xls(text), xls_style(style))
-        lines = len(textwrap.wrap(text, SUMMARY_LETTERS)) if style != "code" else 1
-        self.end_row(CODE_HEIGHT if style == "code" else LINE_HEIGHT * max(lines, 1))
+        if style != "code":  # of a command one line is shown
+            self.merged[row] = text, first, last
+        self.end_row(CODE_HEIGHT if style == "code" else LINE_HEIGHT)
 
     def close(self) -> None:
-        """Fit the sheet on one page."""
+        """Fit the sheet on one page, and its rows to their text."""
+        for row, (text, first, last) in self.merged.items():
+            width = sum(map(self.digits, range(first, last + 1)))
+            height = self.sheet.row(row).height * lines_needed(text, width)
+            self.sheet.row(row).height = min(height, MAX_ROW_HEIGHT)
         self.sheet.portrait = True
         self.sheet.fit_num_pages = self.sheet.fit_height_to_pages = 1
         super().close()
