@@ -10,12 +10,14 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
 
     model         the data: Check -> Row -> CheckResult -> Report -> Overview
                   offers: CRITICAL, HIGH, MEDIUM, LOW, SEVERITIES, OK, FINDING, NOT_CHECKED,
-                    ACCEPTED, ROW_ORDER, PASSED, FAILED, CONTROL_STATUSES, ACTIVE, ROOT,
-                    MAX_KEY_AGE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, Cell, CannotRun,
-                    AwsError, AwsCallFailed, Acceptance, Control, ControlFinding, ControlStatus,
-                    Remediation, Message, Row, TargetKind, Check, CHECKS, check, CheckResult,
-                    KnownFinding, HistoryEntry, AccountState, Report, AccountJob, Overview, once,
-                    for_each, counted, in_words, yes_no, not_checked_row, utc_now, start_of_day
+                    ACCEPTED, ROW_ORDER, NEW, WORSE, BETTER, PASSED, FAILED, CONTROL_STATUSES,
+                    ACTIVE, LEFT, ROOT, NOTHING_TARGET, EXPIRED_TARGET, NOT_CHECKED_END,
+                    MAX_KEY_AGE, RULES_DATE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, Cell,
+                    CannotRun, AwsError, AwsCallFailed, Acceptance, Control, ControlFinding,
+                    ControlStatus, Remediation, Message, Row, TargetKind, Check, CHECKS, check,
+                    CheckResult, KnownFinding, HistoryEntry, CoveredFinding, Coverage,
+                    AccountState, Question, Report, AccountJob, Overview, once, for_each,
+                    counted, in_words, yes_no, not_checked_row, utc_now, start_of_day
     checks        the targets of checks, then six checks, each below its rules
                   offers: enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
@@ -23,12 +25,12 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     Account.session, Account.now, Account.only_regions, Account.max_key_age,
                     Account.fatal_error, Account.cache
     audit         runs the checks on one account, compares with the state, applies acceptances
-                  offers: Question, audit, to_aws_error, merge_history, merge_statuses,
-                    drop_ok_rows
+                  offers: AuditInput, audit, to_aws_error, rank_of, StateChange, apply_change,
+                    merge_history, merge_statuses, drop_ok_rows
     storage       files here and in S3; the accept file, the state and the report as JSON
                   offers: LocalFile, S3_NAME, S3Object, File, read_errors_as_cannot_run,
-                    write_or_save_copy, read_accept_file, read_state, write_state, to_json,
-                    reports_from_json
+                    write_or_save_copy, read_accept_file, encode, to_json, reports_from_json,
+                    read_state_file, account_state, write_state_file
     output        reports as people read them: sentences, terminal, workbook, CSV
                   offers: needed_permission, headline, describe_accounts, terminal_text,
                     build_workbook, csv_files
@@ -84,7 +86,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field, is_dataclass, replace
 from datetime import datetime, timedelta, timezone
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from ipaddress import collapse_addresses, ip_address, ip_network
 from itertools import accumulate
 from pathlib import Path
@@ -118,10 +120,14 @@ __version__ = "2.0"
 CRITICAL, HIGH, MEDIUM, LOW = SEVERITIES = ("Critical", "High", "Medium", "Low")
 OK, FINDING, NOT_CHECKED, ACCEPTED = "OK", "FINDING", "NOT CHECKED", "ACCEPTED"
 ROW_ORDER = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # on a sheet, the most serious first
+NEW, WORSE, BETTER = "NEW", "WORSE", "BETTER"  # than last time
 PASSED, FAILED = "PASSED", "FAILED"
 CONTROL_STATUSES = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # the worst first
 ACTIVE = "ACTIVE"  # AWS's word for an account of an organization that can be audited
+LEFT = "LEFT"  # our word for one that is not in the organization any more
 ROOT = "<root_account>"  # as in the credential report; no IAM user name can contain "<"
+NOTHING_TARGET, EXPIRED_TARGET = "<nothing>", "<expired>"  # of rows that are about no resource
+NOT_CHECKED_END = "not-checked"  # of the ID of everything that is NOT CHECKED
 
 MAX_KEY_AGE = 90  # days, as Security Hub IAM.3 asks
 RULES_DATE = "2026-11-25"  # when rules and controls were last compared with AWS's documentation
@@ -189,9 +195,31 @@ class Acceptance:
     until: str  # the last day on which it is valid; blank if there is none
     reason: str
 
+    @property
+    def line(self) -> str:
+        """The line itself. Whoever changes it makes a new acceptance."""
+        return f"{self.pattern} until {self.until} # {self.reason}"
+
     def matches(self, account: str, id: str) -> bool:
-        """Whether the pattern is for this ID in this account."""
-        return any(fnmatchcase(name, self.pattern) for name in (id, f"{account}/{id}"))
+        """Whether the pattern is for this ID in this account.
+
+        What is NOT CHECKED is accepted only by a pattern that ends so, and expired credentials
+        are never accepted.
+        """
+        if id.endswith(NOT_CHECKED_END) and not self.pattern.endswith(NOT_CHECKED_END):
+            return False
+        names = (id, f"{account}/{id}")
+        return EXPIRED_TARGET not in id and any(map(glob_regex(self.pattern).fullmatch, names))
+
+    def exactness(self) -> tuple[bool, int]:
+        """Sorts the pattern that names most last: without wildcards before longer ones."""
+        return not set(self.pattern) & set("*?["), len(self.pattern)
+
+
+@functools.cache
+def glob_regex(pattern: str) -> re.Pattern[str]:
+    """A glob as a regular expression; fnmatch itself forgets all but 256 of them."""
+    return re.compile(translate(pattern))
 
 
 class Control(NamedTuple):
@@ -248,7 +276,7 @@ class Row:
     """A row of a sheet."""
 
     target: str  # the region, user or bucket that was checked
-    item: str  # the resource inside the target, such as a key ID; blank for the target itself
+    item: str  # what the row is about in the target, such as a key ID; blank: the target itself
     cells: dict[str, Cell]  # the check's own columns, by header
     message: Message = field(default=Message(""))
     severity: str = ""  # of a finding; blank if there is none
@@ -256,6 +284,9 @@ class Row:
     error: AwsError | None = None  # why this is NOT CHECKED
     remediation: Remediation = field(default=Remediation(), compare=False)
     control_findings: tuple[ControlFinding, ...] = field(default=(), compare=False)
+    extent: frozenset[str] = frozenset()  # how far a finding goes: open ranges, flaws, ...
+    resource: str = ""  # in the target: its findings may turn into each other; blank: the target
+    fully_read: bool = True  # False if severity or extent may be higher than they really are
 
     # for lists and tools
     kind: str = field(default="", compare=False)  # `SSH (22) open to the whole Internet`
@@ -263,22 +294,26 @@ class Row:
     arn: str = field(default="", compare=False)  # given if the check's pattern does not tell it
     facts: dict[str, Fact] = field(default_factory=dict, compare=False)
 
-    # filled in by apply_state_and_acceptances
+    # filled in by apply_state and apply_acceptances
     acceptance: Acceptance | None = None
-    acceptance_expired: bool = False
+    acceptance_ended: str = ""  # why the acceptance does not count; blank if it does
     first_seen: str = ""  # a day such as 2030-12-31; blank without --state
-    new: bool = False
+    change: str = ""  # NEW, WORSE or BETTER
+    was: str = ""  # the sentence of last time, if it is WORSE or BETTER
 
     @property
     def id(self) -> str:
-        """Names the row on its sheet from run to run; state and accept files hold it."""
-        item = self.item or ("not-checked" if self.error else "")
-        return f"{self.target}/{item}" if item else self.target
+        """Names the row on its sheet from run to run; state and accept files hold it.
+
+        It names the thing and not its condition: `TARGET[/ITEM][/not-checked]`.
+        """
+        end = NOT_CHECKED_END if self.error else ""
+        return "/".join(filter(None, (self.target, self.item, end)))
 
     @property
     def status(self) -> str:
         """OK, FINDING, NOT CHECKED or ACCEPTED."""
-        if self.acceptance and not self.acceptance_expired:
+        if self.acceptance and not self.acceptance_ended:
             return ACCEPTED
         return NOT_CHECKED if self.error else FINDING if self.severity else OK
 
@@ -292,6 +327,11 @@ class Row:
         """The sentence of the column Result."""
         text = str(self.error) if self.error else "".join(self.message)
         return text[:1].upper() + text[1:] if self.severity else text
+
+    @property
+    def new(self) -> bool:
+        """Whether it was first seen on the day of the run."""
+        return self.change == NEW
 
     def shown_remediation(self) -> Remediation:
         """Blank unless the row is a FINDING."""
@@ -423,6 +463,7 @@ class CheckResult:
     evaluated: int = 0  # resources, or rows where each is a resource
 
     # for diff_with_state and evaluate_control; not part of the JSON report
+    targets: Collection[str] = field(default=(), compare=False)  # all that were listed
     failed_targets: Collection[str] = field(default=(), compare=False)
     targets_complete: bool = field(default=True, compare=False)  # False if listing them failed
     evaluated_by_control: Counter[str] = field(default_factory=Counter, compare=False)  # "": all
@@ -432,10 +473,18 @@ class CheckResult:
 
 
 class KnownFinding(NamedTuple):
-    """A finding that the state file remembers."""
+    """A finding, or something NOT CHECKED that was one, as the state file remembers it."""
 
     first_seen: str  # a day
     result: str
+    target: str = ""
+    severity: str = ""  # blank if the file is of schema 1, as are the following
+    control: str = ""
+    extent: frozenset[str] = frozenset()
+    resource: str = ""
+    accepted: bool = False
+    worse_since: str = ""  # the day on which it was last found to be worse
+    was: str = ""  # the sentence before that day
 
 
 @dataclass(frozen=True)
@@ -447,30 +496,53 @@ class HistoryEntry:
     not_checked: int = 0
     new: int = 0
     days_open: tuple[int, ...] = ()  # of each finding that was resolved on that day
+    remembered: int = 0  # findings that are counted as open, but were not looked at on that day
 
 
-class AccountState(NamedTuple):
-    """The findings and the history of one account in the state file."""
+class CoveredFinding(NamedTuple):
+    """A finding as it was when an acceptance first held for it."""
 
-    findings: dict[str, KnownFinding] = {}  # noqa: RUF012 - by ID; nobody changes it
+    severity: str
+    control: str
+    extent: frozenset[str]
+
+
+class Coverage(NamedTuple):
+    """The findings that an acceptance covered when it first held."""
+
+    worst: str  # severity
+    findings: dict[str, CoveredFinding]  # by ID
+
+
+@dataclass(frozen=True)
+class AccountState:
+    """The memory of one account in the state file."""
+
+    since: dict[str, str] = field(default_factory=dict)  # the day of the first audit, by check
+    findings: dict[str, KnownFinding] = field(default_factory=dict)  # by ID
     history: tuple[HistoryEntry, ...] = ()
+    coverage: dict[str, Coverage] = field(default_factory=dict)  # by line of the accept file
+    resolved: dict[str, KnownFinding] = field(default_factory=dict)  # on `last_day`
+    last_day: str = ""  # of an audit
+    max_key_age: int = 0  # of the last audit; 0 if not known
+    account_status: str = ACTIVE  # of the last run
 
 
 # --- one account, and many ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The question that a report answers. Nothing is limited by default."""
+class Question:
+    """The question that a report answers."""
 
-    checks: list[str] = field(default_factory=list)  # named by --check; empty: all
-    regions: list[str] = field(default_factory=list)  # named by --region; empty: all
-    accounts: list[str] = field(default_factory=list)  # of the organization; empty: all
+    checks: list[str]  # their names
+    regions: list[str]  # those named by --region; empty: all that are enabled
+    max_key_age: int  # days
+    version: str  # of this script
     excluded_regions: list[str] = field(default_factory=list)
+    accounts: list[str] = field(default_factory=list)  # named, of the organization; empty: all
     excluded_accounts: list[str] = field(default_factory=list)
-    max_key_age: int = MAX_KEY_AGE
-    fail_on: str = LOW  # the least severity of a finding that counts for the exit code
-    version: str = __version__
+    fail_on: str = LOW  # the least severity that counts for the exit code
     rules: str = RULES_DATE
 
 
@@ -484,20 +556,23 @@ class Report:
 
     account: str  # its number
     started: datetime
-    asked: Asked = field(default_factory=Asked, kw_only=True)
     name: str = ""  # in its organization, or of its profile
     account_status: str = ACTIVE  # in its organization
     error: AwsError | None = None
     profile: str = ""  # for the AWS CLI, to reach it
+    error_acceptance: Acceptance | None = None  # the decision to live with the error
+    file_errors: list[str] = field(default_factory=list)  # what could not be written, and why
     auditor_arn: str = ""
     home_region: str = ""  # for the calls to global services
-    aliases: list[str] | AwsError = field(default_factory=list)
+    question: Question | None = None  # None without results
+    aliases: list[str] = field(default_factory=list)
     regions: list[str] | AwsError = field(default_factory=list)
     enabled_regions: int = 0  # in the account; 0 if not known
     seconds: float = 0  # duration of the audit
     workbook: str = ""  # its absolute path, or s3://
     results: list[CheckResult] = field(default_factory=list)
     controls: dict[str, ControlStatus] = field(default_factory=dict)
+    first_run: bool = False  # True if the state knew nothing of one of the checks
     resolved: dict[str, KnownFinding] | None = None  # since last time; None without --state
     history: list[HistoryEntry] = field(default_factory=list)
 
@@ -507,9 +582,10 @@ class Report:
         return [row for row in found if not status or row.status == status]
 
     def errors(self) -> list[AwsError]:
-        """Every failed call that makes something NOT CHECKED, unless it was accepted."""
-        own = [one for one in (self.aliases, self.error) if isinstance(one, AwsError)]
-        return own + [row.error for row in self.rows(NOT_CHECKED) if row.error]
+        """Everything that makes the report incomplete, unless it was accepted."""
+        own = [self.error] if self.error and not self.error_acceptance else []
+        files = [AwsError("NotWritten", detail=why) for why in self.file_errors]
+        return [*own, *files, *(row.error for row in self.rows(NOT_CHECKED) if row.error)]
 
     def credentials_expired(self) -> bool:
         """Whether the credentials expired during the audit."""
@@ -517,19 +593,23 @@ class Report:
 
     def exit_code(self) -> int:
         """0 if nothing was found, 1 for findings, 3 if something is NOT CHECKED."""
-        counting = SEVERITIES[: SEVERITIES.index(self.asked.fail_on) + 1]
+        least = self.question.fail_on if self.question else LOW
+        counting = SEVERITIES[: SEVERITIES.index(least) + 1]
         found = any(row.severity in counting for row in self.rows(FINDING))
         return 3 if self.errors() else int(found)
 
     def needs_attention(self) -> bool:
         """Whether there is news for a person.
 
-        News are errors, new findings and expired acceptances; without a state every finding.
+        News are errors, acceptances that ended, and findings that are new or worse. Without
+        anything to compare with, every finding is news.
         """
         findings = self.rows(FINDING)
-        if self.errors() or any(row.acceptance_expired for row in findings):
+        if self.errors() or any(row.acceptance_ended for row in findings):
             return True
-        return any(row.new for row in findings) if self.resolved is not None else bool(findings)
+        if self.resolved is None or self.first_run:
+            return bool(findings)
+        return any(row.change in (NEW, WORSE) for row in findings)
 
     def sort_key(self) -> tuple[Any, ...]:
         """Sorts accounts that could not be opened first, then those with the worst findings."""
@@ -575,8 +655,9 @@ class Overview:
         return cls([report], report.started, report.seconds, report.workbook, with_state=with_state)
 
     def exit_code(self) -> int:
-        """The highest exit code of all reports."""
-        return max(report.exit_code() for report in self.reports)
+        """The highest exit code of all reports; 3 if no account was audited."""
+        audited = any(report.results for report in self.reports)
+        return max([report.exit_code() for report in self.reports] + ([] if audited else [3]))
 
     def needs_attention(self) -> bool:
         """Whether there is news of any account."""
@@ -666,6 +747,8 @@ def utc_now() -> datetime:
 
 def start_of_day(day: str) -> datetime:
     """The first moment of a day such as 2030-12-31, in UTC; ValueError if it is none."""
+    if not re.fullmatch(r"2\d{3}-\d\d-\d\d", day, re.ASCII):
+        raise ValueError(f"{day} is not a date like 2030-12-31")
     return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=timezone.utc)
 
 
@@ -1226,8 +1309,9 @@ def rule_rows(
     Without `block` the usage could not be read.
     """
     group, ports, open_to = rule.group, rule.ports, rule.exposure.open_to
-    lists, via = ",".join(rule.prefix_lists), ", ".join(rule.exposure.prefix_lists)
-    item = f"{group['GroupId']}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
+    via = ", ".join(rule.exposure.prefix_lists)
+    id = group["GroupId"]
+    item = f"{id}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
     cells: dict[str, Cell] = {
         "Region": region,
         "Group ID": group["GroupId"],
@@ -1240,8 +1324,8 @@ def rule_rows(
     }
     if error := rule.exposure.error:
         unread = cells | {"Open to": ", ".join(rule.prefix_lists)}
-        yield not_checked_row(region, f"{item}/{lists}", unread, error)
-    if not open_to or (error and via):  # both rows would have the same ID
+        yield not_checked_row(region, item, unread, error)
+    if not open_to:
         return
     severity, control = ports.severity() if whole_internet(open_to) else (MEDIUM, "")
     usage = ""
@@ -1252,13 +1336,17 @@ def rule_rows(
         severity = LOW if blocker else severity if interfaces else one_level_lower(severity)
     yield Row(
         region,
-        f"{item}/{lists if via else ','.join(open_to)}",
+        item,
         cells | {"Open to": ", ".join(open_to) + (f" ({via})" if via else "")},
         Message(f"lets {rule.exposure.describe()} reach ", ports.service(), usage),
         severity,
         control,
         remediation=aws_cli(aws, region, *revoke_command(rule)),
         control_findings=rule_control_findings(rule),
+        extent=frozenset(open_to)
+        | ({"public address"} if any(map(is_public, interfaces)) else set()),
+        resource=id,
+        fully_read=block is not None,
     )
 
 
@@ -1370,7 +1458,7 @@ def key_row(aws: Account, user: str, key: dict[str, Any]) -> Row:
     except AwsCallFailed as unknown:
         if unknown.error.code in GONE_CODES:
             raise
-        return Row(user, id, cells, error=unknown.error, control_findings=failed)
+        return Row(user, id, cells, error=unknown.error, control_findings=failed, resource=id)
     last = response.get("LastUsedDate")
     used = f"used on {last:%Y-%m-%d}" if last else "never used"
     fix = deactivate_key(aws, user, id) if active else Remediation(manual="already inactive")
@@ -1383,6 +1471,7 @@ def key_row(aws: Account, user: str, key: dict[str, Any]) -> Row:
         "IAM.3" if active else "",
         remediation=fix,
         control_findings=failed,
+        resource=id,
     )
 
 
@@ -1484,9 +1573,10 @@ def check_mfa(aws: Account, user: str) -> Rows:
         yield root_mfa_row(aws)
         return Counter({"IAM.9": 1})
     mfa, password = has_mfa(aws, user), has_password(aws, user)
-    last = users_by_name(aws).get(user, {}).get("PasswordLastUsed", "never" if password else "")
+    about = users_by_name(aws).get(user, {})
+    last = about.get("PasswordLastUsed", "never" if password else "")
     controls = ("IAM.5", "IAM.19") if password else ("IAM.19",)
-    yield mfa_row(user, password, last, mfa, MEDIUM, controls)
+    yield mfa_row(user, password, last, mfa, MEDIUM, controls, about.get("UserId", ""))
     return Counter(controls)
 
 
@@ -1508,9 +1598,10 @@ def root_mfa_row(aws: Account) -> Row:
 
 
 def mfa_row(
-    user: str, password: bool, last: Cell, mfa: bool, severity: str, controls: Sequence[str]
-) -> Row:
-    """A user; without MFA a finding, which fails the controls."""
+    user: str, password: bool, last: Cell, mfa: bool, severity: str, controls: Sequence[str],
+    user_id: str = "",
+) -> Row:  # fmt: skip
+    """A user; without MFA a finding, which fails the controls. The ID survives a renaming."""
     cells: dict[str, Cell] = {
         "User": user,
         "Console password": yes_no(password),
@@ -1529,6 +1620,8 @@ def mfa_row(
         controls[0],
         remediation=Remediation(manual=manual),
         control_findings=tuple(ControlFinding(control, user) for control in controls),
+        extent=frozenset({"password"} if password else ()),
+        resource=user_id,
     )
 
 
@@ -1594,7 +1687,7 @@ TRAIL_CONTROLS = {
 class Flaw(NamedTuple):
     """A shortcoming of a trail that records."""
 
-    id: str  # part of the row's ID
+    id: str  # a word of the row's extent
     text: str
     control: str = ""
     fix: str = ""  # an option of `aws cloudtrail update-trail`; blank: by hand
@@ -1771,7 +1864,7 @@ def trail_row(
         "Management events": trail.events,
         "Log file validation": yes_no(about.get("LogFileValidationEnabled")) if about else "",
     }
-    item, severity, control = "", "", ""
+    severity, control, extent = "", "", [flaw.id for flaw in trail.flaws]
     message = Message("Enabled")
     if not about:
         message = Message("No trail records the API calls of ", region)
@@ -1779,16 +1872,19 @@ def trail_row(
         why = f": {', '.join(trail.problems)}"
         message = Message("does not record the API calls of ", region, why)
     elif trail.flaws:
-        item, severity = "+".join(flaw.id for flaw in trail.flaws), LOW
+        severity = LOW
         control = ", ".join(sorted(flaw.control for flaw in trail.flaws if flaw.control))
         but = f", but {in_words(flaw.text for flaw in trail.flaws)}"
         message = Message("records ", region, but)
     if trail.problems:
-        item, severity, control = "not-enabled", HIGH, "CloudTrail.1"
+        severity, control, extent = HIGH, "CloudTrail.1", [*extent, *trail.problems]
     if trail.error:
-        item, message = "", Message("")
+        message = Message("")
     fix = fix_trail(aws, trail) if severity else Remediation()
-    return Row(region, item, cells, message, severity, control, trail.error, fix, control_findings)
+    return Row(
+        region, "", cells, message, severity, control, trail.error, fix, control_findings,
+        extent=frozenset(extent),
+    )  # fmt: skip
 
 
 def trail_control_findings(
@@ -2291,37 +2387,34 @@ def is_timeout(error: Exception | None) -> bool:
 Progress = Callable[[str], None]
 
 
-class Question(NamedTuple):
+class AuditInput(NamedTuple):
     """The task of an audit, and what is known from earlier ones."""
 
     checks: list[Check]
     acceptances: list[Acceptance]
     state: AccountState | None  # None without --state
     today: str  # the day on which the run began
-    keeps_history: bool  # False if a part of the checks or regions was left out
 
 
 class Audit(NamedTuple):
-    """The outcome of an audit: the report, and what to remember."""
+    """The outcome of an audit: the report, and what to write into the state at the end."""
 
     report: Report
-    remembered: dict[str, KnownFinding]
+    change: StateChange
     used_acceptances: set[Acceptance]
 
 
-def audit(aws: Account, job: AccountJob, question: Question, progress: Progress) -> Audit:
+def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) -> Audit:
     """Run the checks on one account and make its report."""
     began = time.monotonic()
     check_region_names(aws)
-    state, today = question.state, question.today
-    start_prefetch(aws, question.checks)
-    raw = [run_check(definition, aws, progress) for definition in question.checks]
-    known = state.findings if state else None
-    results = [
-        apply_state_and_acceptances(result, aws.number, question.acceptances, known, today)
-        for result in raw
-    ]
-    remembered, resolved = diff_with_state(results, known or {}, aws.only_regions)
+    state, today = given.state or AccountState(), given.today
+    start_prefetch(aws, given.checks)
+    results = [run_check(definition, aws, progress) for definition in given.checks]
+    results = [with_unlisted_regions(result, state) for result in results]
+    results, coverage = apply_acceptances(results, aws.number, given.acceptances, state, today)
+    results = [apply_state(result, state, today) for result in results] if given.state else results
+    change = diff_with_state(results, state, aws, today, coverage)
     enabled = value_or_error(enabled_regions, aws)
     report = Report(
         account=aws.number,
@@ -2330,7 +2423,11 @@ def audit(aws: Account, job: AccountJob, question: Question, progress: Progress)
         profile=job.profile,
         auditor_arn=aws.arn,
         home_region=aws.home_region,
-        aliases=value_or_error(account_aliases, aws),
+        question=Question(
+            [one.name for one in given.checks], sorted(aws.only_regions), aws.max_key_age,
+            __version__,
+        ),
+        aliases=names_or_none(account_aliases, aws),
         regions=value_or_error(regions, aws),
         enabled_regions=len(enabled) if isinstance(enabled, list) else 0,
         seconds=round(time.monotonic() - began, 1),
@@ -2340,12 +2437,13 @@ def audit(aws: Account, job: AccountJob, question: Question, progress: Progress)
             for result in results
             for name in result.check.controls
         },
-        resolved=None if state is None else resolved,
-    )
-    if state is not None:
-        history = append_today(state.history, report, today)
-        report = replace(report, history=history if question.keeps_history else [*state.history])
-    return Audit(report, remembered, used_acceptances(results, aws.number, question.acceptances))
+    )  # fmt: skip
+    if given.state:
+        after = apply_change(given.state, change)
+        first = any(given.state.since.get(one.name, today) == today for one in given.checks)
+        report = replace(report, first_run=first, resolved=after.resolved, history=[*after.history])
+    used = {row.acceptance for row in report.rows() if row.acceptance}
+    return Audit(report, change, used)
 
 
 def check_region_names(aws: Account) -> None:
@@ -2359,6 +2457,12 @@ def check_region_names(aws: Account) -> None:
     if unknown:
         valid = ", ".join(enabled_regions(aws))
         raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
+
+
+def names_or_none(function: Callable[[Account], list[str]], aws: Account) -> list[str]:
+    """Names that are decoration: none if they cannot be read."""
+    names = value_or_error(function, aws)
+    return [] if isinstance(names, AwsError) else names
 
 
 def value_or_error(function: Callable[[Account], T], aws: Account) -> T | AwsError:
@@ -2424,7 +2528,7 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
             for target in definition.targets.names(aws):
                 futures[target] = pool.submit(check_target, definition, aws, target)
         except Exception as error:
-            unlisted = [failed_target_row(definition, noun, error)]
+            unlisted = [failed_target_row(definition, f"<{noun}>", error)]
         for done, future in enumerate(futures.values(), 1):
             progress(f"{definition.title}: {done:,} of {len(futures):,} {noun}")
             found, number = future.result()
@@ -2436,10 +2540,12 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
     targets = len(futures.keys() - failed)
     if all(row.error for row in rows) and (targets or not rows):
         text = definition.empty_message.format(targets=targets, evaluated=evaluated[""])
-        rows.insert(0, Row("nothing", "", {}, Message(text)))
+        rows.insert(0, Row(NOTHING_TARGET, "", {}, Message(text)))
     complete = not (definition.targets.regional and aws.only_regions)
-    resources = evaluated[""] or sum(not row.error and row.target != "nothing" for row in rows)
-    return CheckResult(definition, rows, complete, resources, failed, not unlisted, evaluated)
+    resources = evaluated[""] or sum(not row.error and row.target != NOTHING_TARGET for row in rows)
+    return CheckResult(
+        definition, rows, complete, resources, [*futures], failed, not unlisted, evaluated
+    )
 
 
 def collapse_expired(
@@ -2454,7 +2560,7 @@ def collapse_expired(
     if lost and fatal_error:
         name: dict[str, Cell] = {definition.columns[0]: f"{len(lost):,} {definition.targets.noun}"}
         rows = [row for row in rows if row.error != fatal_error]
-        rows.append(not_checked_row("expired", "", name, fatal_error))
+        rows.append(not_checked_row(EXPIRED_TARGET, "", name, fatal_error))
     return rows, failed | lost
 
 
@@ -2470,101 +2576,281 @@ def start_prefetch(aws: Account, checks: Iterable[Check]) -> None:
     pool.shutdown(wait=False)
 
 
-# --- acceptances and the state --------------------------------------------------------
+# --- acceptances ----------------------------------------------------------------------
 
 
-def apply_state_and_acceptances(
-    result: CheckResult,
+def apply_acceptances(
+    results: Iterable[CheckResult],
     account: str,
     acceptances: Collection[Acceptance],
-    known: dict[str, KnownFinding] | None,
+    state: AccountState,
     today: str,
-) -> CheckResult:
-    """The result with the four fields of its rows that depend on earlier runs and on people."""
+) -> tuple[list[CheckResult], dict[str, Coverage]]:
+    """The results with the acceptance of each row, and what each line of the file covers now.
+
+    Of several lines that match, the most exact one counts. It covers what was there when it
+    first held; what is worse is a finding again.
+    """
+    found, covered = [], defaultdict[str, dict[str, Row]](dict)
+    for result in results:
+        rows = []
+        for row in result.rows:
+            id = result.check.id(row)
+            matching = [one for one in acceptances if one.matches(account, id)]
+            if row.status != OK and matching:
+                acceptance = max(matching, key=Acceptance.exactness)
+                known = state.coverage.get(acceptance.line)
+                ended = why_ended(acceptance, known, id, row, today)
+                row = replace(row, acceptance=acceptance, acceptance_ended=ended)
+                if not ended:
+                    covered[acceptance.line][id] = row
+            rows.append(row)
+        found.append(replace(result, rows=rows))
+    return found, {line: cover(state.coverage.get(line), rows) for line, rows in covered.items()}
+
+
+def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row, today: str) -> str:
+    """Why an acceptance does not count for a row; blank if it does."""
+    if acceptance.until and acceptance.until < today:
+        return "expired"
+    if not known or row.error or not row.fully_read:
+        return ""
+    if before := known.findings.get(id):
+        return "does not cover what is worse" if is_worse(row, *before) else ""
+    more_severe = rank_of(row.severity) < rank_of(known.worst)
+    return "does not cover what is more severe" if more_severe else ""
+
+
+def cover(known: Coverage | None, rows: dict[str, Row]) -> Coverage:
+    """The coverage of a line: what it covered when it first held, and new rows that it covers."""
+    findings = {
+        id: CoveredFinding(row.severity, row.control, row.extent) for id, row in rows.items()
+    }
+    if known:
+        return Coverage(known.worst, findings | known.findings)
+    return Coverage(min((row.severity for row in rows.values()), key=rank_of), findings)
+
+
+def rank_of(severity: str) -> int:
+    """The rank of a severity, the most serious first; last if there is none."""
+    return SEVERITIES.index(severity) if severity else len(SEVERITIES)
+
+
+def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> bool:
+    """Whether a row is worse than it was.
+
+    Its severity rose, or it fails another control at the same severity, or its extent has
+    something that it had not. If the severity is not known (schema 1), it is not.
+    """
+    if not severity:
+        return False
+    if row.severity != severity:
+        return rank_of(row.severity) < rank_of(severity)
+    first, before = row.control.split(", ")[0], control.split(", ")[0]
+    return first != before or bool(row.extent - extent)
+
+
+# --- the state ------------------------------------------------------------------------
+
+
+class StateChange(NamedTuple):
+    """The difference between two audits of an account, to be applied to its state.
+
+    Other runs may have changed the state meanwhile: what this run did not look at stays.
+    """
+
+    today: str
+    checks: list[str]  # their names
+    seen: dict[str, KnownFinding]  # by ID
+    gone: set[str]  # IDs that are not to be remembered any more
+    resolved: dict[str, KnownFinding]
+    not_checked: int
+    coverage: dict[str, Coverage]
+    max_key_age: int
+    account_status: str = ACTIVE
+
+
+def resource_key(result: CheckResult, row: Row) -> tuple[str, str]:
+    """Findings of one resource have the same key."""
+    return result.check.name, row.resource or row.target
+
+
+def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, KnownFinding]:
+    """The known findings of a check that were looked for and are not there any more, by ID."""
+    now = {result.check.id(row) for row in result.rows if row.status != OK and not row.error}
+    return {
+        id: known
+        for id, known in state.findings.items()
+        if id.partition("/")[0] == result.check.name
+        and id not in now
+        and not is_undetermined(result, id, known)
+    }
+
+
+def is_undetermined(result: CheckResult, id: str, known: KnownFinding) -> bool:
+    """Whether a missing finding may still exist: it was not looked at, or not completely."""
+    unread = (result.check.id(row) for row in result.rows if row.error)
+    prefixes = (one.removesuffix(NOT_CHECKED_END) for one in unread)
+    if not result.targets_complete or known.target in result.failed_targets:
+        return True
+    if any(f"{id}/".startswith(prefix) for prefix in prefixes):
+        return True
+    return result.check.targets.regional and known.target not in result.targets
+
+
+def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResult:
+    """The result with a row for each region that is not enabled any more but has findings.
+
+    Disabling a region removes the access to its resources, not the resources.
+    """
+    if not (result.check.targets.regional and result.complete and result.targets_complete):
+        return result
+    lost = Counter(
+        known.target
+        for id, known in state.findings.items()
+        if id.partition("/")[0] == result.check.name and known.target not in result.targets
+    )
+    rows = [
+        not_checked_row(
+            region,
+            "",
+            {result.check.columns[0]: region},
+            AwsError("RegionNotEnabled", detail=f"its {counted(number, 'finding')} may remain"),
+        )
+        for region, number in lost.items()
+    ]
+    return replace(result, rows=[*result.rows, *rows])
+
+
+def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckResult:
+    """The result with what earlier runs tell of each row: first seen, and how it changed."""
+    vanished = defaultdict[tuple[str, str], dict[str, KnownFinding]](dict)
+    for id, known in vanished_findings(result, state).items():
+        vanished[result.check.name, known.resource or known.target][id] = known
     rows = []
     for row in result.rows:
         id = result.check.id(row)
-        first_seen, new = seen_before(row, id, known, today)
-        acceptance, expired = find_acceptance(row, account, id, acceptances, today)
-        if first_seen or acceptance:
-            row = replace(
-                row,
-                acceptance=acceptance,
-                acceptance_expired=expired,
-                first_seen=first_seen,
-                new=new,
-            )
-        rows.append(row)
+        if row.status == OK or row.error:
+            rows.append(row)
+        elif before := state.findings.get(id):
+            rows.append(changed_row(row, before, today))
+        elif moved := vanished.get(resource_key(result, row)):
+            rows.append(moved_row(result, row, moved))
+        else:
+            first_run = state.since.get(result.check.name, today) == today
+            rows.append(replace(row, first_seen=today, change="" if first_run else NEW))
     return replace(result, rows=rows)
 
 
-def seen_before(
-    row: Row, id: str, known: dict[str, KnownFinding] | None, today: str
-) -> tuple[str, bool]:
-    """The day on which a row was first seen, and whether it is new; blank without a state.
+def changed_row(row: Row, before: KnownFinding, today: str) -> Row:
+    """A row that was known, and whether it is new today, worse or better."""
+    change, was = "", before.result
+    uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
+    if uncovered or (
+        row.fully_read and is_worse(row, before.severity, before.control, before.extent)
+    ):
+        change, was = WORSE, f"{before.result} (accepted)" if before.accepted else before.result
+    elif before.worse_since == today:  # a run of this day told it, or failed to
+        change, was = WORSE, before.was
+    elif before.first_seen == today:
+        change, was = NEW, ""
+    elif before.severity and (row.severity, row.extent) != (before.severity, before.extent):
+        change = BETTER if row.fully_read else ""
+    return replace(row, first_seen=before.first_seen, change=change, was=was if change else "")
 
-    What is NOT CHECKED has a day only if it had one before, and is never new.
+
+def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding]) -> Row:
+    """A finding that another one of the same resource turned into, such as port 22 into 22-30.
+
+    If only the name of the target changed, as when a user is renamed, nothing is worse.
     """
-    if row.status == OK or known is None:
-        return "", False
-    if before := known.get(id):
-        return before.first_seen, False
-    return (today, True) if row.status == FINDING else ("", False)
-
-
-def find_acceptance(
-    row: Row, account: str, id: str, acceptances: Iterable[Acceptance], today: str
-) -> tuple[Acceptance | None, bool]:
-    """The acceptance of a row, and whether it has expired.
-
-    It is the first that is valid, else the first that matches.
-    """
-    matching = [one for one in acceptances if one.matches(account, id)]
-    if row.status == OK or not matching:
-        return None, False
-    valid = [one for one in matching if not one.until or one.until >= today]
-    return [*valid, *matching][0], not valid
-
-
-def used_acceptances(
-    results: Iterable[CheckResult], account: str, acceptances: Iterable[Acceptance]
-) -> set[Acceptance]:
-    """The acceptances that match some row."""
-    ids = [result.check.id(row) for result in results for row in result.rows]
-    return {one for one in acceptances if any(one.matches(account, id) for id in ids)}
+    ends = {id.removeprefix(f"{result.check.name}/{one.target}") for id, one in vanished.items()}
+    renamed = result.check.id(row).removeprefix(f"{result.check.name}/{row.target}") in ends
+    first_seen = min(known.first_seen for known in vanished.values())
+    was = in_words(known.result for known in vanished.values())
+    if renamed:
+        return replace(row, first_seen=first_seen)
+    return replace(row, first_seen=first_seen, change=WORSE, was=was)
 
 
 def diff_with_state(
-    results: Collection[CheckResult], known: dict[str, KnownFinding], only_regions: Collection[str]
-) -> tuple[dict[str, KnownFinding], dict[str, KnownFinding]]:
-    """The findings to remember, and those that were resolved, by ID.
+    results: Collection[CheckResult],
+    state: AccountState,
+    aws: Account,
+    today: str,
+    coverage: dict[str, Coverage],
+) -> StateChange:
+    """The changes that the audit makes in the state of the account.
 
-    A finding whose target was not read may still exist: it is remembered as it was.
+    A run with another --max-key-age resolves nothing: another question was asked.
     """
-    by_name = {result.check.name: result for result in results}
-    remembered = {
-        (id := result.check.id(row)): known.get(id, KnownFinding(row.first_seen, row.result))
+    seen = {
+        result.check.id(row): known_finding(row, state.findings.get(result.check.id(row)), today)
         for result in results
         for row in result.rows
         if row.first_seen
     }
-    resolved: dict[str, KnownFinding] = {}
-    for id in sorted(known.keys() - remembered.keys()):
-        result = by_name.get(id.partition("/")[0])
-        undetermined = result is None or is_undetermined(result, id, only_regions)
-        (remembered if undetermined else resolved)[id] = known[id]
-    return remembered, resolved
+    same_question = state.max_key_age in (0, aws.max_key_age)
+    gone: dict[str, KnownFinding] = {}
+    moved: set[tuple[str, str]] = set()
+    for result in results if same_question else ():
+        gone |= vanished_findings(result, state)
+        new_rows = (row for row in result.rows if result.check.id(row) not in state.findings)
+        moved |= {resource_key(result, row) for row in new_rows if row.first_seen}
+    resolved = {
+        id: known
+        for id, known in gone.items()
+        if (id.partition("/")[0], known.resource or known.target) not in moved
+    }
+    errors = [row.error for result in results for row in result.rows if row.status == NOT_CHECKED]
+    checks = [result.check.name for result in results]
+    return StateChange(
+        today, checks, seen, {*gone}, resolved, len(errors), coverage, aws.max_key_age
+    )
 
 
-def is_undetermined(result: CheckResult, id: str, only_regions: Collection[str]) -> bool:
-    """Whether a missing finding may still exist: its target failed, or was left out."""
+def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFinding:
+    """The row as the state remembers it.
 
-    def is_in(target: str) -> bool:
-        return f"{id}/".startswith(f"{result.check.name}/{target}/")
+    If it was not read completely, the severity and the extent of last time are kept.
+    """
+    now = KnownFinding(
+        first_seen=row.first_seen,
+        result=row.result,
+        target=row.target,
+        severity=row.severity,
+        control=row.control,
+        extent=row.extent,
+        resource=row.resource,
+        accepted=row.status == ACCEPTED,
+        worse_since=today if row.change == WORSE else "",
+        was=row.was if row.change == WORSE else "",
+    )
+    if row.fully_read or before is None:
+        return now
+    return now._replace(severity=before.severity, control=before.control, extent=before.extent)
 
-    if not result.targets_complete or any(map(is_in, result.failed_targets)):
-        return True
-    return not result.complete and not any(map(is_in, only_regions))
+
+def apply_change(state: AccountState, change: StateChange) -> AccountState:
+    """The state after an audit, whatever other runs have changed in it meanwhile."""
+    kept = {id: known for id, known in state.findings.items() if id not in change.gone}
+    seen = {
+        id: known._replace(first_seen=min(known.first_seen, kept.get(id, known).first_seen))
+        for id, known in change.seen.items()
+    }
+    earlier = state.resolved if state.last_day == change.today else {}
+    findings, resolved = kept | seen, earlier | change.resolved
+    resolved = {id: known for id, known in resolved.items() if id not in findings}
+    return AccountState(
+        since=dict.fromkeys(change.checks, change.today) | state.since,
+        findings=findings,
+        history=append_today(state.history, findings, resolved, change),
+        coverage=state.coverage | change.coverage,
+        resolved=resolved,
+        last_day=change.today,
+        max_key_age=change.max_key_age,
+        account_status=change.account_status,
+    )
 
 
 # --- history --------------------------------------------------------------------------
@@ -2572,24 +2858,30 @@ def is_undetermined(result: CheckResult, id: str, only_regions: Collection[str])
 HISTORY_LENGTH = 12  # entries: a year of monthly audits
 
 
-def append_today(history: Iterable[HistoryEntry], report: Report, today: str) -> list[HistoryEntry]:
-    """The history with an entry for today.
+def append_today(
+    history: Iterable[HistoryEntry],
+    findings: dict[str, KnownFinding],
+    resolved: dict[str, KnownFinding],
+    change: StateChange,
+) -> tuple[HistoryEntry, ...]:
+    """The history with an entry for today, which is counted from the state after the audit.
 
-    Of several audits on one day the last counts; new and resolved findings add up.
+    What was not looked at today is counted as it was.
     """
-    entries = {entry.day: entry for entry in history}
-    earlier = entries.get(today, HistoryEntry(today, {}))
-    findings = report.rows(FINDING)
-    severities = Counter(row.severity for row in findings)
-    resolved = (start_of_day(one.first_seen) for one in (report.resolved or {}).values())
-    entries[today] = HistoryEntry(
-        today,
+    today = start_of_day(change.today)
+    open_findings = {id: known for id, known in findings.items() if not known.accepted}
+    severities = Counter(known.severity for known in open_findings.values())
+    firsts = [one.first_seen for one in (*open_findings.values(), *resolved.values())]
+    entry = HistoryEntry(
+        change.today,
         open={severity: severities[severity] for severity in SEVERITIES},
-        not_checked=len(report.errors()),
-        new=sum(row.first_seen == today for row in findings),
-        days_open=(*earlier.days_open, *((start_of_day(today) - day).days for day in resolved)),
+        not_checked=change.not_checked,
+        new=firsts.count(change.today),
+        days_open=tuple((today - start_of_day(one.first_seen)).days for one in resolved.values()),
+        remembered=len(open_findings.keys() - change.seen.keys()),
     )
-    return [entries[day] for day in sorted(entries)][-HISTORY_LENGTH:]
+    entries = {one.day: one for one in history} | {entry.day: entry}
+    return tuple(entries[day] for day in sorted(entries))[-HISTORY_LENGTH:]
 
 
 def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
@@ -2604,13 +2896,16 @@ def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
         until = [[one for one in report.history if one.day <= day] for report in reports]
         latest = [entries[-1] for entries in until if entries]
         of_day = [entry for entry in latest if entry.day == day]
+        absent = [entry for entry in latest if entry.day != day]
         merged.append(
             HistoryEntry(
                 day,
                 open={name: sum(one.open[name] for one in latest) for name in SEVERITIES},
-                not_checked=sum(one.not_checked for one in of_day) + len(latest) - len(of_day),
+                not_checked=sum(one.not_checked for one in of_day) + len(absent),
                 new=sum(one.new for one in of_day),
                 days_open=tuple(days for one in of_day for days in one.days_open),
+                remembered=sum(one.remembered for one in of_day)
+                + sum(sum(one.open.values()) for one in absent),
             )
         )
     return merged
@@ -2890,7 +3185,7 @@ def read_accept_file(file: File) -> list[Acceptance]:
     """The acceptances in a file; CannotRun if it cannot be read or a line is not one."""
     try:
         with read_errors_as_cannot_run(file):
-            text = file.read().decode()
+            text = file.read().decode("utf-8-sig")
     except UnicodeError as error:
         raise CannotRun(f"cannot read {file}: {error}") from error
     return parse_accept_file(text, str(file))
@@ -2902,104 +3197,33 @@ def parse_accept_file(text: str, name: str) -> list[Acceptance]:
     Blank lines and lines that begin with # are ignored. `name` is for the error message.
     """
     found = []
-    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+    for number, line in enumerate(map(str.strip, re.split(r"\r\n|\r|\n", text)), 1):
         if not line or line.startswith("#"):
             continue
         match = ACCEPT_LINE.fullmatch(line)
         if not match:
             raise CannotRun(f"{name}, line {number}: not `ID [until YYYY-MM-DD] # reason`")
+        pattern, until, reason = match.groups()
         try:
-            until = f"{start_of_day(match[2]):%Y-%m-%d}" if match[2] else ""
+            start_of_day(until or "2000-01-01")
         except ValueError as error:
-            why = f"{name}, line {number}: {match[2]} is not a date like 2030-12-31"
-            raise CannotRun(why) from error
-        found.append(Acceptance(match[1], until, match[3]))
+            raise CannotRun(f"{name}, line {number}: {error}") from error
+        account = re.match(r"\d{12}/", pattern)
+        prefix = account[0] if account else ""
+        pattern = prefix + current_id(pattern.removeprefix(prefix))
+        found.append(Acceptance(pattern, until or "", reason))
     return found
 
 
-# --- the state file -------------------------------------------------------------------
+def current_id(id: str) -> str:
+    """An ID, or a pattern, of version 1 in today's form: without sources and flaws.
 
-STATE_SCHEMA = 1
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)  # raised by what is no state
-
-
-def state_to_json(states: dict[str, AccountState]) -> bytes:
-    """The state file of these accounts. Users keep it from month to month, so its names stay."""
-    accounts, history = {}, {}
-    for number, state in states.items():
-        accounts[number] = {id: known._asdict() for id, known in state.findings.items()}
-        history[number] = [
-            {
-                "day": entry.day,
-                "found": entry.open,
-                "not_checked": entry.not_checked,
-                "new": entry.new,
-                "stood": entry.days_open,
-            }
-            for entry in state.history
-        ]
-    document = {"schema": STATE_SCHEMA, "accounts": accounts, "history": history}
-    return json.dumps(document, indent=1, sort_keys=True).encode()
-
-
-def state_from_json(data: bytes, file: File) -> dict[str, AccountState]:
-    """The state of each account; CannotRun if it is none. `file` is for the error message."""
-    try:
-        document = json.loads(data)
-        if (version := document["schema"]) != STATE_SCHEMA:
-            raise CannotRun(f"{file} is of version {version}, this script knows {STATE_SCHEMA}")
-        findings = document["accounts"]
-        history = document.get("history", {})  # missing in files of version 1.0
-        return {
-            number: AccountState(
-                {id: known_finding(**entry) for id, entry in findings.get(number, {}).items()},
-                tuple(history_entry(**entry) for entry in history.get(number, ())),
-            )
-            for number in findings.keys() | history.keys()
-        }
-    except UNREADABLE as error:
-        raise CannotRun(f"{file} is damaged or no state file: repair or remove it") from error
-
-
-def known_finding(first_seen: str, result: str) -> KnownFinding:
-    """A finding as the state file has it."""
-    start_of_day(first_seen if result else "")
-    return KnownFinding(first_seen, result)
-
-
-def history_entry(
-    day: str, found: dict[str, int], not_checked: int = 0, new: int = 0, stood: Iterable[int] = ()
-) -> HistoryEntry:
-    """A day of the history, with the names of the state file."""
-    start_of_day(day)
-    numbers = [not_checked, new, *stood, *(found[severity] for severity in SEVERITIES)]
-    sum(numbers)  # TypeError if one is none
-    return HistoryEntry(day, found, not_checked, new, tuple(stood))
-
-
-def read_state(file: File) -> dict[str, AccountState]:
-    """The state of each account; empty if the file does not exist yet."""
-    with read_errors_as_cannot_run(file):
-        try:
-            return state_from_json(file.read(), file)
-        except FileNotFoundError:
-            return {}
-
-
-def write_state(file: File, number: str, state: AccountState) -> None:
-    """Replace the state of one account, and keep those of others."""
-    data = b""
-
-    def with_account(before: bytes | None) -> bytes:
-        nonlocal data
-        others = state_from_json(before, file) if before else {}
-        data = state_to_json(others | {number: state})
-        return data
-
-    try:
-        file.update(with_account)
-    except FILE_ERRORS as error:
-        save_copy_and_fail(data or with_account(None), file, error)
+    >>> current_id("security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0")
+    'security-groups/eu-west-1/sg-1/TCP/22'
+    """
+    parts = id.split("/")
+    length = {"security-groups": 5, "cloudtrail": 2}.get(parts[0], len(parts))
+    return id if parts[-1] == NOT_CHECKED_END else "/".join(parts[:length])
 
 
 # --- the report as JSON ---------------------------------------------------------------
@@ -3020,6 +3244,8 @@ def encode(value: Any) -> Any:
         return {name: encode(one) for name, one in value.items()}
     if isinstance(value, CheckResult):
         return encode_result(value)
+    if isinstance(value, frozenset):
+        return sorted(value)
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return [*map(encode, value)]
     kind: Any = type(value)
@@ -3068,7 +3294,7 @@ def decoder(kind: Any) -> Callable[[Any], Any]:
     if origin is dict:
         decode = decoder(arguments[1])
         return lambda data: {name: decode(one) for name, one in data.items()}
-    if origin in (list, tuple):
+    if origin in (list, tuple, frozenset):
         decode = decoder(arguments[0])
         return lambda data: origin(map(decode, data))
     return functools.partial(require_type, json_types(kind))
@@ -3140,33 +3366,150 @@ def to_json(reports: Iterable[Report]) -> bytes:
 
 
 def reports_from_json(data: bytes, file: File) -> list[Report]:
-    """The reports in a document; CannotRun unless each round-trips exactly."""
+    """The reports in a document, each of which must round-trip exactly.
+
+    A damaged one costs its account: it becomes an error. CannotRun if all are damaged.
+    """
     try:
         document = json.loads(data)
         if (version := document["schema"]) != REPORT_SCHEMA:
             raise CannotRun(f"{file} is of version {version}, this script knows {REPORT_SCHEMA}")
-        reports: list[Report] = [decode_fields(Report, one) for one in document["accounts"]]
-        for report in reports:
-            check_values(report)
-        if encode(reports) != document["accounts"]:
-            raise ValueError("not what this script writes")
+        entries: list[Any] = [*document["accounts"]]
     except MALFORMED_REPORT as error:
         raise CannotRun(f"{file} is damaged, or no report of this script") from error
-    return reports
+    reports = [report_or_none(entry) for entry in entries]
+    if entries and not any(reports):
+        raise CannotRun(f"{file} is damaged, or no report of this script")
+    why = AwsError("NotMerged", detail=f"its report in {file} is damaged")
+    return [
+        report or Report(account_of(entry), utc_now(), name=str(file), error=why)
+        for entry, report in zip(entries, reports, strict=True)
+    ]
+
+
+def account_of(entry: Any) -> str:
+    """The account's number in a damaged report; blank if there is none."""
+    number = entry.get("account") if isinstance(entry, dict) else ""
+    return number if isinstance(number, str) and re.fullmatch(r"\d{12}", number) else ""
+
+
+def report_or_none(entry: Any) -> Report | None:
+    """The report in an entry of a document; None unless it is what this script writes."""
+    try:
+        report: Report = decode_fields(Report, entry)
+        check_values(report)
+        return report if encode(report) == entry else None
+    except MALFORMED_REPORT:
+        return None
+
+
+def check_history(history: Iterable[HistoryEntry]) -> None:
+    """Raises ValueError or KeyError for a history that no audit writes."""
+    for entry in history:
+        start_of_day(entry.day)
+        numbers = [entry.not_checked, entry.new, entry.remembered, *entry.days_open]
+        if min(*numbers, 0, *(entry.open[severity] for severity in SEVERITIES)) < 0:
+            raise ValueError("a negative number")
 
 
 def check_values(report: Report) -> None:
     """Raises ValueError or KeyError for values of the right type that no report has."""
     rows, resolved = report.rows(), (report.resolved or {}).values()
-    for entry in report.history:
-        history_entry(entry.day, entry.open, entry.not_checked, entry.new, entry.days_open)
+    check_history(report.history)
     for day in (*(row.first_seen for row in rows if row.first_seen), *(one[0] for one in resolved)):
         start_of_day(day)
+    if report.account_status == ACTIVE and not report.error and not report.results:
+        raise ValueError("a report without a result")
     words = {*(row.severity for row in rows), *(one.status for one in report.controls.values())}
     unknown = words - {"", *SEVERITIES, *CONTROL_STATUSES}
     known_controls = {name for one in CHECKS for name in one.controls}
     if unknown or report.controls.keys() - known_controls or not 0 <= report.seconds < 1e9:
         raise ValueError("an unknown severity, status or control, or an impossible duration")
+
+
+# --- the state file -------------------------------------------------------------------
+
+STATE_SCHEMA = 2
+
+
+def read_state_file(file: File) -> dict[str, Any]:
+    """The accounts of a state file as they stand there; empty if it does not exist yet."""
+    with read_errors_as_cannot_run(file):
+        try:
+            return state_accounts(file.read(), file)
+        except FileNotFoundError:
+            return {}
+
+
+def state_accounts(data: bytes, file: File) -> dict[str, Any]:
+    """The accounts in a state file; CannotRun if it is none. `file` is for the error message."""
+    try:
+        document = json.loads(data)
+        accounts: dict[str, Any] = document["accounts"]
+        if (version := document["schema"]) not in (1, STATE_SCHEMA):
+            raise CannotRun(f"{file} is of version {version}, this script knows {STATE_SCHEMA}")
+        if version == 1:
+            history = document.get("history", {})  # missing in the oldest files
+            numbers = accounts.keys() | history.keys()
+            return {
+                one: upgrade_account(accounts.get(one, {}), history.get(one, ())) for one in numbers
+            }
+        accounts.keys()
+    except MALFORMED_REPORT as error:
+        raise CannotRun(f"{file} is damaged or no state file: repair or remove it") from error
+    return accounts
+
+
+def upgrade_account(
+    findings: dict[str, dict[str, str]], history: Iterable[dict[str, Any]]
+) -> dict[str, Any]:
+    """An account of a state file of schema 1, which knows neither severities nor extents."""
+    known: dict[str, KnownFinding] = {}
+    for id, entry in findings.items():
+        now, first_seen = current_id(id), entry["first_seen"]
+        before = known.get(now, KnownFinding(first_seen, entry["result"], id.split("/")[1]))
+        known[now] = before._replace(first_seen=min(before.first_seen, first_seen))
+    names = {"found": "open", "stood": "days_open"}
+    entries = [{names.get(name, name): entry[name] for name in entry} for entry in history]
+    since = dict.fromkeys((one.name for one in CHECKS), "2000-01-01")
+    state: dict[str, Any] = encode(AccountState(since, known))
+    defaults = {"not_checked": 0, "new": 0, "days_open": [], "remembered": 0}
+    return state | {"history": [defaults | entry for entry in entries]}
+
+
+def account_state(accounts: dict[str, Any], account: str, file: File) -> AccountState:
+    """The state of one account; CannotRun if it is damaged."""
+    if account not in accounts:
+        return AccountState()
+    try:
+        state: AccountState = decode_fields(AccountState, accounts[account])
+        check_history(state.history)
+        for known in (*state.findings.values(), *state.resolved.values()):
+            start_of_day(known.first_seen)
+            rank_of(known.severity)
+    except MALFORMED_REPORT as error:
+        why = f"{file} is damaged or no state file: repair or remove it"
+        raise CannotRun(f"{why} (account {account})") from error
+    return state
+
+
+def write_state_file(file: File, changes: dict[str, StateChange]) -> None:
+    """Apply the changes of a run, by account, to what is in the file now."""
+    data = b""
+
+    def changed(before: bytes | None) -> bytes:
+        nonlocal data
+        accounts = state_accounts(before, file) if before else {}
+        for account, change in changes.items():
+            after = apply_change(account_state(accounts, account, file), change)
+            accounts[account] = encode(after)
+        data = json.dumps({"schema": STATE_SCHEMA, "accounts": accounts}, indent=1).encode()
+        return data
+
+    try:
+        file.update(changed)
+    except FILE_ERRORS as error:
+        save_copy_and_fail(data or changed(None), file, error)
 
 
 # === output ===========================================================================
@@ -3254,17 +3597,26 @@ def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]
 
 
 def describe_result(row: Row) -> str:
-    """The column Result: the finding or the error, and the acceptance."""
-    return f"{row.result}{describe_acceptance(row)}"
+    """The column Result: the finding or the error, how it changed, and the acceptance."""
+    mark = f"{row.change}: " if row.change in (NEW, WORSE) and row.status == FINDING else ""
+    return f"{mark}{row.result}{describe_change(row)}{describe_acceptance(row)}"
+
+
+def describe_change(row: Row) -> str:
+    """` (was: ...)` for a finding that is worse or better, else blank."""
+    return f" (was: {row.was})" if row.was and row.status == FINDING else ""
 
 
 def describe_acceptance(row: Row) -> str:
     """` (accepted until 2030-12-31: moves to roles)`, or blank."""
     if not (acceptance := row.acceptance):
         return ""
-    expired = "acceptance expired," if row.acceptance_expired else "accepted"
     until = f"until {acceptance.until}: " if acceptance.until else ""
-    return f" ({expired} {until}{acceptance.reason})"
+    if row.acceptance_ended == "expired":
+        return f" (acceptance expired, {until}{acceptance.reason})"
+    if row.acceptance_ended:
+        return f" (`{acceptance.pattern}` {row.acceptance_ended}: {acceptance.reason})"
+    return f" (accepted {until}{acceptance.reason})"
 
 
 def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
@@ -3284,7 +3636,8 @@ def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
     others += [counted(len(group), definition.row_noun)] if len(group) > 1 else []
     behind = ", ".join(filter(None, others))
     subject = f"{name}: {text}" if name else text
-    return subject + (f" ({behind})" if behind else "") + describe_acceptance(row)
+    subject += f" ({behind})" if behind else ""
+    return subject + describe_change(row) + describe_acceptance(row)
 
 
 def needed_permission(error: AwsError | None) -> str:
@@ -3310,6 +3663,7 @@ def headline(overview: Overview) -> str:
         findings += f" ({sum(row.new for row in found):,} new, {resolved:,} resolved)"
     errors = sum(len(report.errors()) for report in reports)
     accepted = sum(bool(row.error) for report in reports for row in report.rows(ACCEPTED))
+    accepted += sum(bool(report.error_acceptance) for report in reports)
     parts = [
         *([f"{errors:,} {NOT_CHECKED}"] if errors else []),
         *([f"{accepted:,} {NOT_CHECKED} but accepted"] if accepted else []),
@@ -3327,39 +3681,36 @@ class QuestionPart(NamedTuple):
 
 
 def question_parts(overview: Overview) -> list[QuestionPart]:
-    """The checks, regions, accounts and ages that were asked for.
-
-    Of several reports those with the most limits count.
-    """
-    reports = [one for one in overview.reports if one.results] or overview.reports
-    asked = [report.asked for report in reports]
-    checks = min((one.checks for one in asked if one.checks), key=len, default=[])
-    some = f"{len(checks):,} of {len(CHECKS):,} checks"
-    named = {number for one in asked for number in one.accounts}
-    left_out = {number for one in asked for number in one.excluded_accounts}
-    age = max(one.max_key_age for one in asked)
+    """The checks, regions, ages and accounts that were asked for; of several reports the fewest."""
+    asked = [report.question for report in overview.reports if report.question]
+    if not asked:
+        return []
+    checks = min((question.checks for question in asked), key=len)
+    everything = len(checks) == len(CHECKS)
+    number = f"all {len(CHECKS):,}" if everything else f"{len(checks):,} of {len(CHECKS):,}"
+    age = max(question.max_key_age for question in asked)
     parts = [
-        QuestionPart(some if checks else f"all {len(CHECKS):,} checks", bool(checks), checks),
-        min(map(regions_asked, reports), key=lambda part: not part.limited),
+        QuestionPart(f"{number} checks", not everything, checks),
+        regions_asked(overview),
         QuestionPart(f"access keys older than {counted(age, 'day')}", age > MAX_KEY_AGE),
     ]
-    if named:
-        parts.append(QuestionPart(f"{counted(len(named), 'account')} named", True, sorted(named)))
-    if left_out:
-        text = f"{counted(len(left_out), 'account')} left out"
-        parts.append(QuestionPart(text, True, sorted(left_out)))
+    for word, number in (("named", "accounts"), ("left out", "excluded_accounts")):
+        if names := sorted({name for question in asked for name in getattr(question, number)}):
+            parts.append(QuestionPart(f"{counted(len(names), 'account')} {word}", True, names))
     return parts
 
 
-def regions_asked(report: Report) -> QuestionPart:
-    """The regions that were asked for."""
-    asked, names = report.asked, report.regions
-    if isinstance(names, AwsError):
-        names = asked.regions
-    if not asked.regions and not asked.excluded_regions:
-        return QuestionPart("all regions", False, names)
-    known = f" of {report.enabled_regions:,}" if report.enabled_regions else ""
-    return QuestionPart(f"{len(names):,}{known} regions", True, names)
+def regions_asked(overview: Overview) -> QuestionPart:
+    """The regions that were asked for, in the account in which they were the fewest."""
+    parts = []
+    for report in overview.reports:
+        if question := report.question:
+            names = report.regions if isinstance(report.regions, list) else question.regions
+            limited = bool(question.regions or question.excluded_regions)
+            known = f" of {report.enabled_regions:,}" if report.enabled_regions else ""
+            text = f"{len(names):,}{known} regions" if limited else "all regions"
+            parts.append(QuestionPart(text, limited, names))
+    return min(parts, key=lambda part: (not part.limited, len(part.names)))
 
 
 def describe_limits(overview: Overview) -> str:
@@ -3373,17 +3724,16 @@ def describe_question(overview: Overview) -> str:
         f"{part.text} ({in_words(part.names)})" if part.limited and part.names else part.text
         for part in question_parts(overview)
     ]
-    text = ", ".join(parts)
+    text = ", ".join(parts) or "no account could be audited"
     return f"{text[:1].upper()}{text[1:]}. {describe_version(overview)}"
 
 
 def describe_version(overview: Overview) -> str:
     """`security_check.py 2.0, rules of 2026-11-25`."""
-    asked = [report.asked for report in overview.reports]
-    versions = in_words(sorted({one.version for one in asked}))
-    return (
-        f"security_check.py {versions}, rules of {in_words(sorted({one.rules for one in asked}))}"
-    )
+    asked = [report.question for report in overview.reports if report.question]
+    versions = in_words(sorted({one.version for one in asked} or {__version__}))
+    rules = in_words(sorted({one.rules for one in asked} or {RULES_DATE}))
+    return f"security_check.py {versions}, rules of {rules}"
 
 
 def describe_accounts(reports: list[Report]) -> str:
@@ -3397,6 +3747,8 @@ def describe_outcome(report: Report) -> str:
     """How the audit of one account among several went, or why there was none."""
     if report.error:
         return f"{NOT_CHECKED}: {report.error}{needed_permission(report.error)}"
+    if report.file_errors:
+        return "; ".join(report.file_errors)
     if report.account_status != ACTIVE:
         return f"{report.account_status}: cannot be audited"
     how = "credentials expired after" if report.credentials_expired() else "audited in"
@@ -3422,29 +3774,31 @@ def run_details(overview: Overview) -> dict[str, str]:
         accounts = {"Accounts": describe_accounts(overview.reports), "Scope": overview.scope}
         return accounts | {"Audited by": overview.auditor_arn} | when
     (report,) = overview.reports
-    account = {"Account": report.account, "Alias": names_or_error(report.aliases)}
+    account = {"Account": report.account, "Alias": ", ".join(report.aliases)}
     return account | {"Audited by": report.auditor_arn} | when
 
 
 def question_details(overview: Overview) -> dict[str, str]:
-    """The section `What was asked` of the Summary: first a line a check, then the rest."""
-    audited = [one for one in overview.reports if one.results] or overview.reports
-    chosen = {one.check.name for report in audited for one in report.results}
-    details = {one.title: one.coverage for one in CHECKS}
-    details |= {one.title: "not asked" for one in CHECKS if chosen and one.name not in chosen}
-    where = min(map(regions_asked, audited), key=lambda part: not part.limited)
-    names = ", ".join(where.names)
-    text = f"{where.text if where.limited else f'all {len(where.names):,}'}: {names}"
-    age = max(report.asked.max_key_age for report in audited)
-    details |= {"Regions": text, "Key age": f"older than {counted(age, 'day')} is a finding"}
-    details |= {
-        part.text.capitalize(): ", ".join(part.names)
-        for part in question_parts(overview)
-        if "account" in part.text and part.names
+    """The section `What was asked` of the Summary: a line a check, then the rest."""
+    asked = [report.question for report in overview.reports if report.question]
+    if not asked:
+        return {"Version": describe_version(overview)}
+    checks, where, keys, *accounts = question_parts(overview)
+    names = where.text if where.limited else f"all {len(where.names):,} that are enabled"
+    least = min((question.fail_on for question in asked), key=SEVERITIES.index)
+    return {
+        **{one.title: one.coverage if one.name in checks.names else "not asked" for one in CHECKS},
+        "Regions": f"{names}: {', '.join(where.names)}",
+        "Key age": f"{keys.text} are findings",
+        **({"Accounts": "; ".join(map(describe_part, accounts))} if accounts else {}),
+        **({"Exit code": f"1 only for findings of {least} or worse"} if least != LOW else {}),
+        "Version": describe_version(overview),
     }
-    if (least := min((one.asked.fail_on for one in audited), key=SEVERITIES.index)) != LOW:
-        details["Exit code"] = f"findings below {least} do not count"
-    return details | {"Version": describe_version(overview)}
+
+
+def describe_part(part: QuestionPart) -> str:
+    """A part of the question with all names."""
+    return f"{part.text}: {', '.join(part.names)}"
 
 
 # --- history --------------------------------------------------------------------------
@@ -3512,6 +3866,17 @@ def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[Summary
         )
         for group in group_by_resource(lines)
     ]
+
+
+def change_lines(lines: Iterable[SheetRow], overview: Overview, change: str) -> list[SummaryLine]:
+    """The findings that are NEW or WORSE; of the latter also what they were."""
+    changed = [line for line in lines if line.row.change == change]
+    return finding_lines(changed, overview)
+
+
+def ended_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+    """The findings whose acceptance does not count any more."""
+    return finding_lines([line for line in lines if line.row.acceptance_ended], overview)
 
 
 def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
@@ -3593,23 +3958,31 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
     sheets = rows_by_check(overview.reports)
     table = account_table if overview.multi_account else check_table
     findings = ranked(sheets, FINDING)
-    expired = [line for line in findings if line.row.acceptance_expired]
-    new = [line for line in findings if line.row.new]
     history = merge_history(overview.reports)
     numbers = [*table(overview, sheets, colour), ""]
     worst = finding_text("Worst", worst_lines(findings, overview), MAX_WORST)
     news = [
-        *finding_text("New", finding_lines(new, overview), MAX_LINES),
+        *finding_text("Worse", change_lines(findings, overview, WORSE), MAX_LINES),
+        *finding_text("New", change_lines(findings, overview, NEW), MAX_LINES),
         *first_lines("Not checked", gap_texts(overview, sheets), MAX_LINES),
-        *finding_text("Acceptance expired", finding_lines(expired, overview), MAX_LINES),
+        *finding_text("Acceptance ended", ended_lines(findings, overview), MAX_LINES),
         *first_lines("Resolved", resolved_texts(overview), MAX_LINES),
     ]
     begin = [f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}", ""]
     end = [*fold(describe_question(overview), ""), overview.path]
     total = [headline(overview), *last_two_bars(history, f"{overview.started:%Y-%m-%d}")]
-    if quiet and overview.with_state:
+    total += first_run_text(overview)
+    compared = overview.with_state and not any(report.first_run for report in overview.reports)
+    if quiet and compared:
         return "\n".join([*begin, *total, *news, "", *numbers, *end])
     return "\n".join([*begin, *numbers, *total, *worst, *news, *end])
+
+
+def first_run_text(overview: Overview) -> list[str]:
+    """The reason why nothing is new in a first run."""
+    first = sum(report.first_run for report in overview.reports)
+    whose = f" of {counted(first, 'account')}" if overview.multi_account else ""
+    return fold(f"First run{whose} with this state: nothing to compare with.", "") if first else []
 
 
 def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
@@ -4174,25 +4547,25 @@ def check_header(definition: Check, with_account: bool, with_state: bool) -> lis
     return ["Severity", "Status", *account, *definition.columns, *end]
 
 
-def check_table_row(line: SheetRow) -> TableRow:
-    """A row of a check's sheet."""
+def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
+    """A row of a check's sheet. In an overview the ID has the account's number in front."""
     report, definition, row, _ = line
     command, manual = row.shown_remediation()
     cells: TableRow = {
         **row.cells,
         "Account": report.account,
         "Account name": report.name,
-        "Result": f"NEW: {describe_result(row)}" if row.new else describe_result(row),
+        "Result": describe_result(row),
         "Severity": row.severity,
         "Status": row.status,
         "Control": row.control,
         "First seen": start_of_day(row.first_seen) if row.first_seen else "",
         "Remediation": command or (f"({manual})" if manual else ""),
-        "ID": definition.id(row),
+        "ID": f"{report.account}/{definition.id(row)}" if multi_account else definition.id(row),
     }
     styles = {name: NOT_CHECKED for name, cell in row.cells.items() if cell == NOT_CHECKED}
     styles |= {"Severity": row.severity, "Status": row.status}
-    styles |= {"Result": "new"} if row.new else {}
+    styles |= {"Result": "new"} if row.change in (NEW, WORSE) else {}
     styles |= {"Remediation": "command"} if command else {}
     if row.status == ACCEPTED:
         styles = dict.fromkeys((*definition.columns, *cells), ACCEPTED)
@@ -4223,7 +4596,7 @@ def account_table_row(report: Report, overview: Overview) -> TableRow:
         "Status": status_cell(NOT_CHECKED if report.error else status),
         "Account": report.account,
         "Name": report.name,
-        "Alias": names_or_error(report.aliases),
+        "Alias": ", ".join(report.aliases),
         "Resolved": len(report.resolved or ()) or "",
         NOT_CHECKED: len(report.errors()) or "",
         "Result": describe_outcome(report),
@@ -4231,7 +4604,7 @@ def account_table_row(report: Report, overview: Overview) -> TableRow:
     }
 
 
-def resolved_table_rows(reports: Iterable[Report]) -> Iterator[TableRow]:
+def resolved_table_rows(reports: Iterable[Report], multi_account: bool) -> Iterator[TableRow]:
     """The findings that were resolved since last time."""
     for report in reports:
         for id, known in (report.resolved or {}).items():
@@ -4240,7 +4613,7 @@ def resolved_table_rows(reports: Iterable[Report]) -> Iterator[TableRow]:
                 "Status": "RESOLVED",
                 "Account": report.account,
                 "Account name": report.name,
-                "Finding": id,
+                "Finding": f"{report.account}/{id}" if multi_account else id,
                 "Result": known.result,
                 "First seen": first,
                 "Days open": (report.started - first).days,
@@ -4277,13 +4650,18 @@ def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> No
     page.write_row([StyledCell(f"AWS security check: {whose}", "title")])
     limited = describe_limits(overview) or any(report.errors() for report in overview.reports)
     page.write_merged(headline(overview), NOT_CHECKED if limited else OK, 0)
-    page.write_merged(describe_question(overview), "cell", 0)
+    page.write_merged(" ".join([describe_question(overview), *first_run_text(overview)]), "cell", 0)
     page.next_row += 1
     write_check_counts(page, overview, sheets)
     gaps = [*account_error_lines(overview), *gap_lines(overview, sheets)]
     page.write_section("Not checked", [*first_of(gaps, SUMMARY_GAPS), *policy_line(overview)])
-    worst = worst_lines(ranked(sheets, FINDING), overview)
+    worst_first = ranked(sheets, FINDING)
+    worst = worst_lines(worst_first, overview)
     page.write_section("Worst findings", first_of(worst, SUMMARY_WORST))
+    changed = [line for line in worst_first if line.row.change in (NEW, WORSE)]
+    if changed:
+        lines = finding_lines(changed, overview)
+        page.write_section("New and worse", first_of(lines, SUMMARY_WORST))
     write_history(page, merge_history(overview.reports))
     page.write_section("What was asked", details_lines(question_details(overview)))
     links = {"Accounts": "#Accounts!A1"}
@@ -4375,7 +4753,7 @@ def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterat
         note = f"{definition.description}{REMEDIATION_NOTE if commands else ''}"
         header = check_header(definition, with_account, overview.with_state)
         empty = f"Nothing in {counted(len(reports), 'account')}"
-        rows = map(check_table_row, lines)
+        rows = (check_table_row(line, overview.multi_account) for line in lines)
         yield Table(definition.title, note, definition.docs, header, rows, empty)
     if any(report.controls for report in reports):
         yield controls_table(overview)
@@ -4406,7 +4784,8 @@ def resolved_table(overview: Overview, with_account: bool) -> Table:
     header = ["Severity", "Status", *(["Account", "Account name"] if with_account else [])]
     header += ["Finding", "Result", "First seen", "Days open"]
     note = "Findings of the last report that are resolved."
-    rows, empty = resolved_table_rows(overview.reports), "Nothing was resolved since last time"
+    rows = resolved_table_rows(overview.reports, overview.multi_account)
+    empty = "Nothing was resolved since last time"
     return Table("Resolved", note, "", header, rows, empty)
 
 
@@ -4724,7 +5103,15 @@ class Run:
     started: datetime = field(default_factory=lambda: utc_now())
     accept_files: dict[str, list[Acceptance]] = field(default_factory=dict)  # by name
     used_acceptances: set[Acceptance] = field(default_factory=set)  # matched by a row
+    state_files: dict[str, dict[str, Any]] = field(default_factory=dict)  # as read, by name
+    changes: dict[str, StateChange] = field(default_factory=dict)  # to be remembered, by account
     written: list[str] = field(default_factory=list)  # absolute names
+    lock: Any = field(default_factory=threading.Lock)
+
+    @property
+    def today(self) -> str:
+        """The day of the run, in UTC: of all its accounts, whenever they are audited."""
+        return f"{self.started:%Y-%m-%d}"
 
     @property
     def multi_account(self) -> bool:
@@ -4768,11 +5155,41 @@ class Run:
             self.accept_files[str(file)] = read_accept_file(file)
         return self.accept_files[str(file)]
 
+    def state_file(self, account: str) -> dict[str, Any]:
+        """The accounts of the state file that this account is in, read once."""
+        file = self.file(self.options.state, account)
+        with self.lock:
+            if str(file) not in self.state_files:
+                self.state_files[str(file)] = read_state_file(file)
+            return self.state_files[str(file)]
+
     def state(self, account: str) -> AccountState | None:
-        """The findings and history of earlier runs; None without --state."""
+        """The findings and history of earlier runs; None without --state. Raises CannotRun."""
         if not self.options.state:
             return None
-        return read_state(self.file(self.options.state, account)).get(account, AccountState())
+        file = self.file(self.options.state, account)
+        return account_state(self.state_file(account), account, file)
+
+    def history(self, account: str) -> list[HistoryEntry]:
+        """The history of an account that was not audited; empty if it cannot be read."""
+        with contextlib.suppress(CannotRun):
+            if state := self.state(account):
+                return [*state.history]
+        return []
+
+    def write_states(self) -> list[str]:
+        """Remember what was told, each file once; why it failed, for each that did."""
+        files: dict[str, tuple[File, dict[str, StateChange]]] = {}
+        for account, change in self.changes.items():
+            file = self.file(self.options.state, account)
+            files.setdefault(str(file), (file, {}))[1][account] = change
+        failures = []
+        for file, changes in files.values():
+            try:
+                write_state_file(file, changes)
+            except CannotRun as why:
+                failures.append(str(why))
+        return failures
 
     def overview_name(self) -> str:
         """The name of the overview."""
@@ -4809,7 +5226,7 @@ def check_before_start(run: Run) -> None:
         if name and name != "-":
             run.file(name).ensure_writable()
     if options.state and "{account}" not in options.state:
-        read_state(run.file(options.state))
+        run.state_file("")
     if "{account}" in (options.accept or ""):
         run.file(options.accept)  # makes the session for S3, before the threads start
     else:
@@ -4838,7 +5255,7 @@ def select_accounts(run: Run) -> Selection:
     profile = next(iter(options.profile), None)
     caller = connect(options, profile)
     if options.organization:
-        jobs = organization_jobs(caller, options, profile)
+        jobs = organization_jobs(run, caller, profile)
         return Selection(f"AWS organization of {caller.number}", caller.arn, jobs)
     numbers = dict.fromkeys(options.account or [caller.number])
     jobs = [account_job(caller, options, profile, {"Id": number}) for number in numbers]
@@ -4861,10 +5278,12 @@ def account_job(
     )
 
 
-def organization_jobs(
-    caller: Account, options: argparse.Namespace, profile: str | None
-) -> list[AccountJob]:
-    """The accounts of the organization, or those of them named by --account."""
+def organization_jobs(run: Run, caller: Account, profile: str | None) -> list[AccountJob]:
+    """The accounts of the organization, or those of them named by --account.
+
+    Those that the state knows and that are not listed any more have left it.
+    """
+    options = run.options
     try:
         found = caller.fetch("organizations", "ListAccounts", "Accounts", page_size=20)
         listed = {about["Id"]: about for about in found}
@@ -4873,12 +5292,16 @@ def organization_jobs(
         hint = "ask from the management account or a delegated administrator"
         raise CannotRun(f"cannot list the accounts: {why}; {hint}") from failed
     not_listed = AwsError("NotListed", "organizations", "ListAccounts")
-    return [
+    jobs = [
         account_job(caller, options, profile, listed[number])
         if number in listed
         else AccountJob(number, error=not_listed)
         for number in dict.fromkeys(options.account or listed)
     ]
+    known: Iterable[str] = ()
+    if options.state and "{account}" not in options.state and not options.account:
+        known = sorted(run.state_file(""))
+    return [*jobs, *(AccountJob(one, account_status=LEFT) for one in known if one not in listed)]
 
 
 def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
@@ -4906,40 +5329,46 @@ FINISHED_ACCOUNTS: list[str] = []  # with a workbook, for the message of a signa
 
 
 def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -> Report:
-    """Audit one account and write its files."""
-    options = run.options
-    checks = [one for one in CHECKS if one.name in (options.check or one.name)]
-    # days of the history are comparable only if all checks ran in all regions
-    everything = len(checks) == len(CHECKS) and not options.region
+    """Audit one account and write its files. The state is changed at the end of the run."""
+    checks = [one for one in CHECKS if one.name in (run.options.check or one.name)]
     acceptances, state = run.acceptances(aws.number), run.state(aws.number)
-    today = f"{run.started:%Y-%m-%d}"
-    question = Question(checks, acceptances, state, today, everything)
-    done = audit(aws, job, question, progress)
+    done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
     run.used_acceptances |= done.used_acceptances
     name = run.workbook_name(aws.number, done.report.started)
     report = replace(done.report, workbook=run.file(name, aws.number).absolute())
-    write_account_files(run, report, name, done.remembered)
+    report = write_account_files(run, report, name)
+    if state and not report.file_errors:
+        run.changes[aws.number] = done.change
     return report
 
 
-def write_account_files(
-    run: Run, report: Report, name: str, remembered: dict[str, KnownFinding]
-) -> None:
-    """Write the workbook, the CSV files and the state of one account."""
+def write_account_files(run: Run, report: Report, name: str) -> Report:
+    """Write the workbook, the CSV files and the JSON of one account.
+
+    What cannot be written is an error of this account.
+    """
     options, number = run.options, report.account
-    run.write(build_workbook(Overview.of_one(report)), name, number)
-    FINISHED_ACCOUNTS.append(number)
-    if options.csv and not run.multi_account:
-        write_csv_files(run, Overview.of_one(report), number)
-    if options.state:
-        state = AccountState(remembered, tuple(report.history))
-        write_state(run.file(options.state, number), number, state)
+    files = {name: build_workbook(Overview.of_one(report))} if name else {}
+    if options.csv and name and (not run.multi_account or "{account}" in options.csv):
+        for csv_name, data in csv_files(Overview.of_one(report)):
+            files[join_path(options.csv, csv_name)] = data
+    if "{account}" in (options.json or ""):
+        files[options.json] = to_json([report])
+    errors = []
+    for file, data in files.items():
+        try:
+            run.write(data, file, number or file_name(report.name))
+        except CannotRun as why:
+            errors.append(str(why))
+    if name and not errors:
+        FINISHED_ACCOUNTS.append(number)
+    return replace(report, file_errors=errors)
 
 
-def write_csv_files(run: Run, overview: Overview, account: str = OVERVIEW) -> None:
-    """Write every sheet as a CSV file."""
-    for name, data in csv_files(overview):
-        run.write(data, join_path(run.options.csv, name), account)
+def file_name(name: str) -> str:
+    """A profile's name as the name of a file: `team/sso` must not become a folder."""
+    quoted = quote(name, safe="")
+    return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
 def cannot_open(error: AwsError) -> str:
@@ -4952,24 +5381,51 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
 
     A single account without a JSON report has nowhere to say so: then the failure is raised.
     """
-    started, options = run.started.replace(microsecond=0), run.options
-    report = job.report(started)
     try:
         if job.open:
             with contextlib.closing(job.open()) as aws:
                 report = audit_account(run, aws, job, progress)
-    except Exception as error:
+                return (
+                    report if run.keeps_ok_rows or not run.multi_account else drop_ok_rows(report)
+                )
+        error = lost_account_error(run, job)
+    except Exception as failure:
         if not run.multi_account:
-            if not isinstance(error, AwsCallFailed):
+            if not isinstance(failure, AwsCallFailed):
                 raise
-            if not options.json:
-                raise CannotRun(cannot_open(error.error)) from error
-        report = job.report(started, to_aws_error(error))
-    if report.error and (state := run.state(job.account)):
-        report = replace(report, history=[*state.history])
-    if "{account}" in (options.json or ""):
-        run.write(to_json([report]), options.json, report.account or report.name)
-    return drop_ok_rows(report) if run.multi_account and not run.keeps_ok_rows else report
+            if not run.options.json:
+                raise CannotRun(cannot_open(failure.error)) from failure
+        error = to_aws_error(failure)
+    report = job.report(run.started.replace(microsecond=0), error)
+    acceptance = account_acceptance(run, job.account) if report.error else None
+    history = run.history(job.account)
+    report = replace(report, error_acceptance=acceptance, history=history)
+    return write_account_files(run, report, "")
+
+
+def lost_account_error(run: Run, job: AccountJob) -> AwsError | None:
+    """Why an account that is not audited any more has to be told: once, if it had findings."""
+    state = run.state(job.account)
+    if job.error or job.account_status == ACTIVE or not state:
+        return None
+    run.changes[job.account] = StateChange(
+        run.today, [], {}, set(), {}, 0, {}, state.max_key_age, job.account_status
+    )
+    if not state.findings or state.account_status == job.account_status:
+        return None
+    known = counted(len(state.findings), "finding")
+    return AwsError(f"Account{job.account_status.title()}", detail=f"its {known} may remain")
+
+
+def account_acceptance(run: Run, account: str) -> Acceptance | None:
+    """The acceptance `ACCOUNT/not-checked` of an account that could not be opened."""
+    with contextlib.suppress(CannotRun):
+        for acceptance in run.acceptances(account):
+            valid = not acceptance.until or acceptance.until >= run.today
+            if valid and account and acceptance.matches(account, NOT_CHECKED_END):
+                run.used_acceptances.add(acceptance)
+                return acceptance
+    return None
 
 
 def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Report]:
@@ -4990,47 +5446,50 @@ def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Repo
 
 # --- merging reports ------------------------------------------------------------------
 
-MAX_RUN_DURATION = timedelta(days=1)  # from the first account of a run to the last
+MAX_RUN_DURATION = timedelta(hours=12)  # from its first account to the merge, at most
+CLOCK_TOLERANCE = timedelta(minutes=10)  # between machines
 MERGE_THREADS = 32  # for reports in S3
 
 
 def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
-    """The reports in a file; CannotRun if it cannot be read."""
+    """The reports in a file, with errors for those that are damaged; CannotRun if all is."""
     with read_errors_as_cannot_run(file):
         data = file.read()
     reports = reports_from_json(data, file)
     return reports if keep_ok_rows else [*map(drop_ok_rows, reports)]
 
 
-def coverage(report: Report) -> set[tuple[str, bool]]:
-    """The checks that were run, each with whether it was on everything."""
-    return {
-        (result.check.name, complete)
-        for result in report.results
-        for complete in {False, result.complete}
-    }
-
-
 def unmergeable(report: Report, why: str) -> Report:
-    """A report that stands for what is missing in the overview, and why."""
-    warn(f"{report.account} {why}".strip())
+    """A report that stands for what is missing in the overview, and why. Its history is kept."""
+    warn(f"{report.account or report.name} {why}".strip())
     error = AwsError("NotMerged", detail=why)
-    return Report(report.account, report.started, report.name, error=error)
+    return Report(report.account, report.started, report.name, error=error, history=report.history)
 
 
-def reject_stale_or_partial(
-    report: Report, latest: datetime, expected: Collection[tuple[str, bool]]
-) -> Report:
-    """The report, if it belongs to the run of the latest one and covers as much as the others.
-
-    An old one must not stand for an audit that failed, nor one with less for a complete one.
-    """
-    if latest - report.started > MAX_RUN_DURATION:
-        return unmergeable(report, f"was audited on {report.started:%Y-%m-%d}, before this run")
-    audited = report.account_status == ACTIVE and not report.error
-    if audited and coverage(report) != expected:
-        return unmergeable(report, "covers fewer checks or regions than others")
+def reject_stale(run: Run, report: Report) -> Report:
+    """The report, if it belongs to this run: an old one must not stand for a failed audit."""
+    if report.started > run.started + CLOCK_TOLERANCE:
+        return unmergeable(report, f"is of {report.started:%Y-%m-%d %H:%M}, in the future")
+    if run.started - report.started > MAX_RUN_DURATION:
+        return unmergeable(report, f"is of {report.started:%Y-%m-%d %H:%M}, before this run")
     return report
+
+
+def reject_other_questions(reports: list[Report]) -> list[Report]:
+    """The reports, with errors for those that answer another question than most.
+
+    One with fewer checks must not stand for a complete one.
+    """
+    asked = Counter(json.dumps(encode(one.question)) for one in reports if one.question)
+    if len(asked) < 2:
+        return reports
+    (usual, _), *_ = asked.most_common()
+    return [
+        unmergeable(one, "was asked for other checks, regions or key ages than most")
+        if one.question and json.dumps(encode(one.question)) != usual
+        else one
+        for one in reports
+    ]
 
 
 def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
@@ -5044,7 +5503,7 @@ def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
     found, rejected = dict[str, tuple[File, Report]](), list[Report]()
     for file, future in futures:
         try:
-            reports = future.result()
+            reports = [reject_stale(run, one) for one in future.result()]
         except CannotRun as why:
             unread = Report("", run.started, name=Path(file.absolute()).name)
             rejected.append(unmergeable(unread, str(why)))
@@ -5053,9 +5512,10 @@ def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
             other, known = found.setdefault(key := report.account or report.name, (file, report))
             if known is not report:
                 twice = f"is in {other} and in {file}: the later one counts"
-                rejected.append(unmergeable(report, twice))
-                found[key] = file, max(known, report, key=lambda one: one.started)
-    return {name: report for name, (_, report) in found.items()}, rejected
+                rejected.append(unmergeable(replace(report, history=[]), twice))
+                found[key] = file, max(known, report, key=lambda one: (not one.error, one.started))
+    kept = reject_other_questions([report for _, report in found.values()])
+    return {report.account or report.name: report for report in kept}, rejected
 
 
 def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
@@ -5063,20 +5523,20 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
 
     What cannot be merged becomes an error, as does an expected account without a report.
     """
-    found, rejected = read_reports(run)
-    latest = max((report.started for report in found.values()), default=run.started)
-    expected = set().union(*map(coverage, found.values()))
-    reports = {
-        name: reject_stale_or_partial(report, latest, expected) for name, report in found.items()
-    }
+    reports, rejected = read_reports(run)
+    expected = {job.account for job in jobs}
+    for account in sorted(reports.keys() - expected) if jobs else ():
+        warn(f"{account} is not one of the accounts that were named: its report is merged too")
     for job in jobs:
-        if report := reports.get(job.account):
-            reports[job.account] = replace(report, name=job.name or report.name)
-        else:
-            reports[job.account] = missing_report(run, job)
+        report = reports.get(job.account) or missing_report(run, job)
+        reports[job.account] = replace(report, name=job.name or report.name)
     if not reports and not rejected:
         raise CannotRun("there is no report to merge")
-    return [*reports.values(), *rejected]
+    accepted = (
+        replace(one, error_acceptance=account_acceptance(run, one.account)) if one.error else one
+        for one in reports.values()
+    )
+    return [*accepted, *rejected]
 
 
 def missing_report(run: Run, job: AccountJob) -> Report:
@@ -5084,8 +5544,7 @@ def missing_report(run: Run, job: AccountJob) -> Report:
     audited = job.account_status == ACTIVE and not job.error
     error = AwsError("NoReport", detail="of this run") if audited else None
     report = job.report(run.started.replace(microsecond=0), error)
-    state = run.state(job.account)
-    return replace(report, history=[*state.history]) if state else report
+    return replace(report, history=run.history(job.account))
 
 
 def merged_overview(run: Run, selection: Selection, reports: list[Report]) -> Overview:
@@ -5143,10 +5602,6 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
         overview = merged_overview(run, selection, merge_reports(run, selection.jobs))
     else:
         overview = audited_overview(run, selection, began)
-    if overview.multi_account:
-        run.write(build_workbook(overview), run.overview_name())
-        if options.csv:
-            write_csv_files(run, overview)
     return report_outcome(run, overview)
 
 
@@ -5168,23 +5623,52 @@ def audited_overview(run: Run, selection: Selection, began: float) -> Overview:
 
 
 def report_outcome(run: Run, overview: Overview) -> Outcome:
-    """Print the summary and the warnings, and write the JSON report."""
+    """Write and print the results, and only then remember that they were told.
+
+    Whoever dies before has told nothing and remembered nothing: the next run tells it.
+    """
     options, reports = run.options, overview.reports
+    failures = [] if overview.multi_account else [*reports[0].file_errors]
+    if overview.multi_account:
+        failures += write_failures(run, build_workbook(overview), run.overview_name())
+        if options.csv and "{account}" not in options.csv:
+            for name, data in csv_files(overview):
+                failures += write_failures(run, data, join_path(options.csv, name))
     attention = overview.needs_attention()
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
     if options.json != "-" and shown and (attention or not options.quiet):
-        terminal = bool(sys.stdout and sys.stdout.isatty())
-        print_safe(terminal_text(overview, colour=terminal and "NO_COLOR" not in os.environ))
+        print_safe(terminal_text(overview, shows_colour(), options.quiet))
     warn_of_unused_acceptances(run, reports)
     if options.json == "-":
         print_safe(to_json(reports).decode())
     elif options.json and (options.merge or "{account}" not in options.json):
-        run.write(to_json(reports), options.json)
+        failures += write_failures(run, to_json(reports), options.json)
+    failures = failures or run.write_states()
+    if failures:
+        raise CannotRun("; ".join(failures))
     whose = f"AWS account {reports[0].account}"
     if overview.multi_account:
         whose = f"{overview.scope}: {describe_accounts(reports)}"
     return Outcome(overview.exit_code(), f"{whose}: {headline(overview)}", attention, run.written)
+
+
+def write_failures(run: Run, data: bytes, name: str) -> list[str]:
+    """Write results; why not, if they cannot be written."""
+    try:
+        run.write(data, name)
+    except CannotRun as why:
+        return [str(why)]
+    return []
+
+
+def shows_colour() -> bool:
+    """Whether standard output is a terminal with colours, and the user has not said no.
+
+    https://no-color.org: NO_COLOR counts if it is not empty.
+    """
+    refused = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return bool(sys.stdout and sys.stdout.isatty()) and not refused
 
 
 def warn_of_errors(overview: Overview) -> None:
