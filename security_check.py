@@ -22,7 +22,8 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                   offers: enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
                   offers: Account, Account.ask, Account.fetch, Account.close, Account.number,
-                    Account.session, Account.now, Account.only_regions, Account.max_key_age,
+                    Account.session, Account.now, Account.only_regions,
+                    Account.excluded_regions, Account.max_key_age,
                     Account.fatal_error, Account.cache
     audit         runs the checks on one account, compares with the state, applies acceptances
                   offers: AuditInput, audit, to_aws_error, rank_of, StateChange, apply_change,
@@ -33,7 +34,7 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     read_state_file, account_state, write_state_file
     output        reports as people read them: sentences, terminal, workbook, CSV
                   offers: needed_permission, headline, describe_accounts, terminal_text,
-                    build_workbook, csv_files
+                    build_workbook, csv_files, to_ocsf
     command line  arguments, credentials, the accounts of a run, merging, main
                   offers: main, lambda_handler
 
@@ -2235,6 +2236,7 @@ class Account:
     session: boto3.Session
     now: datetime  # the fixed time from which all ages of this audit are counted
     only_regions: Collection[str] = ()  # blank: all that are enabled
+    excluded_regions: Collection[str] = ()  # of those that are enabled
     max_key_age: int = MAX_KEY_AGE  # days
     number: str = ""  # known once STS has answered, as is the ARN
     arn: str = ""  # of the auditor in this account
@@ -2407,7 +2409,7 @@ class Audit(NamedTuple):
 def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) -> Audit:
     """Run the checks on one account and make its report."""
     began = time.monotonic()
-    check_region_names(aws)
+    limit_regions(aws)
     state, today = given.state or AccountState(), given.today
     start_prefetch(aws, given.checks)
     results = [run_check(definition, aws, progress) for definition in given.checks]
@@ -2446,17 +2448,24 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
     return Audit(report, change, used)
 
 
-def check_region_names(aws: Account) -> None:
-    """Raises CannotRun if --region names a region that is not enabled in the account."""
-    if not (wanted := set(aws.only_regions)):
+def limit_regions(aws: Account) -> None:
+    """Limits the account to the regions of --region, without those of --exclude-region.
+
+    Raises CannotRun if a region is not enabled in the account, or if none is left.
+    """
+    wanted, excluded = set(aws.only_regions), set(aws.excluded_regions)
+    if not wanted and not excluded:
         return
     try:
-        unknown = sorted(wanted - set(enabled_regions(aws)))
+        enabled = enabled_regions(aws)
     except AwsCallFailed:  # the checks will say what they cannot read
         return
-    if unknown:
-        valid = ", ".join(enabled_regions(aws))
+    if unknown := sorted(wanted - {*enabled}):
+        valid = ", ".join(enabled)
         raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
+    aws.only_regions = (wanted or {*enabled}) - excluded
+    if not aws.only_regions:
+        raise CannotRun("--exclude-region leaves no region")
 
 
 def names_or_none(function: Callable[[Account], list[str]], aws: Account) -> list[str]:
@@ -3249,7 +3258,12 @@ def encode(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return [*map(encode, value)]
     kind: Any = type(value)
-    return {name: encode(getattr(value, name)) for name in reported_fields(kind)}
+    fields = {name: encode(getattr(value, name)) for name in reported_fields(kind)}
+    if isinstance(value, Report):
+        levels = Counter(row.level for row in value.rows())
+        counts = {level: levels[level] for level in ROW_ORDER}
+        return {"exit_code": value.exit_code(), "counts": counts, **fields}
+    return fields
 
 
 def encode_result(result: CheckResult) -> dict[str, Any]:
@@ -3259,6 +3273,7 @@ def encode_result(result: CheckResult) -> dict[str, Any]:
             "id": result.check.id(row),
             "status": row.status,
             "result": row.result,
+            "controls": [name for name in row.control.split(", ") if name],
             **encode(row),
             "dates": [name for name, cell in row.cells.items() if isinstance(cell, datetime)],
         }
@@ -3421,6 +3436,7 @@ def check_values(report: Report) -> None:
     if report.account_status == ACTIVE and not report.error and not report.results:
         raise ValueError("a report without a result")
     words = {*(row.severity for row in rows), *(one.status for one in report.controls.values())}
+    words |= {report.question.fail_on or "none"} if report.question else set()
     unknown = words - {"", *SEVERITIES, *CONTROL_STATUSES}
     known_controls = {name for one in CHECKS for name in one.controls}
     if unknown or report.controls.keys() - known_controls or not 0 <= report.seconds < 1e9:
@@ -4812,6 +4828,137 @@ def to_csv(table: Table) -> bytes:
     return file.getvalue().encode("utf-8-sig")
 
 
+# --- OCSF -----------------------------------------------------------------------------
+#
+# Compliance Finding, class 2003, of the Open Cybersecurity Schema Framework:
+# https://schema.ocsf.io/1.5.0/classes/compliance_finding
+
+OCSF_VERSION, OCSF_CLASS = "1.5.0", 2003
+OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # 0: Unknown
+OCSF_STATUSES = {"New": (1, 1), "In Progress": (2, 2), "Suppressed": (3, 2), "Resolved": (4, 3)}
+OCSF_ACTIVITIES = {1: "Create", 2: "Update", 3: "Close"}
+OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # a Warning did not yield a result
+
+
+def to_ocsf(reports: Iterable[Report]) -> bytes:
+    """Every finding and gap, and what was resolved, as OCSF: an object a line."""
+    events = (event for report in reports for event in ocsf_events(report))
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+def ocsf_events(report: Report) -> Iterator[dict[str, Any]]:
+    """The events of one account."""
+    if report.error:
+        status = "Suppressed" if report.error_acceptance else "New"
+        text = f"The account could not be audited: {describe_outcome(report)}"
+        yield ocsf_event(report, NOT_CHECKED_END, text, status, 2)
+    for result in report.results:
+        for row in (row for row in result.rows if row.status != OK):
+            yield ocsf_row_event(report, result.check, row)
+    for id, known in (report.resolved or {}).items():
+        event = ocsf_event(report, id, known.result, "Resolved", 1, known.severity)
+        event["finding_info"]["first_seen_time"] = milliseconds(start_of_day(known.first_seen))
+        yield event
+
+
+def milliseconds(moment: datetime) -> int:
+    """A moment as OCSF has it."""
+    return round(moment.timestamp() * 1000)
+
+
+def ocsf_event(
+    report: Report, id: str, text: str, status: str, compliance: int, severity: str = ""
+) -> dict[str, Any]:
+    """An event with what all have; its resource is the account."""
+    status_id, activity = OCSF_STATUSES[status]
+    account = {"uid": report.account, "name": report.name, "type": "AWS Account", "type_id": 10}
+    product = {"name": "security_check.py", "vendor_name": "security_check.py"}
+    source = id.partition("/")[0]
+    return {
+        "metadata": {
+            "version": OCSF_VERSION,
+            "profiles": ["cloud"],
+            "event_code": source,
+            "product": {**product, "version": __version__},
+        },
+        "time": milliseconds(report.started),
+        "category_uid": 2,
+        "category_name": "Findings",
+        "class_uid": OCSF_CLASS,
+        "class_name": "Compliance Finding",
+        "activity_id": activity,
+        "activity_name": OCSF_ACTIVITIES[activity],
+        "type_uid": OCSF_CLASS * 100 + activity,
+        "type_name": f"Compliance Finding: {OCSF_ACTIVITIES[activity]}",
+        "severity_id": OCSF_SEVERITIES[severity],
+        "severity": severity or "Unknown",
+        "status_id": status_id,
+        "status": status,
+        "message": text,
+        "finding_info": {"uid": f"{report.account}/{id}", "title": text, "types": [source]},
+        "compliance": {
+            "status_id": compliance,
+            "status": OCSF_COMPLIANCE[compliance],
+            "standards": [],
+        },
+        "cloud": {"provider": "AWS", "account": account},
+        "resources": [{"uid": f"AWS::::Account:{report.account}"}],
+    }
+
+
+def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any]:
+    """The event of a row that is not OK."""
+    known = row.first_seen and row.first_seen != f"{report.started:%Y-%m-%d}"
+    status = "In Progress" if known else "New"
+    status = "Suppressed" if row.status == ACCEPTED else status
+    id, text = definition.id(row), describe_result(row)
+    event = ocsf_event(report, id, text, status, 2 if row.error else 3, row.severity)
+    event["finding_info"]["title"] = row.kind or text
+    if row.first_seen:
+        event["finding_info"]["first_seen_time"] = milliseconds(start_of_day(row.first_seen))
+    event["finding_info"]["desc"] = definition.description
+    if controls := [name for name in row.control.split(", ") if name]:
+        event["compliance"] |= ocsf_controls(definition, controls)
+    fix = row.remediation.command or row.remediation.manual or needed_permission(row.error).strip()
+    event["remediation"] = {"desc": fix or definition.description, "references": [definition.docs]}
+    if row.acceptance:
+        event["comment"] = row.acceptance.reason
+    region = str(row.cells.get("Region") or report.home_region)
+    event["cloud"]["region"] = region
+    event["resources"] = [
+        {
+            "uid": row.arn or f"AWS::::Account:{report.account}",
+            "name": next(iter(definition.resource_names(row)), ""),
+            "region": region,
+            "cloud_partition": (row.arn or report.auditor_arn).split(":")[1],
+            "data": row.facts,
+        }
+    ]
+    return event
+
+
+def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
+    """The controls that a row fails, and their numbers in other standards."""
+    controls = [definition.controls[name] for name in names if name in definition.controls]
+    numbers = {
+        "CIS AWS Foundations Benchmark 5.0.0": [one.cis_5 for one in controls if one.cis_5],
+        "CIS AWS Foundations Benchmark 3.0.0": [one.cis_3 for one in controls if one.cis_3],
+        "PCI DSS 4.0.1": [one.pci for one in controls if one.pci],
+    }
+    numbers = {standard: found for standard, found in numbers.items() if found}
+    return {
+        "control": names[0],
+        "standards": ["AWS Security Hub", *numbers],
+        "requirements": [
+            *(f"AWS Security Hub {name}" for name in names),
+            *(
+                f"{standard} {', '.join(dict.fromkeys(found))}"
+                for standard, found in numbers.items()
+            ),
+        ],
+    }
+
+
 # === command line =====================================================================
 
 # --- streams --------------------------------------------------------------------------
@@ -4865,7 +5012,7 @@ def log_calls(wanted: bool) -> None:
 
 ROLE = "security-check"  # to assume in the accounts of an organization
 EPILOG = """\
-(*) may be repeated. The checks are:
+(*) takes several, and may be repeated. @FILE is a file of options. The checks are:
   {checks}
 
 exit codes:
@@ -4916,43 +5063,68 @@ FILE = path_type("file")
 FOLDER = path_type("folder")
 
 
+class OptionParser(argparse.ArgumentParser):
+    """A parser that reads files of options: lines as on a command line, and comments behind #."""
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """The words of a line."""
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"a file of options has the line {arg_line!r}: {error}")
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options of a run; a mistake in them ends the program with exit code 2."""
     names = [definition.name for definition in CHECKS]
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="security_check.py",
+        fromfile_prefix_chars="@",
         description="Audit an AWS account with read-only checks, and write a workbook.",
         epilog=EPILOG.format(checks=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    repeated: dict[str, Any] = {"action": "append", "default": []}
+    repeated: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
     file: dict[str, Any] = {"metavar": "FILE", "type": FILE}
     add = parser.add_argument
     add("--profile", **repeated, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--organization", action="store_true", help="audit every account of the organization")
     add("--account", **repeated, metavar="NUMBER", type=ACCOUNT,
         help="audit this account; with --organization, only this one of it (*)")  # fmt: skip
+    add("--exclude-account", **repeated, metavar="NUMBER", type=ACCOUNT,
+        help="leave this account of the organization out (*)")  # fmt: skip
     add("--role", metavar="NAME", type=ROLE_NAME, default=ROLE,
         help="the role to assume in other accounts (%(default)s)")  # fmt: skip
     add("--region", **repeated, metavar="REGION", help="limit regional checks to a region (*)")
+    add("--exclude-region", **repeated, metavar="REGION", help="leave this region out (*)")
     add("--check", **repeated, metavar="CHECK", choices=names, help="run only this check (*)")
     add("--output", **file, help="the workbook, or the overview of several accounts")
     add("--json", **file, help="write the report as JSON too; - is standard output")
+    add("--ocsf", **file, help="write findings and gaps as OCSF, an object a line; or -")
     add("--csv", metavar="FOLDER", type=FOLDER, help="write every sheet as a CSV file too")
     add("--state", **file, help="remember findings here, to tell new and resolved ones")
     add("--accept", **file, help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")
-    add("--merge", nargs="+", metavar="NAME", type=FOLDER, default=[],
+    add("--merge", **repeated, metavar="NAME", type=FOLDER,
         help="audit nothing: make the overview of these reports and folders")  # fmt: skip
     add("--list", **file, help="audit nothing: write the numbers of the accounts, one a line")
     add("--max-key-age", metavar="DAYS", type=DAYS, default=str(MAX_KEY_AGE),
         help="an access key older than this is a finding (%(default)s)")  # fmt: skip
+    add("--fail-on", metavar="SEVERITY", type=str.capitalize, choices=SEVERITIES, default=LOW,
+        help="findings below this do not make the exit code 1 (%(default)s)")  # fmt: skip
     add("--quiet", action="store_true", help="print only if there is news, or an error")
     add("--debug", action="store_true", help="log the calls to AWS on standard error")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(argv)
+    if options.json == options.ocsf == "-":
+        parser.error("--json and --ocsf cannot both be standard output")
+    if options.exclude_account and not options.organization:
+        parser.error("--exclude-account needs --organization")
     if len(set(options.profile)) > 1 and (options.organization or options.account):
         parser.error("--organization and --account take one --profile at most")
-    others = ("role", "region", "check", "accept", "max_key_age", "list")
+    others = (
+        *("role", "region", "exclude_region", "check", "accept", "max_key_age", "list"),
+        "fail_on",
+    )
     for name in others if options.merge else ():
         if getattr(options, name) != parser.get_default(name):
             parser.error(f"--merge audits nothing: it does not take --{name.replace('_', '-')}")
@@ -5044,7 +5216,8 @@ def connect(
     now = utc_now()
     try:
         session = new_session(profile, writes)
-        aws = Account(session, now, options.region, int(options.max_key_age), profile=profile or "")
+        limits = options.region, options.exclude_region, int(options.max_key_age)
+        aws = Account(session, now, *limits, profile=profile or "")
         identity = aws.ask("sts", "GetCallerIdentity")
         aws.number, aws.arn = identity["Account"], identity["Arn"]
     except ProfileNotFound as error:
@@ -5064,7 +5237,7 @@ def assume_role(caller: Account, profile: str | None, role: str, number: str) ->
     else:
         session, arn = role_session(caller, profile, role, number)
     profile = profile if number == caller.number else ""
-    limits = caller.only_regions, caller.max_key_age
+    limits = caller.only_regions, caller.excluded_regions, caller.max_key_age
     return Account(session, utc_now(), *limits, number, arn, profile or "")
 
 
@@ -5191,6 +5364,26 @@ class Run:
                 failures.append(str(why))
         return failures
 
+    def with_question(self, report: Report) -> Report:
+        """The report, with what only the run knows of the question that it answers."""
+        options = self.options
+        if not report.question:
+            return report
+        named = options.account if options.organization else []
+        question = replace(
+            report.question,
+            accounts=sorted({*report.question.accounts, *named}),
+            excluded_accounts=sorted(
+                {*report.question.excluded_accounts, *options.exclude_account}
+            ),
+        )
+        if not options.merge:
+            limits = sorted(set(options.region)), sorted(set(options.exclude_region))
+            question = replace(
+                question, regions=limits[0], excluded_regions=limits[1], fail_on=options.fail_on
+            )
+        return replace(report, question=question)
+
     def overview_name(self) -> str:
         """The name of the overview."""
         return self.options.output or default_name(OVERVIEW, self.started)
@@ -5219,7 +5412,7 @@ def check_before_start(run: Run) -> None:
     for package in ("boto3", "xlwt"):
         if not importlib.util.find_spec(package):
             raise CannotRun(f"{package} is not installed: run `pip install boto3 xlwt`")
-    names = [options.output or "security_check.xls", options.json]
+    names = [options.output or "security_check.xls", options.json, options.ocsf]
     names += [options.state] if not options.merge else []  # --merge only reads the state
     names += [join_path(options.csv, "a.csv")] if options.csv else []
     for name in [options.list] if options.list else names:
@@ -5260,6 +5453,17 @@ def select_accounts(run: Run) -> Selection:
     numbers = dict.fromkeys(options.account or [caller.number])
     jobs = [account_job(caller, options, profile, {"Id": number}) for number in numbers]
     return Selection("AWS accounts", caller.arn, jobs)
+
+
+def without_excluded(options: argparse.Namespace, selection: Selection) -> Selection:
+    """The accounts without those of --exclude-account. Raises CannotRun if none is left."""
+    excluded = {*options.exclude_account}
+    for number in sorted(excluded - {job.account for job in selection.jobs}):
+        warn(f"--exclude-account {number}: the run has no such account")
+    jobs = [job for job in selection.jobs if job.account not in excluded]
+    if excluded and not jobs:
+        raise CannotRun("--exclude-account leaves no account")
+    return selection._replace(jobs=jobs)
 
 
 def account_job(
@@ -5335,7 +5539,8 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
     run.used_acceptances |= done.used_acceptances
     name = run.workbook_name(aws.number, done.report.started)
-    report = replace(done.report, workbook=run.file(name, aws.number).absolute())
+    report = run.with_question(done.report)
+    report = replace(report, workbook=run.file(name, aws.number).absolute())
     report = write_account_files(run, report, name)
     if state and not report.file_errors:
         run.changes[aws.number] = done.change
@@ -5527,6 +5732,7 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
     expected = {job.account for job in jobs}
     for account in sorted(reports.keys() - expected) if jobs else ():
         warn(f"{account} is not one of the accounts that were named: its report is merged too")
+    reports = {account: run.with_question(report) for account, report in reports.items()}
     for job in jobs:
         report = reports.get(job.account) or missing_report(run, job)
         reports[job.account] = replace(report, name=job.name or report.name)
@@ -5595,7 +5801,7 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
     log_calls(options.debug)
     run = Run(options)
     check_before_start(run)
-    selection = select_accounts(run)
+    selection = without_excluded(options, select_accounts(run))
     if options.list:
         return write_list(run, [job.account for job in selection.jobs if job.open])
     if options.merge:
@@ -5637,13 +5843,14 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     attention = overview.needs_attention()
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
-    if options.json != "-" and shown and (attention or not options.quiet):
+    if "-" not in (options.json, options.ocsf) and shown and (attention or not options.quiet):
         print_safe(terminal_text(overview, shows_colour(), options.quiet))
     warn_of_unused_acceptances(run, reports)
     if options.json == "-":
         print_safe(to_json(reports).decode())
     elif options.json and (options.merge or "{account}" not in options.json):
         failures += write_failures(run, to_json(reports), options.json)
+    failures += write_ocsf(run, reports) if options.ocsf else []
     failures = failures or run.write_states()
     if failures:
         raise CannotRun("; ".join(failures))
@@ -5653,10 +5860,25 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     return Outcome(overview.exit_code(), f"{whose}: {headline(overview)}", attention, run.written)
 
 
-def write_failures(run: Run, data: bytes, name: str) -> list[str]:
+def write_ocsf(run: Run, reports: list[Report]) -> list[str]:
+    """Write the findings and gaps as OCSF; why not, if they cannot be written."""
+    name = run.options.ocsf
+    if name == "-":
+        print_safe(to_ocsf(reports).decode().rstrip("\n"))
+        return []
+    if "{account}" not in name:
+        return write_failures(run, to_ocsf(reports), name)
+    return [
+        failure
+        for one in reports
+        for failure in write_failures(run, to_ocsf([one]), name, one.account or file_name(one.name))
+    ]
+
+
+def write_failures(run: Run, data: bytes, name: str, account: str = OVERVIEW) -> list[str]:
     """Write results; why not, if they cannot be written."""
     try:
-        run.write(data, name)
+        run.write(data, name, account)
     except CannotRun as why:
         return [str(why)]
     return []
