@@ -286,7 +286,7 @@ class Row:
     remediation: Remediation = field(default=Remediation(), compare=False)
     control_findings: tuple[ControlFinding, ...] = field(default=(), compare=False)
     extent: frozenset[str] = frozenset()  # how far a finding goes: open ranges, flaws, ...
-    resource: str = ""  # in the target: its findings may turn into each other; blank: the target
+    resource: str = ""  # findings of one resource may turn into each other; blank: the target
     fully_read: bool = True  # False if severity or extent may be higher than they really are
 
     # for lists and tools
@@ -1346,7 +1346,7 @@ def rule_rows(
         control_findings=rule_control_findings(rule),
         extent=frozenset(open_to)
         | ({"public address"} if any(map(is_public, interfaces)) else set()),
-        resource=id,
+        resource=f"{region}/{id}",
         fully_read=block is not None,
     )
 

@@ -64,33 +64,10 @@ FIT_BASE = {"users": 12, "buckets": 10, "groups": 2}
 # --- the account, in a process of its own -----------------------------------------------
 
 
-class Remembering:
-    """A WSGI application that asks another one once, and then repeats what it said."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-        self.answers: dict[Any, tuple[str, list[Any], bytes]] = {}
-
-    def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
-        body = environ["wsgi.input"].read()
-        environ["wsgi.input"].seek(0)
-        scope = environ.get("HTTP_AUTHORIZATION", "").partition(",")[0]
-        names = ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_X_AMZ_TARGET")
-        key = (*(environ.get(name) for name in names), scope, body)
-        if key not in self.answers:
-            began: list[Any] = []
-            text = b"".join(self.app(environ, lambda *args: began.extend(args)))
-            self.answers[key] = (began[0], began[1], text)
-        status, headers, text = self.answers[key]
-        start(status, headers)
-        return [text]
-
-
 def serve(pipe: Connection) -> None:
     from cloud import running
 
     with running(REGIONS) as cloud:
-        moto = cloud.layer.app
         pipe.send(cloud.environment)
         for order, argument in iter(pipe.recv, None):
             layer = cloud.layer
@@ -103,7 +80,7 @@ def serve(pipe: Connection) -> None:
                 for number in accounts:
                     sizes = (size.users, size.buckets, size.groups)
                     fill_many(cloud, REGIONS, *sizes, account=number)
-                layer.app = Remembering(moto)
+                cloud.remember()
             elif order == "begin":
                 layer.calls, layer.throttled = [], 0
                 layer.delay, layer.buckets = argument

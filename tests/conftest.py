@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 # Before moto, which reads the configuration of the real account when it is imported.
 for name in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[name]
 
 import boto3
+import botocore.handlers
+import botocore.hooks
 import botocore.loaders
 import pytest
 from botocore import xform_name
@@ -25,12 +31,13 @@ from botocore.stub import Stubber
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import cloud as cloud_module
+from example import CLOSED, MEMBERS, SOEHNE, TOKYO, Organization, fill_organization
+from reading import NOW, NUMBER
 
 import security_check
 from security_check import Account, Report
 
-NOW = datetime(2026, 11, 23, 12, 0, tzinfo=timezone.utc)
-NUMBER = "123456789012"
+__all__ = ["NOW", "NUMBER"]  # from `reading`
 
 
 class Canned(Account):
@@ -106,12 +113,64 @@ def assert_refused(
     assert cloud.layer.calls == []
 
 
+class Clock:
+    """The time of day for the program, which stands still until it is set again."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.patch = patch
+
+    def set(self, moment: str) -> None:
+        """`moment` is a day, at a quarter past six as cron would have it, or more exact; UTC."""
+        text = moment if "T" in moment else f"{moment}T06:15:00"
+        now = datetime.fromisoformat(text).replace(tzinfo=timezone.utc)
+
+        class Kind(type):
+            def __instancecheck__(cls, value: Any) -> bool:
+                return isinstance(value, datetime)
+
+        class Stopped(datetime, metaclass=Kind):
+            @classmethod
+            def now(cls, tz: Any = None) -> Any:
+                return now
+
+        self.patch.setattr(security_check, "datetime", Stopped)
+
+
+def patient(folder: Path) -> dict[str, str]:
+    """The environment of a program that waits for an answer as long as it takes."""
+    (folder / "sitecustomize.py").write_text(
+        "from botocore.httpsession import URLLib3Session\n"
+        "init = URLLib3Session.__init__\n"
+        "URLLib3Session.__init__ = lambda *a, **k: init(*a, **{**k, 'timeout': 3600})\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "survives_bugs: the test provokes an internal error")
     config.addinivalue_line("markers", "posix: the test needs what Windows does not have")
+    config.addinivalue_line("markers", "first: the test takes seconds, so it starts first")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a class read what was run once for them, so they share a process. All others
+    go one by one to whichever is free, in their order: what takes long comes first."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    def shared(nodeid: str) -> str:
+        test, _, _ = nodeid.partition("[")
+        return test.rpartition("::")[0] if test.count("::") > 1 else nodeid
+
+    if config.getoption("dist") != "load":
+        return None
+    scheduling = LoadScopeScheduling(config, log)
+    scheduling._split_scope = shared
+    return scheduling
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
     for item in items:
         if sys.platform == "win32" and item.get_closest_marker("posix"):
             item.add_marker(pytest.mark.skip(reason="not on Windows"))
@@ -138,43 +197,161 @@ def aws() -> Iterator[Canned]:
     account.assert_all_asked()
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Sets the time for the program: `clock.set("2030-08-01")`."""
+    return Clock(monkeypatch)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def one_loader() -> Iterator[None]:
-    """botocore reads its service models once for all sessions of the tests: it is slow."""
+def botocore_learns_once() -> Iterator[None]:
+    """botocore reads its service models once for all sessions of the tests, and works out once
+    what its events are called: it is slow."""
     loader = botocore.loaders.create_loader()
+    alias, known = vars(botocore.hooks.EventAliaser)["_alias_event_name"], dict[str, Any]()
+
+    def alias_once(events: Any, name: str) -> Any:
+        if name not in known:
+            known[name] = alias(events, name)
+        return known[name]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("botocore.session.create_loader", lambda *_: loader)
+        patch.setattr("botocore.hooks.EventAliaser._alias_event_name", alias_once)
         yield
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[cloud_module.Cloud]:
+    """The one AWS of all tests of this process. Who asks it from here needs no connection."""
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    with cloud_module.running() as running:
+    with cloud_module.running() as running, pytest.MonkeyPatch.context() as patch:
+        here = ("before-send", running.answer_here, botocore.handlers.REGISTER_LAST)
+        every = [*botocore.handlers.BUILTIN_HANDLERS, here]
+        patch.setattr("botocore.handlers.BUILTIN_HANDLERS", every)
         yield running
+
+
+def enter(server: cloud_module.Cloud, patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Configure boto3 to go to the server, and go to the folder."""
+    for name, value in server.environment.items():
+        patch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
+        patch.delenv(name, raising=False)
+    patch.chdir(folder)
+
+
+def forbid_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug of ours fails the test in which it shows, though a run would survive it."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("internal error") from sys.exc_info()[1]
+
+    monkeypatch.setattr("traceback.print_exc", fail)
+
+
+@contextmanager
+def in_an_account(server: cloud_module.Cloud, folder: Path) -> Iterator[cloud_module.Cloud]:
+    """What the fixtures `cloud` and `no_internal_error` are to a test, for runs that several
+    tests only read."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        server.reset()
+        enter(server, monkeypatch, folder)
+        forbid_bugs(monkeypatch)
+        yield server
 
 
 @pytest.fixture
 def cloud(
     server: cloud_module.Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> cloud_module.Cloud:
-    """An empty account over HTTP; boto3 is configured to go there, the folder is empty."""
+    """An empty account; boto3 is configured to go there, the folder is empty."""
     server.reset()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
+    enter(server, monkeypatch, tmp_path)
     return server
+
+
+@pytest.fixture
+def over_http(cloud: cloud_module.Cloud) -> None:
+    """All calls to the account go over a connection."""
+    cloud.over_http = True
+
+
+BUCKET = "reports"
+
+
+@pytest.fixture
+def bucket(cloud: cloud_module.Cloud) -> Any:
+    """A client for S3, where there is a bucket for the reports; it does not count as a call."""
+    client = cloud.client("s3")
+    client.create_bucket(Bucket=BUCKET)
+    cloud.layer.calls.clear()
+    return client
+
+
+def objects(client: Any, bucket: str = BUCKET) -> dict[str, bytes]:
+    """What is in the bucket, by key."""
+    found = client.list_objects_v2(Bucket=bucket).get("Contents", ())
+    return {
+        one["Key"]: client.get_object(Bucket=bucket, Key=one["Key"])["Body"].read() for one in found
+    }
+
+
+def fill_small_org(server: cloud_module.Cloud) -> Organization:
+    members = [member for member in MEMBERS if member.number in (SOEHNE, TOKYO, CLOSED)]
+    return fill_organization(server, members=members, management=False)
+
+
+@pytest.fixture
+def small_org(cloud: cloud_module.Cloud) -> Organization:
+    """Three members, of which one cannot be entered; the management account is empty."""
+    return fill_small_org(cloud)
+
+
+@pytest.fixture
+def org_with_bucket(small_org: Organization, bucket: Any) -> Organization:
+    """The same, with a bucket for the reports."""
+    return small_org
+
+
+@dataclass(frozen=True)
+class OrgRun:
+    """A run over the whole organization: the overview is `reports/o.xls`, beside it is the
+    workbook of each account; the JSON is `o.json`; `alone` is the JSON of each account by a
+    run of its own."""
+
+    organization: Organization
+    folder: Path
+    code: int
+    out: str
+    calls: list[cloud_module.Call]
+
+    @property
+    def overview(self) -> Path:
+        return self.folder / "reports/o.xls"
+
+    def alone(self, number: str) -> Path:
+        return self.folder / f"{number}.json"
+
+
+@pytest.fixture(scope="session")
+def full_org_run(server: cloud_module.Cloud, tmp_path_factory: pytest.TempPathFactory) -> OrgRun:
+    """The one run over the full organization. A class reads it, so that it is made once."""
+    folder, out = tmp_path_factory.mktemp("full_org"), io.StringIO()
+    (folder / "reports").mkdir()
+    with in_an_account(server, folder), redirect_stdout(out):
+        organization = fill_organization(server)
+        files = ["--json", "o.json", "--output", "reports/o.xls"]
+        code = security_check.main(["--organization", *files])
+        told, calls = out.getvalue(), [*server.layer.calls]
+        for number in organization.audited:
+            with patch.dict("os.environ", server.credentials(number)):
+                security_check.main(["--json", f"{number}.json", "--output", "alone.xls"])
+    return OrgRun(organization, folder, code, told, calls)
 
 
 @pytest.fixture(autouse=True)
 def no_internal_error(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A bug of ours fails the test in which it shows, though a run would survive it."""
-    if "survives_bugs" in request.keywords:
-        return
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise AssertionError("internal error") from sys.exc_info()[1]
-
-    monkeypatch.setattr("traceback.print_exc", fail)
+    if "survives_bugs" not in request.keywords:
+        forbid_bugs(monkeypatch)

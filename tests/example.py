@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import boto3
 from cloud import BlockPublicAccess, Cloud, Fault
 from moto.cloudtrail.models import Trail
 from moto.core.models import DEFAULT_ACCOUNT_ID
@@ -26,9 +25,6 @@ from moto.s3.models import FakeBucket, get_canned_acl
 
 IRELAND, VIRGINIA, OREGON = "eu-west-1", "us-east-1", "us-west-2"
 DENIED_REGION, DENIED_BUCKET = OREGON, "harbour-books-payroll"
-
-# One session for all accounts that are filled: it keeps what it has read of the services.
-SESSION: Any = boto3.Session("AKIA", "secret", region_name=VIRGINIA)
 
 INTERNET, INTERNET_V6 = "0.0.0.0/0", "::/0"
 PRIVATE, PUBLIC, PUBLIC_V6 = "private", "public", "public IPv6"  # the interfaces of a group
@@ -205,10 +201,10 @@ def fill(cloud: Cloud, now: datetime | None = None, denied: bool = True) -> None
         cloud.backend("ec2", region)
     cloud.backend("iam")  # made at first use, with random IDs
     mock_random.seed(1)
-    client = functools.partial(SESSION.client, region_name=VIRGINIA, endpoint_url=cloud.url)
+    client = cloud.client
     client("iam").create_account_alias(AccountAlias="harbour-books")
     for region in (IRELAND, VIRGINIA, OREGON):
-        ec2 = client("ec2", region_name=region)
+        ec2 = client("ec2", region)
         subnets = make_vpcs(ec2, VPCS[region])
         make_groups(cloud, ec2, region, subnets)
         make_instances(cloud, ec2, region, subnets[VPCS[region][0]], now)
@@ -422,7 +418,7 @@ def policy(bucket: str, **condition: Any) -> str:
 
 def make_trails(cloud: Cloud, client: Any) -> None:
     """One trail that records, with flaws; one that is stopped; a region without any."""
-    ireland, virginia = client("cloudtrail", region_name=IRELAND), client("cloudtrail")
+    ireland, virginia = client("cloudtrail", IRELAND), client("cloudtrail")
     ireland.create_trail(Name="ireland", S3BucketName=TRAIL_BUCKET)
     ireland.start_logging(Name="ireland")
     selector = {
@@ -580,6 +576,9 @@ MEMBERS = (
     # A number with zeros in front, which a spreadsheet or int() would lose.
     Member("000000000012", "x" * 50, users=tuple((f"user-{i:02}", i == 0) for i in range(8))),
 )
+
+
+SOEHNE, TOKYO, SUSPENDED, CLOSED = "111111111111", "222222222222", "666666666666", "888888888888"
 
 
 @dataclass

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import time
-from dataclasses import replace
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -13,243 +14,260 @@ from typing import Any
 import pytest
 import xlrd
 import xlwt
-from conftest import NOW, NUMBER, Canned
+from making import accepted, check_result, finding, fine, known, not_checked, report, workbook_of
 from python_calamine import CalamineWorkbook
-
-import security_check
-from security_check import (
-    CHECKS,
-    ROOT,
-    Acceptance,
-    CannotRun,
-    LocalFile,
-    Report,
-    Row,
-    Sheet,
-    Unanswered,
-    deliver,
-    gap,
-    workbook,
+from reading import (
+    CHECKS_BY_NAME,
+    NOW,
+    NUMBER,
+    Cell,
+    above_cells,
+    header_cells,
+    leads_to,
+    open_book,
+    read_cells,
+    read_column,
+    read_header,
+    read_sheet,
+    row_height,
+    sheet_names,
+    summary_cells,
+    summary_facts,
+    summary_rows,
+    summary_section,
+    summary_table,
 )
 
-BY_NAME = {check.name: check for check in CHECKS}
+import security_check
+from security_check import CHECKS, ROOT, CannotRun, Check, LocalFile, Row, deliver
+
+CLASSIC = CHECKS_BY_NAME["ec2-classic"].title
+KEYS = CHECKS_BY_NAME["access-keys"].title
 
 
-def cells(check: str, *values: Any) -> dict[str, Any]:
-    """The first cells of a row of the check."""
-    return dict(zip(BY_NAME[check].columns, values, strict=False))
+def instance_cells(**cells: Any) -> dict[str, Any]:
+    named = {"Region": "eu-west-1", "Instance ID": "i-1", "Name": "web"}
+    return {**named, "State": "running", "Launched": NOW, **cells}
 
 
-INSTANCE = cells("ec2-classic", "eu-west-1", "i-1", "web", "running", NOW)
-UNREAD = gap("x", "", {"Region": "x"}, Unanswered("Denied", "x"))
+def bad(n: int, severity: str = "High", **facts: Any) -> Row:
+    cells = {"Region": "eu-west-1", "Instance ID": f"i-{n}"}
+    about: dict[str, Any] = {"item": f"i-{n}", "severity": severity, "control": "X.1", **facts}
+    return finding("eu-west-1", cells=cells, **about)
 
 
-def a_report(aws: Canned, *rows: Row, check: str = "ec2-classic", gone: Any = None) -> Report:
-    return report_of(aws, [Sheet(BY_NAME[check], list(rows))], gone)
+def good(target: str = "a", **cells: Any) -> Row:
+    return fine(target, cells=instance_cells(**cells))
 
 
-def report_of(aws: Canned, sheets: list[Sheet], gone: Any = None) -> Report:
-    return Report(
-        number=aws.number,
-        arn=aws.arn,
-        home=aws.region,
-        started=aws.now,
-        aliases=["acme"],
-        regions=["eu-west-1", "us-east-1"],
-        sheets=sheets,
-        gone=gone,
-        seconds=3,
-    )
+def unread(target: str = "x", error: str = "Denied: x") -> Row:
+    return not_checked(target, error=error, cells={"Region": target})
 
 
-def opened(report: Report) -> Any:
-    return xlrd.open_workbook(file_contents=workbook(report), formatting_info=True)
+def book_of(*rows: Row, check: str = "ec2-classic", **facts: Any) -> Any:
+    """The workbook of a run of one check that found these rows."""
+    return open_book(workbook_of(report(*rows, check=check, **facts)))
 
 
-def bad(n: int, severity: str = "High") -> Row:
-    shown = cells("ec2-classic", "eu-west-1", f"i-{n}")
-    return Row("eu-west-1", f"i-{n}", shown, "Bad", severity, "X.1")
-
-
-def column(sheet: Any, name: str) -> list[Any]:
-    place = sheet.row_values(2).index(name)
-    return [sheet.cell_value(n, place) for n in range(3, sheet.nrows)]
+def only_row(book: Any, title: str = CLASSIC) -> dict[str, Cell]:
+    (row,) = read_cells(book, title)
+    return row
 
 
 # --- what it says --------------------------------------------------------------------------
 
 
-def test_the_summary_is_the_account_on_one_page(aws: Canned) -> None:
-    silent = gap("us-east-1", "", {"Region": "us-east-1"}, Unanswered("Timeout", "x"))
-    rows = [bad(1, "Critical"), bad(2), silent]
-    book = opened(a_report(aws, *rows, Row("a", "", INSTANCE, "Fine")))
-    summary = book.sheet_by_name("Summary")
-    lines = [[cell for cell in summary.row_values(n) if cell != ""] for n in range(summary.nrows)]
-    for line in (
-        ["AWS security check"],
-        ["2 findings, 1 NOT CHECKED"],
-        ["Account", NUMBER],
-        ["Alias", "acme"],
-        ["Audited by", f"arn:aws:iam::{NUMBER}:user/auditor"],
-        ["Started", "2026-11-23 12:00 UTC"],
-        ["Duration", "3 s"],
-        ["Regions", "eu-west-1, us-east-1"],
-        ["Check", "Critical", "High", "Medium", "Low", "OK", "ACCEPTED", "NOT CHECKED"],
-        ["EC2-Classic", 1.0, 1.0, 1.0, 1.0],
-        ["Critical", "i-1: Bad (eu-west-1)"],
-        ["High", "i-2: Bad (eu-west-1)"],
-        ["NOT CHECKED", "EC2-Classic: Timeout: x, us-east-1/not-checked"],
-    ):
-        assert line in lines
+def test_the_summary_is_the_account_on_one_page() -> None:
+    silent = unread("us-east-1", error="Timeout: x")
+    book = book_of(bad(1, "Critical"), bad(2), silent, good())
+    assert ["AWS security check"] in summary_rows(book)
+    assert ["2 findings, 1 NOT CHECKED"] in summary_rows(book)
+    assert summary_table(book, "Check") == [
+        {
+            **dict.fromkeys(("Check", "Medium", "Low", "ACCEPTED"), ""),
+            "Check": "EC2-Classic",
+            **dict.fromkeys(("Critical", "High", "OK", "NOT CHECKED"), 1.0),
+        }
+    ]
+    assert summary_section(book, "Worst findings") == [
+        ("Critical", "i-1: Bad (eu-west-1)"),
+        ("High", "i-2: Bad (eu-west-1)"),
+    ]
+    assert summary_section(book, "Not checked") == [
+        ("NOT CHECKED", "EC2-Classic: Timeout: x, us-east-1/not-checked")
+    ]
+    facts = {
+        "Account": NUMBER,
+        "Alias": "acme",
+        "Audited by": f"arn:aws:iam::{NUMBER}:user/auditor",
+        "Started": "2026-11-23 12:00 UTC",
+        "Duration": "3 s",
+        "Regions": "eu-west-1, us-east-1",
+    }
+    assert facts.items() <= summary_facts(book).items()
 
 
 @pytest.mark.parametrize(
-    ("code", "call", "words"),
+    ("error", "permission"),
     [
-        ("AccessDenied", "iam ListUsers", "(needs iam:ListUsers)"),
-        ("AccessDenied", "s3 ListBuckets", "(needs s3:ListAllMyBuckets)"),
-        ("AccessDenied", "s3 GetPublicAccessBlock", "(needs s3:GetBucketPublicAccessBlock)"),
-        (
-            "AccessDenied",
-            "s3control GetPublicAccessBlock",
-            "(needs s3:GetAccountPublicAccessBlock)",
-        ),
-        ("UnauthorizedOperation", "ec2 DescribeInstances", "(needs ec2:DescribeInstances)"),
+        ("AccessDenied: iam ListUsers", "iam:ListUsers"),
+        ("AccessDenied: s3 ListBuckets", "s3:ListAllMyBuckets"),
+        ("AccessDenied: s3 GetPublicAccessBlock", "s3:GetBucketPublicAccessBlock"),
+        ("AccessDenied: s3control GetPublicAccessBlock", "s3:GetAccountPublicAccessBlock"),
+        ("UnauthorizedOperation: ec2 DescribeInstances", "ec2:DescribeInstances"),
     ],
 )
-def test_a_gap_names_the_permission_that_is_missing(
-    aws: Canned, code: str, call: str, words: str
-) -> None:
-    denied = gap("x", "", {"Region": "x"}, Unanswered(code, *call.split()))
-    summary = opened(a_report(aws, denied)).sheet_by_name("Summary")
-    assert f"EC2-Classic: {code}: {call} {words}, x/not-checked" in summary.col_values(1)
+def test_a_gap_names_the_permission_that_is_missing(error: str, permission: str) -> None:
+    told = dict(summary_section(book_of(unread(error=error)), "Not checked"))
+    expected = f"EC2-Classic: {error} (needs {permission}), x/not-checked"
+    assert told["NOT CHECKED"] == expected
 
 
-def test_ten_findings_are_worst_and_the_others_are_counted(aws: Canned) -> None:
-    summary = opened(a_report(aws, *map(bad, range(23)))).sheet_by_name("Summary")
-    assert len([c for c in summary.col_values(1) if ": Bad (eu-west-1)" in str(c)]) == 10
-    assert "and 13 more" in summary.col_values(1)
+def test_ten_findings_are_worst_and_the_others_are_counted() -> None:
+    told = summary_section(book_of(*map(bad, range(23))), "Worst findings")
+    assert told == [*(("High", f"i-{n}: Bad (eu-west-1)") for n in range(10)), ("", "and 13 more")]
 
 
-def test_the_most_serious_comes_first_and_the_rest_stays_in_order(aws: Canned) -> None:
-    rows = [
-        Row("fine", "", INSTANCE, "Fine"),
-        bad(1, "Low"),
-        UNREAD,
-        Row("known", "", INSTANCE, "Known", "Critical", acceptance=Acceptance("*", "", "why")),
-        bad(2, "Critical"),
-        bad(3, "Low"),
-    ]
-    sheet = opened(a_report(aws, *rows)).sheet_by_name("EC2-Classic")
-    ids = [id.removeprefix("ec2-classic/") for id in column(sheet, "ID")]
+def test_the_most_serious_comes_first_and_the_rest_stays_in_order() -> None:
+    decided = accepted(finding("known", severity="Critical", cells=instance_cells()))
+    rows = [good("fine"), bad(1, "Low"), unread(), decided, bad(2, "Critical"), bad(3, "Low")]
     findings = ["eu-west-1/i-2", "eu-west-1/i-1", "eu-west-1/i-3"]
-    assert ids == [*findings, "x/not-checked", "known", "fine"]
+    ids = [*findings, "x/not-checked", "known", "fine"]
+    assert read_column(book_of(*rows), CLASSIC, "ID") == [f"ec2-classic/{id}" for id in ids]
 
 
-def test_every_sheet_ends_alike(aws: Canned) -> None:
-    report = report_of(aws, [Sheet(check, []) for check in CHECKS])
-    for sheet in report.sheets:
-        sheet.rows.append(Row("nothing", "", {}, "Nothing"))
-    book = opened(report)
+def test_every_sheet_begins_and_ends_alike() -> None:
+    results = [check_result(check.name, fine("nothing")) for check in CHECKS]
+    book = open_book(workbook_of(report(results=results)))
+    ends = set()
     for check in CHECKS:
-        header = book.sheet_by_name(check.title).row_values(2)
-        ending = ["Result", "Severity", "Status", "Control", "To mend", "ID"]
-        assert header == [*check.columns, *ending]
+        header, own = read_header(book, check.title), [*check.columns]
+        start = header.index(own[0])
+        assert header[start : start + len(own)] == own
+        ends.add((*header[:start], "...", *header[start + len(own) :]))
+    (common,) = ends
+    assert {*common} == {"...", "Result", "Severity", "Status", "Control", "To mend", "ID"}
+
+
+def test_what_is_gone_has_a_sheet() -> None:
+    gone = {"mfa/bob": known("2026-11-01", "Not Enabled")}
+    book = book_of(bad(1), resolved=gone)
+    assert read_sheet(book, "Resolved") == [
+        {
+            "Finding": "mfa/bob",
+            "Result": "Not Enabled",
+            "First seen": "2026-11-01",
+            "Stood (days)": 22,
+        }
+    ]
 
 
 # --- what it looks like ----------------------------------------------------------------------
 
 
-def test_dates_are_dates_and_numbers_numbers(aws: Canned) -> None:
+def key_cells(**cells: Any) -> dict[str, Any]:
+    named = {"User": "alice", "Access key ID": "AKIA", "Key status": "Active"}
+    return {**named, "Created": NOW, "Age (days)": 3, "Last used": "never", **cells}
+
+
+def test_dates_are_dates_and_numbers_numbers() -> None:
     east = datetime(2026, 1, 2, 3, tzinfo=timezone(timedelta(hours=9)))  # the day before in UTC
-    shown = cells("access-keys", "alice", "AKIA", "Active", east, 1234567, "never")
-    row = Row("k", "", shown, "Key is rotated")
-    book = opened(a_report(aws, row, check="access-keys"))
-    sheet = book.sheet_by_name("Access keys")
-    created, age = sheet.cell(3, 3), sheet.cell(3, 4)
-    assert created.ctype == xlrd.XL_CELL_DATE
-    assert xlrd.xldate_as_datetime(created.value, 0) == datetime(2026, 1, 1, 18)
-    form = book.format_map[book.xf_list[created.xf_index].format_key]
-    assert form.format_str == "yyyy-mm-dd"
-    assert (age.ctype, age.value) == (xlrd.XL_CELL_NUMBER, 1234567)
+    cells = key_cells(Created=east, **{"Age (days)": 1234567})
+    row = only_row(book_of(fine("k", cells=cells), check="access-keys"), KEYS)
+    created, age = row["Created"], row["Age (days)"]
+    assert (created.kind, created.number_format) == ("date", "yyyy-mm-dd")
+    assert created.moment == datetime(2026, 1, 1, 18)
+    assert (age.kind, age.value) == ("number", 1234567)
 
 
-def test_numbers_are_right_and_so_are_the_words_over_them(aws: Canned) -> None:
-    shown = cells("access-keys", "alice", "AKIA", "Active", NOW, 3, "never")
-    row = Row("k", "", shown, "Key is rotated")
-    book = opened(a_report(aws, row, check="access-keys"))
-    summary, sheet = book.sheet_by_name("Summary"), book.sheet_by_name("Access keys")
-    counts = summary.row(summary.col_values(0).index("Check"))
-    for line, wanted in ((counts, range(1, 8)), (sheet.row(2), [4]), (sheet.row(3), [4])):
-        sides = [book.xf_list[cell.xf_index].alignment.hor_align for cell in line]
-        assert [n for n, side in enumerate(sides) if side == 3] == [*wanted]
+def on_the_right(cells: dict[str, Cell]) -> set[str]:
+    return {name for name, cell in cells.items() if cell.right}
+
+
+def test_numbers_are_right_and_so_are_the_words_over_them() -> None:
+    book = book_of(fine("k", cells=key_cells()), check="access-keys")
+    assert on_the_right(header_cells(book, KEYS)) == {"Age (days)"}
+    assert on_the_right(only_row(book, KEYS)) == {"Age (days)"}
+    (counts,) = (line for line in summary_cells(book) if line[0].value == "Check")
+    words, *numbers = (cell for cell in counts if cell.value)
+    assert not words.right
+    assert all(cell.right for cell in numbers)
+    assert len(numbers) == 7
 
 
 @pytest.mark.posix
-def test_days_are_of_utc_wherever_the_script_runs(
-    aws: Canned, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_days_are_of_utc_wherever_the_script_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
-        row = replace(bad(1), first_seen="2026-11-01", new=True)
-        sheet = opened(a_report(aws, row, gone={})).sheet_by_name("EC2-Classic")
+        book = book_of(bad(1, first_seen="2026-11-01", new=True), resolved={})
     finally:
         monkeypatch.undo()
         time.tzset()
-    (seen,) = column(sheet, "First seen")
-    assert xlrd.xldate_as_datetime(seen, 0) == datetime(2026, 11, 1)
-    assert column(sheet, "Result") == ["NEW: Bad"]
+    row = only_row(book)
+    assert row["First seen"].moment == datetime(2026, 11, 1)
+    assert row["Result"].value == "NEW: Bad"
 
 
 @pytest.mark.parametrize("name", ["title", "note", "link", "Critical"])
-def test_a_name_that_is_a_word_of_ours_is_a_name(aws: Canned, name: str) -> None:
-    row = Row("x", "", cells("ec2-classic", "eu-west-1", "i-1", name), "Fine")
-    assert opened(a_report(aws, row)).sheet_by_name("EC2-Classic").cell_value(3, 2) == name
+def test_a_name_that_is_a_word_of_ours_is_a_name(name: str) -> None:
+    assert only_row(book_of(good(Name=name)))["Name"].value == name
 
 
-def test_the_header_is_frozen_bold_and_printed_on_every_page(aws: Canned) -> None:
-    book = opened(a_report(aws, bad(1)))
-    sheet = book.sheet_by_name("EC2-Classic")
+def names_of(book: Any, title: str) -> dict[str, Any]:
+    """The areas of a sheet that are built into the format, as (top, end, left, end)."""
+    number = book.sheet_names().index(title)
+    own = (one for one in book.name_obj_list if one.builtin and one.scope == number)
+    return {one.name: one.result.value[0].coords[2:] for one in own}
+
+
+def printed_columns(book: Any, title: str) -> list[str]:
+    _, _, first, end = names_of(book, title)["Print_Area"]
+    assert first == 0
+    return read_header(book, title)[:end]
+
+
+def test_the_header_is_frozen_bold_and_printed_on_every_page() -> None:
+    book = book_of(bad(1))
+    sheet, summary = book.sheet_by_name(CLASSIC), book.sheet_by_name("Summary")
     assert sheet.panes_are_frozen
-    assert sheet.horz_split_pos == 3
-    assert book.font_list[book.xf_list[sheet.cell_xf_index(2, 0)].font_index].bold
-    printed = {(one.name, one.scope): one.result.text for one in book.name_obj_list if one.builtin}
-    last = sheet.row_values(2).index("Control")
-    assert printed == {
-        ("Print_Area", 0): f"Summary!$A$1:$L${book.sheet_by_name('Summary').nrows}",
-        ("Print_Area", 1): f"'EC2-Classic'!$A$1:${'ABCDEFGHIJKL'[last]}$4".replace("'", ""),
-        ("Print_Titles", 1): "EC2-Classic!$A$3:$IV$3",
-    }
+    assert all(cell.bold for cell in header_cells(book, CLASSIC).values())
+    rows = {cell.row for cell in header_cells(book, CLASSIC).values()}
+    assert rows == {sheet.horz_split_pos - 1}
+    areas = names_of(book, CLASSIC)
+    assert areas["Print_Titles"][:2] == (sheet.horz_split_pos - 1, sheet.horz_split_pos)
+    assert areas["Print_Area"][:2] == (0, sheet.nrows)
+    assert {*read_header(book, CLASSIC)} - {*printed_columns(book, CLASSIC)} == {"To mend", "ID"}
+    assert names_of(book, "Summary") == {"Print_Area": (0, summary.nrows, 0, summary.ncols)}
 
 
-def test_links_lead_to_the_console_to_rows_and_back(aws: Canned) -> None:
-    book = opened(a_report(aws, Row("a", "", INSTANCE, "Fine"), bad(7)))
-    sheet, summary = book.sheet_by_name("EC2-Classic"), book.sheet_by_name("Summary")
-    links = {
-        place: link.url_or_path or f"#{link.textmark}"
-        for place, link in sheet.hyperlink_map.items()
+def test_links_lead_to_the_console_to_rows_and_back() -> None:
+    book = book_of(good(), bad(7))
+    over = {cell.value: cell.link for cell in above_cells(book, CLASSIC) if cell.link}
+    assert over == {
+        "Summary": "#Summary!A1",
+        "AWS documentation": CHECKS_BY_NAME["ec2-classic"].docs,
     }
-    assert links == {
-        (0, 5): "#Summary!A1",
-        (0, 10): CHECKS[0].docs,
-        (3, 1): "https://eu-west-1.console.aws.amazon.com/ec2/home?region=eu-west-1"
-        "#InstanceDetails:instanceId=i-7",
-        (4, 1): "https://eu-west-1.console.aws.amazon.com/ec2/home?region=eu-west-1"
-        "#InstanceDetails:instanceId=i-1",
-    }
-    assert {link.textmark for link in summary.hyperlink_map.values()} == {
-        "'EC2-Classic'!A1",
-        "'EC2-Classic'!A4",
-    }
+    page = "https://eu-west-1.console.aws.amazon.com/ec2/home?region=eu-west-1"
+    for row in read_cells(book, CLASSIC):
+        links = {name: cell.link for name, cell in row.items() if cell.link}
+        instance = row["Instance ID"].value
+        assert links == {"Instance ID": f"{page}#InstanceDetails:instanceId={instance}"}
+    summary = [leads_to(book, link) for link in links_of_the_summary(book)]
+    assert [title for title, row in summary if row is None] == [CLASSIC]
+    assert [row["Instance ID"] for _, row in summary if row] == ["i-7"]
+
+
+def links_of_the_summary(book: Any) -> list[str]:
+    return [cell.link for line in summary_cells(book) for cell in line if cell.link]
 
 
 @pytest.mark.parametrize(
-    ("check", "values", "name", "home", "url"),
+    ("check", "cells", "name", "home", "url"),
     [
         pytest.param(
             "security-groups",
-            ("cn-north-1", "sg-1"),
+            {"Region": "cn-north-1", "Group ID": "sg-1"},
             "Group ID",
             "cn-north-1",
             "https://cn-north-1.console.amazonaws.cn/ec2/home?region=cn-north-1"
@@ -258,18 +276,20 @@ def test_links_lead_to_the_console_to_rows_and_back(aws: Canned) -> None:
         ),
         pytest.param(
             "mfa",
-            ("a+b=c,d.e@f-_",),
+            {"User": "a+b=c,d.e@f-_"},
             "User",
             "us-gov-west-1",
             "https://us-gov-west-1.console.amazonaws-us-gov.com/iam/home"
             "#/users/details/a%2Bb%3Dc%2Cd.e%40f-_?section=security_credentials",
             id="GovCloud, and a name with everything",
         ),
-        pytest.param("mfa", (ROOT,), "User", "us-east-1", "", id="root has no page"),
-        pytest.param("security-groups", ("r",), "Group ID", "us-east-1", "", id="no group"),
+        pytest.param("mfa", {"User": ROOT}, "User", "us-east-1", "", id="root has no page"),
+        pytest.param(
+            "security-groups", {"Region": "r"}, "Group ID", "us-east-1", "", id="no group"
+        ),
         pytest.param(
             "s3-acls",
-            ("my.bucket",),
+            {"Bucket": "my.bucket"},
             "Bucket",
             "us-east-1",
             "https://us-east-1.console.aws.amazon.com/s3/buckets/my.bucket?region=",
@@ -277,20 +297,28 @@ def test_links_lead_to_the_console_to_rows_and_back(aws: Canned) -> None:
         ),
     ],
 )
-def test_console_pages(check: str, values: Any, name: str, home: str, url: str) -> None:
-    row = Row("x", "", cells(check, *values), "x")
-    assert security_check.console_link(BY_NAME[check], name, row, home) == url
+def test_console_pages(check: str, cells: dict[str, str], name: str, home: str, url: str) -> None:
+    book = book_of(fine("x", cells=cells), check=check, home_region=home)
+    assert only_row(book, CHECKS_BY_NAME[check].title)[name].link == url
 
 
-def test_the_summary_prints_upright_and_sheets_landscape_one_page_wide(aws: Canned) -> None:
-    data = workbook(a_report(aws, bad(1)))
+def paper(data: bytes) -> list[tuple[int, int, int, bool]]:
+    """How each sheet is printed: its scale, how many pages wide and high, whether upright."""
     setups = [
         struct.unpack_from("<HHhHHH", data, place + 4)
         for place in range(len(data))
         if data[place : place + 4] == b"\xa1\x00\x22\x00"
     ]
-    assert [(width, height) for _, _, _, width, height, _ in setups] == [(1, 1), (1, 0)]
-    assert [bool(options & 0b10) for *_, options in setups] == [True, False]  # bit 1: portrait
+    portrait = 0b10
+    return [
+        (scale, wide, high, bool(options & portrait)) for _, scale, _, wide, high, options in setups
+    ]
+
+
+def test_the_summary_prints_upright_and_sheets_landscape_one_page_wide() -> None:
+    data = workbook_of(report(bad(1)))
+    shapes = [(wide, high, upright) for _, wide, high, upright in paper(data)]
+    assert shapes == [(1, 1, True), (1, 0, False)]
     assert f"&LAWS account {NUMBER}, 2026-11-23&R&P / &N".encode() in data
 
 
@@ -298,7 +326,7 @@ LINE = 270  # the height of a line, in twentieths of a point
 
 
 @pytest.mark.parametrize(
-    ("shown", "result", "height"),
+    ("cells", "result", "height"),
     [
         pytest.param({}, "Bad", LINE, id="a line"),
         pytest.param({"Launched": NOW.replace(microsecond=123456)}, "Bad", LINE, id="a date"),
@@ -309,77 +337,69 @@ LINE = 270  # the height of a line, in twentieths of a point
     ],
 )
 def test_words_make_rows_high_and_ids_do_not(
-    aws: Canned, shown: dict[str, Any], result: str, height: int
+    cells: dict[str, Any], result: str, height: int
 ) -> None:
-    row = Row("eu-west-1", "i-" + "x" * 200, {**INSTANCE, **shown}, result, "High")
-    row = replace(row, mend=("ec2", "words", "--of", "a" * 200))
-    sheet = opened(a_report(aws, row)).sheet_by_name("EC2-Classic")
-    assert sheet.rowinfo_map[3].height == height
-    assert len(sheet.cell_value(3, sheet.ncols - 1)) > 200
+    row = finding(
+        "eu-west-1",
+        item="i-" + "x" * 200,
+        message=result,
+        cells=instance_cells(**cells),
+        command=("ec2", "words", "--of", "a" * 200),
+    )
+    book = book_of(row)
+    assert row_height(book, CLASSIC, only_row(book)) == height
+    assert len(only_row(book)["ID"].value) > 200
 
 
-def test_a_new_row_is_seen_at_once(aws: Canned) -> None:
-    rows = [replace(bad(1), first_seen="2026-11-01", new=True), bad(2)]
-    book = opened(a_report(aws, *rows, gone={}))
-    sheet = book.sheet_by_name("EC2-Classic")
-    result = sheet.row_values(2).index("Result")
-    looks = [book.xf_list[sheet.cell_xf_index(n, result)] for n in (3, 4)]
-    assert [bool(book.font_list[look.font_index].bold) for look in looks] == [True, False]
-    assert [look.background.fill_pattern for look in looks] == [1, 0]
+def test_a_new_row_is_seen_at_once() -> None:
+    book = book_of(bad(1, first_seen="2026-11-01", new=True), bad(2), resolved={})
+    new, old = (row["Result"] for row in read_cells(book, CLASSIC))
+    assert (new.bold, new.filled) == (True, True)
+    assert (old.bold, old.filled) == (False, False)
 
 
-def test_why_there_is_no_command_makes_no_row_high(aws: Canned) -> None:
-    row = replace(bad(1), mend="its owner must enrol a device, and nobody else can do that")
-    sheet = opened(a_report(aws, row)).sheet_by_name("EC2-Classic")
-    assert sheet.rowinfo_map[3].height == LINE
+def test_why_there_is_no_command_makes_no_row_high() -> None:
+    why = "its owner must enrol a device, and nobody else can do that"
+    book = book_of(bad(1, manual=why))
+    assert row_height(book, CLASSIC, only_row(book)) == LINE
 
 
-def a_row_as_wide_as_can_be(check: security_check.Check) -> Row:
+def as_wide_as_can_be(check: Check) -> Row:
     words = "with some more words and " + "x" * 64
-    shown: dict[str, Any] = {column: f"{column} {words}" for column in check.columns}
-    row = Row("x", "y" * 200, shown, "A sentence. " * 9, "Critical", "CloudTrail.1, CloudTrail.4")
-    return replace(row, mend=("words",) * 99, first_seen="2026-11-01", new=True)
+    return finding(
+        "x",
+        item="y" * 200,
+        message="A sentence. " * 9,
+        severity="Critical",
+        control="CloudTrail.1, CloudTrail.4",
+        cells={column: f"{column} {words}" for column in check.columns},
+        command=("words",) * 99,
+        first_seen="2026-11-01",
+        new=True,
+    )
 
 
-@pytest.mark.parametrize("name", BY_NAME)
-def test_no_letter_on_paper_is_smaller_than_seven_points(aws: Canned, name: str) -> None:
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+@pytest.mark.parametrize("multi_account", [False, True], ids=["an account", "several"])
+def test_no_letter_on_paper_is_smaller_than_seven_points(check: Check, multi_account: bool) -> None:
     """A sheet is printed on one page's width, of letters of ten points."""
-    for row in (a_row_as_wide_as_can_be(BY_NAME[name]), bad(1)):
-        report = replace(a_report(aws, row, check=name, gone={}), name="x" * 50)
-        for several in (False, True):
-            results = replace(security_check.alone(report), several=several, of="all")
-            data = security_check.book_of(results)
-            book = xlrd.open_workbook(file_contents=data, formatting_info=True)
-            sheet = book.sheet_by_name(BY_NAME[name].title)
-            (area,) = (
-                one
-                for one in book.name_obj_list
-                if one.name == "Print_Area" and book.sheet_names()[one.scope] == sheet.name
-            )
-            columns = area.result.value[0].coords[5]
-            header = sheet.row_values(2)
-            assert {"Result", "Severity"} <= {*header[:columns]}
-            assert not {"To mend", "ID"} & {*header[:columns]}
-            points = sum(sheet.colinfo_map[n].width for n in range(columns)) / 48.8
-            assert sheet_fits(data, sheet.number) == (points * 0.7 <= security_check.PAPER)
+    for row in (as_wide_as_can_be(check), bad(1)):
+        one = report(row, check=check.name, name="x" * 50, resolved={})
+        data = workbook_of(one, multi_account=multi_account)
+        book = open_book(data)
+        columns = printed_columns(book, check.title)
+        assert {"Result", "Severity"} <= {*columns}
+        assert not {"To mend", "ID"} & {*columns}
+        sheet = book.sheet_by_name(check.title)
+        points = sum(sheet.colinfo_map[n].width for n in range(len(columns))) / 48.8
+        scale, pages_wide, _, _ = paper(data)[sheet.number]
+        assert pages_wide == 1 or scale == 70
+        assert bool(pages_wide) == (points * 0.7 <= security_check.PAPER)
 
 
-def sheet_fits(data: bytes, number: int) -> bool:
-    """Whether a sheet is shrunk to the width of a page, else it is printed at 70 per cent."""
-    setups = [
-        struct.unpack_from("<HHhHHH", data, place + 4)
-        for place in range(len(data))
-        if data[place : place + 4] == b"\xa1\x00\x22\x00"
-    ]
-    _, scale, _, pages_wide, _, _ = setups[number]
-    assert pages_wide == 1 or scale == 70
-    return bool(pages_wide)
-
-
-def test_a_second_reader_sees_the_same(aws: Canned) -> None:
-    data = workbook(a_report(aws, Row("a", "", INSTANCE, "Fine"), bad(7)))
-    first = xlrd.open_workbook(file_contents=data)
-    second = CalamineWorkbook.from_filelike(io.BytesIO(data))
+def test_a_second_reader_sees_the_same() -> None:
+    data = workbook_of(report(good(), bad(7)))
+    first, second = open_book(data), CalamineWorkbook.from_filelike(io.BytesIO(data))
     assert second.sheet_names == first.sheet_names()
     for sheet in first.sheets():
         rows = second.get_sheet_by_name(sheet.name).to_python(skip_empty_area=False)
@@ -391,8 +411,8 @@ def test_a_second_reader_sees_the_same(aws: Canned) -> None:
         assert texts == expected
 
 
-def test_styles_are_shared(aws: Canned) -> None:
-    few, many = (len(opened(a_report(aws, *map(bad, range(n)))).xf_list) for n in (10, 500))
+def test_styles_are_shared() -> None:
+    few, many = (len(book_of(*map(bad, range(n))).xf_list) for n in (10, 500))
     assert few == many
 
 
@@ -406,10 +426,9 @@ def test_styles_are_shared(aws: Canned) -> None:
         *("Größe", "名前", "اسم", "🔒", "a\nb", "a\tb", "a\x07b", "x" * 32_767),
     ],
 )
-def test_a_cell_holds_the_text_and_never_a_formula(aws: Canned, text: str) -> None:
-    row = Row("x", "", cells("ec2-classic", "eu-west-1", "i-1", text), text)
-    cell = opened(a_report(aws, row)).sheet_by_name("EC2-Classic").cell(3, 2)
-    assert (cell.ctype, cell.value) == (xlrd.XL_CELL_TEXT, text)
+def test_a_cell_holds_the_text_and_never_a_formula(text: str) -> None:
+    cell = only_row(book_of(good(Name=text)))["Name"]
+    assert (cell.kind, cell.value) == ("text", text)
 
 
 @pytest.mark.parametrize(
@@ -419,22 +438,21 @@ def test_a_cell_holds_the_text_and_never_a_formula(aws: Canned, text: str) -> No
         pytest.param("a\ud800b", "a?b", id="half a character"),
     ],
 )
-def test_text_that_the_format_cannot_hold(aws: Canned, text: str, written: str) -> None:
-    row = Row("x", "", cells("ec2-classic", "eu-west-1", "i-1", text), "Fine")
-    assert opened(a_report(aws, row)).sheet_by_name("EC2-Classic").cell_value(3, 2) == written
+def test_text_that_the_format_cannot_hold(text: str, written: str) -> None:
+    assert only_row(book_of(good(Name=text)))["Name"].value == written
 
 
-def test_a_sheet_that_is_full_continues_on_the_next(
-    aws: Canned, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(security_check, "MAX_ROWS", 3 + 10)
-    book = opened(a_report(aws, *map(bad, range(25))))
-    names = ["EC2-Classic", "EC2-Classic (2)", "EC2-Classic (3)"]
-    assert book.sheet_names() == ["Summary", *names]
-    ids = [id for name in names for id in column(book.sheet_by_name(name), "ID")]
-    assert ids == [f"ec2-classic/eu-west-1/i-{n}" for n in range(25)]
-    titles = [name for name in book.name_obj_list if name.name == "Print_Titles"]
-    assert [name.scope for name in titles] == [1, 2, 3]
+def ids_of(book: Any, titles: Iterable[str]) -> list[str]:
+    return [id for title in titles for id in read_column(book, title, "ID")]
+
+
+def test_a_sheet_that_is_full_continues_on_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security_check, "MAX_ROWS", 13)
+    book = book_of(*map(bad, range(25)))
+    titles = ["EC2-Classic", "EC2-Classic (2)", "EC2-Classic (3)"]
+    assert sheet_names(book) == ["Summary", *titles]
+    assert ids_of(book, titles) == [f"ec2-classic/eu-west-1/i-{n}" for n in range(25)]
+    assert all("Print_Titles" in names_of(book, title) for title in titles)
 
 
 def test_the_format_holds_as_many_rows_as_we_think() -> None:
@@ -444,24 +462,17 @@ def test_the_format_holds_as_many_rows_as_we_think() -> None:
         sheet.write(security_check.MAX_ROWS, 0, "one too many")
 
 
-def test_more_rows_than_the_format_holds(aws: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_rows_than_the_format_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(security_check, "MAX_ROWS", 10)
-    book = opened(a_report(aws, *map(bad, range(14)), UNREAD))
-    assert {sheet.name: sheet.nrows for sheet in book.sheets()[1:]} == {
-        "EC2-Classic": 10,
-        "EC2-Classic (2)": 10,
-        "EC2-Classic (3)": 4,
-    }
-    ends = {link.textmark for link in book.sheet_by_name("Summary").hyperlink_map.values()}
-    assert {"'EC2-Classic'!A10", "'EC2-Classic (2)'!A4", "'EC2-Classic (3)'!A4"} <= ends
-    assert "x/not-checked" in book.sheet_by_name("EC2-Classic (3)").row_values(3)[-1]
-
-
-def test_what_is_gone_has_a_sheet(aws: Canned) -> None:
-    gone = {"mfa/bob": {"first_seen": "2026-11-01", "result": "Not Enabled"}}
-    sheet = opened(a_report(aws, bad(1), gone=gone)).sheet_by_name("Resolved")
-    assert sheet.row_values(2) == ["Finding", "Result", "First seen", "Stood (days)"]
-    assert [sheet.cell_value(3, n) for n in (0, 1, 3)] == ["mfa/bob", "Not Enabled", 22]
+    book = book_of(*map(bad, range(14)), unread())
+    titles = ["EC2-Classic", "EC2-Classic (2)", "EC2-Classic (3)"]
+    assert [book.sheet_by_name(title).nrows for title in titles[:2]] == [10, 10]
+    assert read_column(book, titles[2], "ID") == ["ec2-classic/x/not-checked"]
+    assert len(ids_of(book, titles)) == 15
+    told = [leads_to(book, link) for link in links_of_the_summary(book)]
+    assert {title for title, row in told if row} == {*titles}
+    ids = [f"ec2-classic/eu-west-1/i-{n}" for n in range(10)]
+    assert [row["ID"] for _, row in told if row] == [*ids, "ec2-classic/x/not-checked"]
 
 
 # --- the file -----------------------------------------------------------------------------------
@@ -469,8 +480,6 @@ def test_what_is_gone_has_a_sheet(aws: Canned) -> None:
 
 @pytest.mark.posix
 def test_a_file_is_for_its_owner_only_whatever_the_umask(tmp_path: Path) -> None:
-    import os
-
     before = os.umask(0)
     try:
         LocalFile(tmp_path / "x.xls").write(b"x")

@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import botocore.loaders
 import pytest
-import xlrd
 from botocore import xform_name
 from botocore.session import Session
 from botocore.validate import validate_parameters
 from cloud import Cloud
-from conftest import NUMBER, Canned
+from conftest import Canned
 from example import fill
 from hypothesis import example, given
 from hypothesis import strategies as st
+from making import accepted, check_result, finding, in_an_account, manual_of, not_checked
+from reading import NUMBER, read_accounts, read_sheet, rows_by_id, summary_section
 
-import security_check
 from security_check import (
     CHECKS,
     EVERYONE,
     ROOT,
     Row,
-    Sheet,
     Trail,
-    Unanswered,
+    check_cloudtrail,
     cli_option,
     closing,
     command,
     completed,
-    gap,
     main,
     mend_words,
     public_sources,
@@ -54,41 +54,64 @@ Rows = dict[str, dict[str, Any]]
 
 
 def audit(*arguments: str) -> Rows:
-    """The rows of all checks by ID."""
+    """The rows of all checks by ID, as JSON has them."""
     main(["--json", "x.json", "--output", "x.xls", *arguments])
-    (account,) = json.loads(Path("x.json").read_text())["accounts"]
-    return {row["id"]: row for check in account["checks"] for row in check["rows"]}
+    (account,) = read_accounts("x.json").values()
+    return rows_by_id(account)
 
 
-def in_bash(commands: list[str]) -> None:
-    """The commands as a person would paste them; all must succeed."""
+def command_of(row: dict[str, Any]) -> str:
+    return str(row["mend"])
+
+
+def in_bash(text: str) -> str:
+    """What bash says to a script in which nothing fails."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    text = "\n".join(["set -e", *commands])
     ran = subprocess.run(
-        ["bash", "-c", text], env={**os.environ, "PATH": path}, capture_output=True, check=False
+        ["bash", "-ec", text], env={**os.environ, "PATH": path}, capture_output=True, check=False
     )
     assert ran.returncode == 0, ran.stderr.decode()
+    return ran.stdout.decode()
 
 
-def at_once(commands: list[str]) -> None:
-    """The same by one Python, which the AWS CLI takes half a second to start."""
-    text = "import sys, shlex; from awscli.clidriver import create_clidriver\n"
-    text += (
-        "for one in sys.argv[1:]: assert create_clidriver().main(shlex.split(one)[1:]) == 0, one"
-    )
-    ran = subprocess.run([sys.executable, "-c", text, *commands], capture_output=True, check=False)
-    assert ran.returncode == 0, ran.stderr.decode()
+def words_of(commands: Iterable[str]) -> list[list[str]]:
+    """The commands in words, as bash reads them after `aws`."""
+    record = 'aws() { printf \'%s\\0\' "$#" "$@"; }\n'
+    told = iter(in_bash(record + "\n".join(commands)).split("\0")[:-1])
+    return [[next(told) for _ in range(int(number))] for number in told]
+
+
+@functools.cache
+def loader() -> Any:
+    """What the AWS CLI has read of the services."""
+    import awscli  # type: ignore[import-untyped]
+
+    return botocore.loaders.create_loader(str(Path(awscli.__file__).parent / "data"))
+
+
+def paste(*commands: str) -> None:
+    """Run the commands by the AWS CLI; all must succeed. Its driver is the whole of `aws`, which
+    takes half a second to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_DATA_PATH", "")  # which the CLI sets for the whole process
+        patch.setattr("botocore.session.create_loader", lambda *_: loader())
+        from awscli.clidriver import create_clidriver  # type: ignore[import-untyped]
+
+        driver = create_clidriver()
+        for words in words_of(commands):
+            assert driver.main(words) == 0, words
 
 
 def mend(rows: Rows) -> list[str]:
     """The commands; moto cannot revoke a rule of a protocol without ports (see below)."""
-    return [row["mend"] for row in rows.values() if row["mend"] and '"47"' not in row["mend"]]
+    commands = map(command_of, rows.values())
+    return [text for text in commands if text and '"47"' not in text]
 
 
 @pytest.mark.posix
-@pytest.mark.parametrize(("seed", "how"), [(1, in_bash), (2, at_once), (3, at_once)])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_all_commands_in_any_order_leave_nothing_that_a_command_could_mend(
-    cloud: Cloud, seed: int, how: Any
+    cloud: Cloud, seed: int
 ) -> None:
     fill(cloud)
     before = audit()
@@ -96,7 +119,7 @@ def test_all_commands_in_any_order_leave_nothing_that_a_command_could_mend(
     assert len(commands) > 25
     random.Random(seed).shuffle(commands)
     cloud.layer.calls.clear()
-    how([*dict.fromkeys(commands)])
+    paste(*dict.fromkeys(commands))
     wrote = {call.operation for call in cloud.layer.calls}
     assert wrote == {
         *("RevokeSecurityGroupIngress", "UpdateAccessKey", "StartLogging"),
@@ -105,7 +128,7 @@ def test_all_commands_in_any_order_leave_nothing_that_a_command_could_mend(
     after = audit()
     assert mend(after) == []
     for id, row in before.items():
-        if not row["mend"]:
+        if not command_of(row):
             assert after[id] == row
     for id in after.keys() - before.keys():
         assert id == "cloudtrail/us-east-1"  # which is in order now
@@ -120,8 +143,10 @@ def changed(before: Rows, after: Rows) -> dict[str, tuple[str, str] | None]:
     }
 
 
+@pytest.mark.posix
 def test_what_a_command_leaves_alone(cloud: Cloud) -> None:
-    """One command at a time: its finding goes, and every other row is as before."""
+    """One command at a time: its finding goes, and every other row is as before. The first is
+    run by `aws` itself."""
     ec2, s3, iam = (cloud.client(name, REGION) for name in ("ec2", "s3", "iam"))
     group = ec2.create_security_group(GroupName="web", Description="x")["GroupId"]
     ranges = [{"CidrIp": "0.0.0.0/0", "Description": "oops"}, {"CidrIp": "203.0.113.0/24"}]
@@ -145,9 +170,10 @@ def test_what_a_command_leaves_alone(cloud: Cloud) -> None:
     cloud.backend("iam").users[_user_id(cloud)].access_keys[0].create_date -= timedelta(days=400)
 
     before = audit()
-    door = f"security-groups/{REGION}/{group}/TCP/{{}}/0.0.0.0/0,::/0"
+    rule_id = f"security-groups/{REGION}/{group}/TCP/{{}}/0.0.0.0/0,::/0"
+    run: Callable[[str], Any] = in_bash
     for id, became in {
-        door.format(22): None,
+        rule_id.format(22): None,
         f"access-keys/deploy/{key}": (
             "Low",
             "Inactive key of deploy is 400 days old and was never used",
@@ -159,16 +185,17 @@ def test_what_a_command_leaves_alone(cloud: Cloud) -> None:
         ),
         "s3-acls/a-acl/AllUsers/READ": None,
     }.items():
-        at_once([before[id]["mend"]])
+        run(command_of(before[id]))
+        run = paste
         after = audit()
-        others = {door.format(3306)} if id == door.format(22) else set()
+        others = {rule_id.format(3306)} if id == rule_id.format(22) else set()
         if "AllUsers" in id:
             others = {"s3-acls/a-acl/AllUsers/READ_ACP"}
             assert changed(before, after) == {id: None, **dict.fromkeys(others)}
         else:
             assert changed(before, after) == {id: became}
             assert others <= after.keys()
-        assert not after.get(id, {}).get("mend")
+        assert id not in after or not command_of(after[id])
         before = after
     (left,) = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
     kept = {rule["FromPort"]: rule for rule in left["IpPermissions"]}[22]
@@ -188,21 +215,25 @@ def _user_id(cloud: Cloud) -> str:
 # --- what no command can do ------------------------------------------------------------------
 
 
-def test_where_there_is_no_command_the_cell_says_why(cloud: Cloud) -> None:
-    fill(cloud)
-    rows = audit(
-        "--accept",
-        str(Path("accept.txt").write_text("access-keys/deploy/* # known\n")) and "accept.txt",
-    )
-    book = xlrd.open_workbook("x.xls")
-    cells: dict[str, str] = {}
-    for sheet in book.sheets()[1:-1]:
-        header = sheet.row_values(2)
-        places = header.index("ID"), header.index("To mend")
-        cells |= {
-            sheet.cell_value(n, places[0]): sheet.cell_value(n, places[1])
-            for n in range(3, sheet.nrows)
-        }
+class Example(NamedTuple):
+    """A run on the example account, in which somebody accepted the keys of deploy."""
+
+    rows: Rows
+    book: bytes
+
+
+@pytest.fixture(scope="module")
+def run_on_example(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Example:
+    with in_an_account(server, tmp_path_factory.mktemp("example")) as cloud:
+        fill(cloud)
+        Path("accept.txt").write_text("access-keys/deploy/* # known\n")
+        return Example(audit("--accept", "accept.txt"), Path("x.xls").read_bytes())
+
+
+def test_where_there_is_no_command_the_cell_says_why(run_on_example: Example) -> None:
+    rows, book = run_on_example
+    shown = (row for check in CHECKS for row in read_sheet(book, check.title))
+    cells = {row["ID"]: row["To mend"] for row in shown}
     for start, words in {
         "ec2-classic/eu-west-1/": "(move it by hand)",
         f"access-keys/{ROOT}/keys": "(sign in as root)",
@@ -217,19 +248,18 @@ def test_where_there_is_no_command_the_cell_says_why(cloud: Cloud) -> None:
         found = [id for id in rows if id.startswith(start)]
         assert found
         assert {cells[id] for id in found} == {words}
-        assert {rows[id]["mend"] for id in found} == {""}
-    assert all(cells[id] == row["mend"] for id, row in rows.items() if row["mend"])
+        assert {command_of(rows[id]) for id in found} == {""}
+    assert all(cells[id] == command_of(row) for id, row in rows.items() if command_of(row))
 
 
-def test_the_summary_says_what_to_run_and_what_to_allow(cloud: Cloud) -> None:
-    fill(cloud)
-    rows = audit()
-    summary = xlrd.open_workbook("x.xls").sheet_by_name("Summary")
-    words = summary.col_values(1)
-    shown = [text for text in words if str(text).startswith("aws ")]
+def test_the_summary_says_what_to_run_and_what_to_allow(run_on_example: Example) -> None:
+    rows, book = run_on_example
+    worst = summary_section(book, "Worst findings")
+    shown = {text for _, text in worst if text.startswith("aws ")}
     assert shown
-    assert {*shown} <= {row["mend"] for row in rows.values()}
-    (denied,) = (text for text in words if str(text).startswith("add to the policy: "))
+    assert shown <= {command_of(row) for row in rows.values()}
+    unread = summary_section(book, "Not checked")
+    (denied,) = (text for _, text in unread if text.startswith("add to the policy: "))
     statement = json.loads(denied.partition(": ")[2])
     actions = ["ec2:DescribeInstances", "ec2:DescribeSecurityGroups", "s3:GetBucketAcl"]
     assert statement == {"Effect": "Allow", "Action": actions, "Resource": "*"}
@@ -298,8 +328,8 @@ def test_a_trail_of_another_account_is_left_to_it(aws: Canned) -> None:
     theirs |= {"HasCustomEventSelectors": False, "LogFileValidationEnabled": True}
     aws.answer("cloudtrail", "DescribeTrails", {"trailList": [theirs]}, REGION)
     aws.answer("cloudtrail", "GetTrailStatus", {"IsLogging": False}, REGION)
-    (row,) = security_check.check_cloudtrail(aws, REGION)
-    assert row.mend == "the trail of another account"
+    (row,) = check_cloudtrail(aws, REGION)
+    assert manual_of(row) == "the trail of another account"
 
 
 # --- the words of a command --------------------------------------------------------------------
@@ -319,13 +349,14 @@ NASTY = [
 ]
 
 
-def row(*mend: str) -> Row:
-    return Row(REGION, "x", {"Region": REGION}, "Bad", "High", mend=mend)
+def row(*words: str, **cells: str) -> Row:
+    """A finding that the words of a command mend."""
+    return finding(REGION, item="x", cells=cells or {"Region": REGION}, command=words)
 
 
 def finished(row: Row, home: str = "us-east-1", profile: str = "") -> Row:
     """The row as it is reported."""
-    (done,) = completed(Sheet(CHECKS[0], [row]), home, profile).rows
+    (done,) = completed(check_result("ec2-classic", row), home, profile).rows
     return done
 
 
@@ -356,14 +387,14 @@ def test_a_name_stays_a_name_in_the_shell(name: str, profile: str) -> None:
 
 
 @pytest.mark.posix
-def test_a_real_shell_reads_nasty_names_as_they_are(tmp_path: Path) -> None:
+def test_a_real_shell_reads_nasty_names_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for name in NASTY:
         words = ("iam", "update-access-key", *cli_option("user-name", name))
-        text = command(finished(row(*words))).removeprefix("aws ")
-        ran = subprocess.run(
-            ["bash", "-c", f"printf '%s\\0' {text}"], cwd=tmp_path, capture_output=True, check=True
-        )
-        assert ran.stdout.decode().split("\0")[:-3] == [*words]
+        (read,) = words_of([command(finished(row(*words)))])
+        assert meaning(["aws", *read]) == [*words]
 
 
 def test_a_command_that_no_cell_can_hold_is_left_out() -> None:
@@ -375,9 +406,9 @@ def test_a_command_that_no_cell_can_hold_is_left_out() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        gap(REGION, "x", {}, Unanswered("AccessDenied", "ec2", "DescribeInstances")),
-        replace(row("ec2", "x"), acceptance=security_check.Acceptance("*", "", "why")),
-        Row(REGION, "x", {}, "Fine", mend=("ec2", "x")),
+        not_checked(REGION, item="x"),
+        accepted(row("ec2", "x")),
+        finding(REGION, item="x", severity="", command=("ec2", "x")),
     ],
     ids=["gap", "accepted", "fine"],
 )
@@ -386,9 +417,9 @@ def test_what_is_no_finding_has_no_command(other: Row) -> None:
 
 
 def test_the_region_is_the_rows_or_that_of_the_global_services() -> None:
-    at_home = replace(row("cloudtrail", "x"), cells={"Region": REGION, "Home region": "eu-north-1"})
+    at_home = row("cloudtrail", "x", **{"Region": REGION, "Home region": "eu-north-1"})
     assert command(finished(at_home)).endswith("--region eu-north-1")
-    china = finished(replace(at_home, cells={"User": "x"}), home="cn-north-1")
+    china = finished(row("iam", "x", User="x"), home="cn-north-1")
     assert command(china).endswith("--region cn-north-1")
 
 

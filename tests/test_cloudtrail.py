@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import Canned
+from conftest import NUMBER, Canned
+from making import finding, fine, not_checked, run_check, seen
 
-from security_check import (
-    CHECKS,
-    Row,
-    Unanswered,
-    check_cloudtrail,
-    gap,
-    management_events,
-    result_words,
-    run_check,
-    weigh,
-)
+from security_check import Unanswered, check_cloudtrail, management_events, weigh
 
-CLOUDTRAIL = CHECKS[4]
-HOME = "eu-central-1"
-ARN = "arn:aws:cloudtrail:eu-central-1:123456789012:trail/main"
+HOME, REGION = "eu-central-1", "eu-west-1"
+ARN = f"arn:aws:cloudtrail:{HOME}:{NUMBER}:trail/main"
 ALL = {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
-
-
-def quiet(text: str) -> None:
-    """No progress."""
 
 
 def trail(name: str = "main", **about: Any) -> dict[str, Any]:
@@ -54,11 +39,28 @@ def answer_status(aws: Canned, logging: bool = True, name: str = "main", **statu
     aws.answer("cloudtrail", "GetTrailStatus", {"IsLogging": logging, **status}, HOME, sent)
 
 
-def cells(region: str, *rest: str, name: str = "main", multi: str = "yes") -> dict[str, Any]:
-    return dict(zip(CLOUDTRAIL.columns, (region, name, HOME, multi, *rest), strict=True))
+def trail_cells(
+    region: str = REGION,
+    *,
+    trail: str = "main",
+    home: str = HOME,
+    multi: str = "yes",
+    logging: str = "yes",
+    events: str = "read and write",
+    validation: str = "yes",
+) -> dict[str, Any]:
+    return {
+        "Region": region,
+        "Trail": trail,
+        "Home region": home,
+        "Multi-region": multi,
+        "Logging": logging,
+        "Management events": events,
+        "Log file validation": validation,
+    }
 
 
-RECORDED = ("yes", "read and write", "yes")
+NO_TRAIL: Any = dict.fromkeys(("trail", "home", "multi", "logging", "events", "validation"), "")
 
 
 # --- which events are recorded ---------------------------------------------------------------
@@ -198,14 +200,19 @@ def test_weighing_a_trail(
 
 
 def test_no_trail(aws: Canned) -> None:
-    answer_trails(aws, "eu-west-1")
-    blank: dict[str, Any] = {**dict.fromkeys(CLOUDTRAIL.columns, ""), "Region": "eu-west-1"}
-    result = ("No trail records the API calls of eu-west-1", "High", "CloudTrail.1")
-    expected = Row("eu-west-1", "not-enabled", blank, *result)
-    assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
+    answer_trails(aws, REGION)
+    expected = finding(
+        REGION,
+        item="not-enabled",
+        message="No trail records the API calls of eu-west-1",
+        severity="High",
+        control="CloudTrail.1",
+        cells=trail_cells(**NO_TRAIL),
+    )
+    assert seen(check_cloudtrail(aws, REGION)) == seen([expected])
 
 
-@pytest.mark.parametrize("region", [HOME, "eu-west-1"], ids=["at home", "elsewhere"])
+@pytest.mark.parametrize("region", [HOME, REGION], ids=["at home", "elsewhere"])
 @pytest.mark.parametrize(
     "about",
     [
@@ -216,59 +223,64 @@ def test_no_trail(aws: Canned) -> None:
 def test_a_multi_region_trail_covers_the_region(aws: Canned, region: str, about: Any) -> None:
     answer_trails(aws, region, trail(**about))
     answer_status(aws)
-    assert list(check_cloudtrail(aws, region)) == [
-        Row(region, "", cells(region, *RECORDED), "Enabled")
-    ]
+    expected = fine(region, message="Enabled", cells=trail_cells(region))
+    assert seen(check_cloudtrail(aws, region)) == seen([expected])
 
 
 def test_a_single_region_trail_covers_its_own(aws: Canned) -> None:
     answer_trails(aws, HOME, trail(IsMultiRegionTrail=False))
     answer_status(aws)
-    (row,) = check_cloudtrail(aws, HOME)
-    assert row == Row(HOME, "", cells(HOME, *RECORDED, multi="no"), "Enabled")
+    expected = fine(HOME, message="Enabled", cells=trail_cells(HOME, multi="no"))
+    assert seen(check_cloudtrail(aws, HOME)) == seen([expected])
 
 
 def test_a_trail_that_has_been_stopped(aws: Canned) -> None:
-    answer_trails(aws, "eu-west-1", trail())
+    answer_trails(aws, REGION, trail())
     answer_status(aws, logging=False)
-    shown = cells("eu-west-1", "no", "read and write", "yes")
-    said = "Trail main does not record the API calls of eu-west-1: logging stopped"
-    words = (said, "High", "CloudTrail.1")
-    expected = Row("eu-west-1", "not-enabled", shown, *words)
-    assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
+    expected = finding(
+        REGION,
+        item="not-enabled",
+        message="Trail main does not record the API calls of eu-west-1: logging stopped",
+        severity="High",
+        control="CloudTrail.1",
+        cells=trail_cells(logging="no"),
+    )
+    assert seen(check_cloudtrail(aws, REGION)) == seen([expected])
 
 
 def test_selectors_are_read_where_they_are_custom(aws: Canned) -> None:
-    answer_trails(aws, "eu-west-1", trail(HasCustomEventSelectors=True))
+    answer_trails(aws, REGION, trail(HasCustomEventSelectors=True))
     answer_status(aws)
     selectors = {"AdvancedEventSelectors": [advanced(WRITES)]}
     aws.answer("cloudtrail", "GetEventSelectors", selectors, HOME, {"TrailName": ARN})
-    (row,) = check_cloudtrail(aws, "eu-west-1")
+    (row,) = seen(check_cloudtrail(aws, REGION))
     said = "Trail main does not record the API calls of eu-west-1: management events: write only"
     assert row.result == said
 
 
 def test_flaws_are_named_and_low(aws: Canned) -> None:
-    answer_trails(aws, "eu-west-1", trail(LogFileValidationEnabled=False))
+    answer_trails(aws, REGION, trail(LogFileValidationEnabled=False))
     answer_status(aws, LatestDeliveryError="AccessDenied")
-    shown = cells("eu-west-1", "yes", "read and write", "no")
-    words = (
-        "Trail main records eu-west-1, but its log files are not validated"
-        " and it cannot deliver its logs (AccessDenied)"
+    expected = finding(
+        REGION,
+        item="log-file-validation+delivery",
+        message="Trail main records eu-west-1, but its log files are not validated"
+        " and it cannot deliver its logs (AccessDenied)",
+        severity="Low",
+        control="CloudTrail.4",
+        cells=trail_cells(validation="no"),
     )
-    flaws = "log-file-validation+delivery"
-    expected = Row("eu-west-1", flaws, shown, words, "Low", "CloudTrail.4")
-    assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
+    assert seen(check_cloudtrail(aws, REGION)) == seen([expected])
 
 
 def test_of_several_trails_the_best_counts(aws: Canned) -> None:
     trails = [trail("stopped"), trail("flawed", LogFileValidationEnabled=False), trail("good")]
-    answer_trails(aws, "eu-west-1", *trails)
+    answer_trails(aws, REGION, *trails)
     answer_status(aws, False, "stopped")
     answer_status(aws, True, "flawed")
     answer_status(aws, True, "good")
-    (row,) = check_cloudtrail(aws, "eu-west-1")
-    assert row == Row("eu-west-1", "", cells("eu-west-1", *RECORDED, name="good"), "Enabled")
+    expected = fine(REGION, message="Enabled", cells=trail_cells(trail="good"))
+    assert seen(check_cloudtrail(aws, REGION)) == seen([expected])
 
 
 CODES = ["AccessDeniedException", "TrailNotFoundException", "CloudTrailARNInvalidException"]
@@ -279,38 +291,38 @@ CODES = ["AccessDeniedException", "TrailNotFoundException", "CloudTrailARNInvali
 def test_a_trail_of_the_organization_that_may_not_be_read(
     aws: Canned, call: str, code: str
 ) -> None:
-    answer_trails(aws, "eu-west-1", trail(IsOrganizationTrail=True, HasCustomEventSelectors=True))
+    answer_trails(aws, REGION, trail(IsOrganizationTrail=True, HasCustomEventSelectors=True))
     if call == "GetEventSelectors":
         answer_status(aws)
     aws.refuse("cloudtrail", call, code, HOME)
-    why = Unanswered(code, "cloudtrail", call)
-    expected = gap("eu-west-1", "", cells("eu-west-1", "", "", "yes"), why)
-    assert list(check_cloudtrail(aws, "eu-west-1")) == [expected]
+    unknown = trail_cells(logging="", events="")
+    expected = not_checked(REGION, error=f"{code}: cloudtrail {call}", cells=unknown)
+    assert seen(check_cloudtrail(aws, REGION)) == seen([expected])
 
 
 def test_a_trail_that_may_not_be_read_does_not_matter_where_another_proves_it(aws: Canned) -> None:
-    answer_trails(aws, "eu-west-1", trail("secret"), trail("good"))
+    answer_trails(aws, REGION, trail("secret"), trail("good"))
     aws.refuse("cloudtrail", "GetTrailStatus", "AccessDeniedException", HOME)
     answer_status(aws, True, "good")
-    (row,) = check_cloudtrail(aws, "eu-west-1")
+    (row,) = check_cloudtrail(aws, REGION)
     assert (row.status, row.cells["Trail"]) == ("OK", "good")
 
 
 def test_a_trail_that_may_not_be_read_is_not_said_to_be_off(aws: Canned) -> None:
-    answer_trails(aws, "eu-west-1", trail("off"), trail("secret"))
+    answer_trails(aws, REGION, trail("off"), trail("secret"))
     answer_status(aws, False, "off")
     aws.refuse("cloudtrail", "GetTrailStatus", "AccessDeniedException", HOME)
-    (row,) = check_cloudtrail(aws, "eu-west-1")
+    (row,) = check_cloudtrail(aws, REGION)
     assert (row.status, row.cells["Trail"]) == ("NOT CHECKED", "secret")
 
 
 def test_a_trail_is_asked_about_once_for_all_regions(aws: Canned) -> None:
-    aws.only = ["ap-south-1", "eu-west-1", "sa-east-1"]
-    for region in aws.only:
+    regions = ["ap-south-1", REGION, "sa-east-1"]
+    for region in regions:
         answer_trails(aws, region, trail())
     answer_status(aws)  # once: a second question would find no answer
-    rows = run_check(replace(CLOUDTRAIL, threads=1), aws, quiet).rows
-    assert [(row.id, row.result) for row in rows] == [(region, "Enabled") for region in aws.only]
+    rows = run_check("cloudtrail", aws, regions=regions, threads=1).rows
+    assert [(row.id, row.result) for row in rows] == [(region, "Enabled") for region in regions]
 
 
 # --- a region in which CloudTrail is denied ----------------------------------------------
@@ -327,21 +339,19 @@ def test_a_trail_is_asked_about_once_for_all_regions(aws: Canned) -> None:
     ],
 )
 def test_what_another_region_shows(aws: Canned, about: Any, logging: bool, status: str) -> None:
-    aws.only = [HOME, "eu-west-1"]
-    aws.refuse("cloudtrail", "DescribeTrails", "AccessDeniedException", "eu-west-1")
+    aws.refuse("cloudtrail", "DescribeTrails", "AccessDeniedException", REGION)
     answer_trails(aws, HOME, trail(**about))
     answer_status(aws, logging)
-    found = run_check(replace(CLOUDTRAIL, threads=1), aws, quiet).rows
-    rows = {row.cells["Region"]: row for row in found}
-    assert rows["eu-west-1"].status == status
+    found = run_check("cloudtrail", aws, regions=[HOME, REGION], threads=1)
+    rows = {row.cells["Region"]: row for row in seen(found.rows)}
+    assert rows[REGION].status == status
     if status == "NOT CHECKED":
-        words = "AccessDeniedException: cloudtrail DescribeTrails"
-        assert result_words(rows["eu-west-1"]) == words
+        assert rows[REGION].result == "AccessDeniedException: cloudtrail DescribeTrails"
 
 
 def test_denied_everywhere(aws: Canned) -> None:
-    aws.only = [HOME, "eu-west-1"]
+    aws.only = [HOME, REGION]
     for region in aws.only:
         aws.refuse("cloudtrail", "DescribeTrails", "AccessDeniedException", region)
     with pytest.raises(Unanswered, match="AccessDeniedException"):
-        list(check_cloudtrail(aws, "eu-west-1"))
+        list(check_cloudtrail(aws, REGION))

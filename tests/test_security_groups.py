@@ -1,8 +1,7 @@
-"""Checks 1 and 2: instances outside a VPC, and rules open to the Internet."""
+"""Check 2: rules that are open to the Internet."""
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
@@ -10,110 +9,27 @@ import pytest
 from conftest import NUMBER, Canned
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import finding, fine, not_checked, run_check, seen
 
 from security_check import (
-    CHECKS,
     Ingress,
     Row,
-    Unanswered,
-    check_ec2_classic,
     check_security_groups,
-    gap,
     internet_words,
-    is_classic,
     is_public,
     lowered,
-    name_tag,
     opened_ports,
     port_service,
     port_severity,
     port_words,
     protocol_name,
-    run_check,
     use_words,
     whole_internet,
     wide_sources,
 )
 
-REGION = "eu-west-1"
-LAUNCHED = datetime(2016, 5, 4, tzinfo=timezone.utc)
+REGION, ELSEWHERE = "eu-west-1", "us-gov-west-1"
 DENIED = "UnauthorizedOperation"
-ELSEWHERE = "us-gov-west-1"
-
-
-def cells(number: int, *values: Any) -> dict[str, Any]:
-    """All the cells of a row of check 1 or 2."""
-    return dict(zip(CHECKS[number - 1].columns, values, strict=True))
-
-
-def run_everywhere(aws: Canned, number: int) -> list[Row]:
-    """The rows of check 1 or 2 in both regions."""
-    aws.only = [REGION, ELSEWHERE]
-    return run_check(CHECKS[number - 1], aws, lambda text: None).rows
-
-
-# --- EC2-Classic ------------------------------------------------------------------------
-
-
-def instance(state: str = "running", **about: Any) -> dict[str, Any]:
-    return {"InstanceId": "i-1", "State": {"Name": state}, "LaunchTime": LAUNCHED, **about}
-
-
-@pytest.mark.parametrize("state", ["pending", "running", "stopping", "stopped"])
-@pytest.mark.parametrize("where", [{}, {"VpcId": ""}], ids=["absent", "empty"])
-def test_an_instance_without_vpc_is_classic(state: str, where: dict[str, str]) -> None:
-    assert is_classic(instance(state, **where))
-
-
-@pytest.mark.parametrize(
-    "about",
-    [
-        pytest.param(instance("running", VpcId="vpc-1"), id="in a VPC"),
-        pytest.param(instance("terminated"), id="terminated, so without VpcId"),
-        pytest.param(instance("shutting-down"), id="on its way there"),
-    ],
-)
-def test_an_instance_that_is_not_classic(about: dict[str, Any]) -> None:
-    assert not is_classic(about)
-
-
-@pytest.mark.parametrize(
-    ("tags", "name"),
-    [
-        ({}, ""),
-        ({"Tags": []}, ""),
-        ({"Tags": [{"Key": "name", "Value": "x"}]}, ""),
-        ({"Tags": [{"Key": "Name", "Value": ""}]}, ""),
-        ({"Tags": [{"Key": "a", "Value": "b"}, {"Key": "Name", "Value": "=web"}]}, "=web"),
-    ],
-)
-def test_the_name_is_the_name_tag(tags: dict[str, Any], name: str) -> None:
-    assert name_tag(instance(**tags)) == name
-
-
-def test_instances_of_all_pages_are_looked_at(aws: Canned) -> None:
-    reserved = {"Reservations": [{"Instances": [instance(VpcId="vpc-1"), instance("terminated")]}]}
-    sent = {"MaxResults": 1000, "IncludeManagedResources": True}
-    aws.answer("ec2", "DescribeInstances", {**reserved, "NextToken": "more"}, REGION, sent)
-    web = instance("stopped", Tags=[{"Key": "Name", "Value": "web"}])
-    last = {"Reservations": [{"Instances": [web]}, {"Instances": []}]}
-    aws.answer("ec2", "DescribeInstances", last, REGION, {**sent, "NextToken": "more"})
-    rows, check = [], check_ec2_classic(aws, REGION)
-    try:
-        while True:
-            rows.append(next(check))
-    except StopIteration as end:
-        assert end.value == 3
-    shown = cells(1, REGION, "i-1", "web", "stopped", LAUNCHED)
-    assert rows == [Row(REGION, "i-1", shown, "web is stopped outside a VPC", "High")]
-
-
-def test_the_instances_of_all_regions_are_counted(aws: Canned) -> None:
-    for region, number in ((REGION, 3), (ELSEWHERE, 2)):
-        reserved = {"Reservations": [{"Instances": [instance(VpcId="vpc-1")] * number}]}
-        aws.answer("ec2", "DescribeInstances", reserved, region)
-    words = "No instance outside a VPC among 5 in 2 regions"
-    assert run_everywhere(aws, 1) == [Row("nothing", "", {}, words)]
 
 
 # --- the rules of security groups --------------------------------------------------------
@@ -375,10 +291,10 @@ def test_use_in_words(interfaces: list[dict[str, Any]], words: str) -> None:
         pytest.param("off", [], False, id="off"),
         pytest.param("block-ingress", [], True, id="ingress"),
         pytest.param("block-bidirectional", [], True, id="both ways"),
-        pytest.param("block-ingress", ["vpc-1"], False, id="this VPC let off"),
-        pytest.param("block-ingress", ["vpc-2"], True, id="another VPC let off"),
-        pytest.param("block-ingress", ["subnet-1"], False, id="a subnet of its interfaces let off"),
-        pytest.param("block-ingress", ["subnet-2"], True, id="another subnet let off"),
+        pytest.param("block-ingress", ["vpc-1"], False, id="this VPC is excluded"),
+        pytest.param("block-ingress", ["vpc-2"], True, id="another VPC is excluded"),
+        pytest.param("block-ingress", ["subnet-1"], False, id="a subnet in use is excluded"),
+        pytest.param("block-ingress", ["subnet-2"], True, id="another subnet is excluded"),
     ],
 )
 def test_what_vpc_block_public_access_stops(mode: str, excluded: list[str], blocked: bool) -> None:
@@ -391,15 +307,15 @@ def test_what_vpc_block_public_access_stops(mode: str, excluded: list[str], bloc
     ("vpc", "used_in", "blocked"),
     [
         pytest.param("vpc-1", "vpc-2", True, id="in two VPCs of the account"),
-        pytest.param("vpc-1", "vpc-let-off", False, id="in one that is let off"),
+        pytest.param("vpc-1", "vpc-excluded", False, id="in one that is excluded"),
         pytest.param("vpc-9", "vpc-9", False, id="in one that another account shares"),
         pytest.param("vpc-1", "vpc-9", False, id="used in one that another account shares"),
         pytest.param("", "", False, id="outside a VPC"),
     ],
 )
 def test_in_which_vpcs_it_stops_it(vpc: str, used_in: str, blocked: bool) -> None:
-    own = frozenset(["vpc-1", "vpc-2", "vpc-let-off"])
-    ingress = Ingress("block-ingress", own, frozenset(["vpc-let-off"]))
+    own = frozenset(["vpc-1", "vpc-2", "vpc-excluded"])
+    ingress = Ingress("block-ingress", own, frozenset(["vpc-excluded"]))
     assert bool(ingress.blocks(vpc, [{"VpcId": used_in, "SubnetId": "subnet-1"}])) is blocked
 
 
@@ -450,19 +366,44 @@ def answer_list(
     aws.answer("ec2", "GetManagedPrefixListEntries", entries, region, sent)
 
 
-def door(
+def group_cells(**cells: str) -> dict[str, str]:
+    """The cells of a row about SSH, open to all of IPv4, but for those that are given."""
+    return {
+        "Region": REGION,
+        "Group ID": "sg-1",
+        "Group name": "web",
+        "VPC": "vpc-1",
+        "Protocol": "TCP",
+        "Ports": "22 (SSH)",
+        "Open to": "0.0.0.0/0",
+        "Used by": "1 interface, 1 public",
+        "Blocked by": "",
+        **cells,
+    }
+
+
+def open_rule(
+    *,
+    protocol: str = "TCP",
     ports: str = "22 (SSH)",
     open_to: str = "0.0.0.0/0",
-    id: str = "TCP/22/0.0.0.0/0",
-    protocol: str = "TCP",
-    said: str = "SSH (22) is open to the whole Internet",
-    verdict: tuple[str, str] = ("Critical", "EC2.19"),
-    use: str = "1 interface, 1 public",
-    blocked: str = "",
+    item: str = "TCP/22/0.0.0.0/0",
+    message: str = "SSH (22) is open to the whole Internet",
+    severity: str = "Critical",
+    control: str = "EC2.19",
+    used_by: str = "1 interface, 1 public",
+    blocked_by: str = "",
 ) -> Row:
-    shown = cells(2, REGION, "sg-1", "web", "vpc-1", protocol, ports, open_to, use, blocked)
-    stopped = f"; {blocked} stops it" if blocked not in ("", "NOT CHECKED") else ""
-    return Row(REGION, f"sg-1/{id}", shown, f"{said}{USES[use]}{stopped}", *verdict)
+    named = {"Protocol": protocol, "Ports": ports, "Open to": open_to}
+    stopped = f"; {blocked_by} stops it" if blocked_by not in ("", "NOT CHECKED") else ""
+    return finding(
+        REGION,
+        item=f"sg-1/{item}",
+        message=f"{message}{USES[used_by]}{stopped}",
+        severity=severity,
+        control=control,
+        cells=group_cells(**named, **{"Used by": used_by, "Blocked by": blocked_by}),
+    )
 
 
 USES = {
@@ -490,7 +431,7 @@ def test_a_closed_group_gives_no_row_and_no_further_question(
     assert list(check_security_groups(aws, REGION)) == []
 
 
-def test_what_a_group_lets_out_is_no_door(aws: Canned) -> None:
+def test_what_a_group_lets_out_opens_nothing(aws: Canned) -> None:
     outward = permission("-1", None, v4=["0.0.0.0/0"], v6=["::/0"])
     answer_groups(aws, group(IpPermissionsEgress=[outward]))
     assert list(check_security_groups(aws, REGION)) == []
@@ -502,66 +443,77 @@ def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
     aws.answer("ec2", "DescribeSecurityGroups", {"SecurityGroups": [group(id="sg-3")]}, REGION)
     answer_groups(aws, group(), group(id="sg-2"), region=ELSEWHERE)
     words = "No rule open to the Internet in 5 groups in 2 regions"
-    assert run_everywhere(aws, 2) == [Row("nothing", "", {}, words)]
+    found = run_check("security-groups", aws, regions=[REGION, ELSEWHERE])
+    assert seen(found.rows) == seen([fine("nothing", message=words)])
 
 
 @pytest.mark.parametrize(
     ("permissions", "row"),
     [
-        pytest.param([permission(v4=["0.0.0.0/0"])], door(), id="IPv4"),
+        pytest.param([permission(v4=["0.0.0.0/0"])], open_rule(), id="IPv4"),
         pytest.param(
             [permission(v4=["0.0.0.0/0"], v6=["::/0"])],
-            door(open_to="0.0.0.0/0, ::/0", id="TCP/22/0.0.0.0/0,::/0"),
+            open_rule(open_to="0.0.0.0/0, ::/0", item="TCP/22/0.0.0.0/0,::/0"),
             id="IPv4 and IPv6 in one row",
         ),
         pytest.param(
             [permission(v4=["0.0.0.0/0"]), permission(v6=["::/0"])],
-            door(open_to="0.0.0.0/0, ::/0", id="TCP/22/0.0.0.0/0,::/0"),
+            open_rule(open_to="0.0.0.0/0, ::/0", item="TCP/22/0.0.0.0/0,::/0"),
             id="two rules of the same ports",
         ),
         pytest.param(
             [permission("6", v4=["0.0.0.0/0"]), permission("tcp", v6=["::/0"])],
-            door(open_to="0.0.0.0/0, ::/0", id="TCP/22/0.0.0.0/0,::/0"),
+            open_rule(open_to="0.0.0.0/0, ::/0", item="TCP/22/0.0.0.0/0,::/0"),
             id="TCP by number and by name",
         ),
         pytest.param(
             [permission(v4=["0.0.0.0/1"]), permission(v4=["128.0.0.0/1"])],
-            door(),
+            open_rule(),
             id="halves over two rules",
         ),
         pytest.param(
             [permission("-1", None, v4=["0.0.0.0/0"])],
-            door(
-                *("ALL", "0.0.0.0/0", "ALL/ALL/0.0.0.0/0", "ALL"),
-                said="All ports are open to the whole Internet",
+            open_rule(
+                protocol="ALL",
+                ports="ALL",
+                item="ALL/ALL/0.0.0.0/0",
+                message="All ports are open to the whole Internet",
             ),
             id="protocol -1 without ports",
         ),
         pytest.param(
             [permission("icmpv6", None, v6=["::/0"])],
-            door(
-                *("ALL types", "::/0", "ICMPv6/ALL-types/::/0", "ICMPv6"),
-                said="ICMPv6 is open to the whole IPv6 Internet",
-                verdict=("Low", ""),
+            open_rule(
+                protocol="ICMPv6",
+                ports="ALL types",
+                open_to="::/0",
+                item="ICMPv6/ALL-types/::/0",
+                message="ICMPv6 is open to the whole IPv6 Internet",
+                severity="Low",
+                control="",
             ),
             id="ICMPv6 without types",
         ),
         pytest.param(
             [permission("47", None, v4=["0.0.0.0/0"])],
-            door(
-                *("ALL", "0.0.0.0/0", "GRE/ALL/0.0.0.0/0", "GRE"),
-                said="GRE is open to the whole Internet",
-                verdict=("High", "EC2.18"),
+            open_rule(
+                protocol="GRE",
+                ports="ALL",
+                item="GRE/ALL/0.0.0.0/0",
+                message="GRE is open to the whole Internet",
+                severity="High",
+                control="EC2.18",
             ),
             id="GRE",
         ),
         pytest.param(
             [permission(v4=["0.0.0.0/1", "10.0.0.0/8"])],
-            door(
+            open_rule(
                 open_to="0.0.0.0/1",
-                id="TCP/22/0.0.0.0/1",
-                said="SSH (22) is open to 0.0.0.0/1, a large part of the Internet",
-                verdict=("Medium", ""),
+                item="TCP/22/0.0.0.0/1",
+                message="SSH (22) is open to 0.0.0.0/1, a large part of the Internet",
+                severity="Medium",
+                control="",
             ),
             id="half the Internet",
         ),
@@ -570,7 +522,7 @@ def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
 def test_an_open_rule_is_a_row(aws: Canned, permissions: list[dict[str, Any]], row: Row) -> None:
     answer_groups(aws, group(*permissions))
     answer_use(aws, "sg-1")
-    assert list(check_security_groups(aws, REGION)) == [row]
+    assert seen(check_security_groups(aws, REGION)) == seen([row])
 
 
 @pytest.mark.parametrize(
@@ -644,15 +596,15 @@ def test_whom_a_rule_lets_in(open_to: list[str], via: list[str], words: str) -> 
         ),
     ],
 )
-def test_who_uses_an_open_door(interfaces: list[Any], blocked: str, words: str) -> None:
+def test_who_uses_an_open_group(interfaces: list[Any], blocked: str, words: str) -> None:
     assert use_words(interfaces, blocked)[1] == words
 
 
 def test_a_group_in_no_use_is_one_severity_less(aws: Canned) -> None:
     answer_groups(aws, group(permission(v4=["0.0.0.0/0"])))
     answer_use(aws)
-    (row,) = check_security_groups(aws, REGION)
-    assert row == door(use="not in use", verdict=("High", "EC2.19"))
+    found = check_security_groups(aws, REGION)
+    assert seen(found) == seen([open_rule(used_by="not in use", severity="High")])
 
 
 OF_ELB: dict[str, Any] = {"RequesterId": "amazon-elb", "RequesterManaged": True, **PUBLIC}
@@ -674,7 +626,8 @@ def test_interfaces_of_aws_services_count_like_any_other(
 ) -> None:
     answer_groups(aws, group(permission(v4=["0.0.0.0/0"])))
     answer_use(aws, "sg-1", **about)
-    assert list(check_security_groups(aws, REGION)) == [door(use=f"1 interface, {public} public")]
+    found = check_security_groups(aws, REGION)
+    assert seen(found) == seen([open_rule(used_by=f"1 interface, {public} public")])
 
 
 def test_a_default_group_and_one_of_another_account_are_listed_too(aws: Canned) -> None:
@@ -712,15 +665,15 @@ def test_the_internet_in_a_prefix_list(aws: Canned) -> None:
     answer_list(aws, "0.0.0.0/0")
     answer_use(aws, "sg-1")
     said = "SSH (22) is open to the whole Internet through pl-1"
-    expected = door(open_to="0.0.0.0/0 (pl-1)", id="TCP/22/pl-1", said=said)
-    assert list(check_security_groups(aws, REGION)) == [expected]
+    expected = open_rule(open_to="0.0.0.0/0 (pl-1)", item="TCP/22/pl-1", message=said)
+    assert seen(check_security_groups(aws, REGION)) == seen([expected])
 
 
 def test_half_in_the_rule_and_half_in_the_list(aws: Canned) -> None:
     answer_groups(aws, group(permission(v4=["0.0.0.0/1"], lists=["pl-1"])))
     answer_list(aws, "128.0.0.0/1")
     answer_use(aws, "sg-1")
-    (row,) = check_security_groups(aws, REGION)
+    (row,) = seen(check_security_groups(aws, REGION))
     assert row.result.startswith("SSH (22) is open to the whole Internet through pl-1; ")
 
 
@@ -729,7 +682,7 @@ def test_half_on_each_page_of_a_list(aws: Canned) -> None:
     answer_list(aws, "0.0.0.0/1", NextToken="more")
     answer_list(aws, "128.0.0.0/1", page="more")
     answer_use(aws, "sg-1")
-    (row,) = check_security_groups(aws, REGION)
+    (row,) = seen(check_security_groups(aws, REGION))
     assert row.result.startswith("SSH (22) is open to the whole Internet through pl-1; ")
 
 
@@ -738,7 +691,8 @@ def test_a_list_is_another_one_in_another_region(aws: Canned) -> None:
         answer_groups(aws, group(permission(lists=["pl-1"])), region=region)
         answer_list(aws, cidr, region=region)
         answer_use(aws, "sg-1", region=region)
-    found = [(row.cells["Region"], row.cells["Open to"]) for row in run_everywhere(aws, 2)]
+    rows = run_check("security-groups", aws, regions=[REGION, ELSEWHERE]).rows
+    found = [(row.cells["Region"], row.cells["Open to"]) for row in rows]
     assert found == [(REGION, "0.0.0.0/0 (pl-1)"), (ELSEWHERE, "::/0 (pl-1)")]
 
 
@@ -782,10 +736,14 @@ def test_a_list_that_may_not_be_read_is_not_checked(aws: Canned) -> None:
     answer_groups(aws, group(permission(lists=["pl-1"])))
     aws.refuse("ec2", "GetManagedPrefixListEntries", DENIED, REGION)
     answer_use(aws, "sg-1")
-    unknown = ("NOT CHECKED", "NOT CHECKED")
-    shown = cells(2, REGION, "sg-1", "web", "vpc-1", "TCP", "22 (SSH)", "pl-1", *unknown)
-    why = Unanswered(DENIED, "ec2", "GetManagedPrefixListEntries")
-    assert list(check_security_groups(aws, REGION)) == [gap(REGION, "sg-1/TCP/22/pl-1", shown, why)]
+    unknown = {"Open to": "pl-1", "Used by": "NOT CHECKED", "Blocked by": "NOT CHECKED"}
+    unread = not_checked(
+        REGION,
+        item="sg-1/TCP/22/pl-1",
+        error=f"{DENIED}: ec2 GetManagedPrefixListEntries",
+        cells=group_cells(**unknown),
+    )
+    assert seen(check_security_groups(aws, REGION)) == seen([unread])
 
 
 def test_a_list_that_may_not_be_read_does_not_hide_another(aws: Canned) -> None:
@@ -818,19 +776,18 @@ def test_what_two_lists_open_has_one_row_when_one_may_not_be_read(aws: Canned) -
     ]
 
 
-def test_doors_of_the_first_page_stay_when_the_second_is_refused(aws: Canned) -> None:
+def test_open_rules_of_the_first_page_stay_when_the_second_is_refused(aws: Canned) -> None:
     found = {"SecurityGroups": [group(permission(v4=["0.0.0.0/0"]))], "NextToken": "more"}
     aws.answer("ec2", "DescribeSecurityGroups", found, REGION)
     aws.refuse("ec2", "DescribeSecurityGroups", DENIED, REGION)
-    aws.only = [REGION]
-    rows = run_check(CHECKS[1], aws, lambda text: None).rows
+    rows = run_check("security-groups", aws, regions=[REGION]).rows
     assert [row.status for row in rows] == ["FINDING", "NOT CHECKED"]
 
 
 def test_a_list_does_not_matter_where_the_rule_is_open_anyway(aws: Canned) -> None:
     answer_groups(aws, group(permission(v4=["0.0.0.0/0"], lists=["pl-1"])))
     answer_use(aws, "sg-1")
-    assert list(check_security_groups(aws, REGION)) == [door()]
+    assert seen(check_security_groups(aws, REGION)) == seen([open_rule()])
 
 
 # --- VPC block public access, and what may not be read ----------------------------------------
@@ -854,7 +811,7 @@ def answer_exclusion(
         pytest.param("vpc/vpc-1", "allow-egress", "Low", id="outward only"),
     ],
 )
-def test_an_exclusion_opens_the_door_again(
+def test_an_exclusion_opens_the_rule_again(
     aws: Canned, resource: str, mode: str, severity: str
 ) -> None:
     answer_groups(aws, group(permission(v4=["0.0.0.0/0"])))
@@ -862,7 +819,7 @@ def test_an_exclusion_opens_the_door_again(
     answer_exclusion(aws, resource, mode)
     (row,) = check_security_groups(aws, REGION)
     blocked = "VPC block public access (block-bidirectional)" if severity == "Low" else ""
-    assert row == door(verdict=(severity, "EC2.19"), blocked=blocked)
+    assert seen([row]) == seen([open_rule(severity=severity, blocked_by=blocked)])
 
 
 @pytest.mark.parametrize(
@@ -896,21 +853,18 @@ def test_exclusions_on_several_pages(aws: Canned) -> None:
     first = {"VpcBlockPublicAccessExclusions": [], "NextToken": "more"}
     aws.answer("ec2", "DescribeVpcBlockPublicAccessExclusions", first, REGION)
     answer_exclusion(aws, "vpc/vpc-1")
-    (row,) = check_security_groups(aws, REGION)
-    assert row == door()
+    assert seen(check_security_groups(aws, REGION)) == seen([open_rule()])
 
 
 @pytest.mark.parametrize(
     "call", ["DescribeNetworkInterfaces", "DescribeVpcBlockPublicAccessOptions"]
 )
-def test_a_door_is_open_also_where_its_use_may_not_be_read(aws: Canned, call: str) -> None:
+def test_a_rule_is_open_also_where_its_use_may_not_be_read(aws: Canned, call: str) -> None:
     answer_groups(aws, group(permission(v4=["0.0.0.0/0"])))
     if call == "DescribeVpcBlockPublicAccessOptions":
         aws.answer("ec2", "DescribeNetworkInterfaces", {"NetworkInterfaces": []}, REGION)
     aws.refuse("ec2", call, DENIED, REGION)
-    aws.only = [REGION]
-    rows = run_check(CHECKS[1], aws, lambda text: None).rows
-    assert rows == [
-        door(use="NOT CHECKED", blocked="NOT CHECKED"),
-        gap(REGION, "", {"Region": REGION}, Unanswered(DENIED, "ec2", call)),
-    ]
+    rows = run_check("security-groups", aws, regions=[REGION]).rows
+    unknown = open_rule(used_by="NOT CHECKED", blocked_by="NOT CHECKED")
+    unread = not_checked(REGION, error=f"{DENIED}: ec2 {call}", cells={"Region": REGION})
+    assert seen(rows) == seen([unknown, unread])

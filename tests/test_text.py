@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import xlrd
 from cloud import Cloud
+from conftest import Clock
 from hypothesis import given
 from hypothesis import strategies as st
+from making import accepted, finding, history_entry, known, report, workbook_of
+from reading import NUMBER, open_book, read_accounts, summary_section, summary_table
 
-import security_check
 from security_check import (
-    CHECKS,
     ROOT,
-    Acceptance,
+    SEVERITIES,
     CannotRun,
     Day,
-    Found,
     LocalFile,
     Report,
     Row,
-    Sheet,
-    State,
     bar,
     bars,
     days_of,
@@ -34,15 +31,12 @@ from security_check import (
     main,
     read_state,
     stood_words,
-    thing_words,
-    things,
     trend,
     width,
     with_today,
 )
 
-NOW = datetime(2026, 11, 24, tzinfo=timezone.utc)
-BY_NAME = {check.name: check for check in CHECKS}
+TODAY = "2026-11-23"  # of reports
 
 
 @pytest.mark.parametrize(
@@ -61,87 +55,90 @@ def test_names_in_words(names: Any, words: str) -> None:
     assert in_words(names) == words
 
 
-def found(check: str, *rows: Row, number: str = "1", name: str = "") -> list[Found]:
-    sheet = Sheet(BY_NAME[check], list(rows))
-    return [Found(Report(number, NOW, name=name), sheet, row) for row in rows]
+def grant(bucket: str, may: str, who: str = "everyone") -> Row:
+    cells = {"Bucket": bucket, "Region": "eu-west-1"}
+    return finding(
+        bucket, item=may, message=(f"{who} may ", may, ""), severity="Critical", cells=cells
+    )
 
 
-def grant(bucket: str, may: str, who: str = "everyone", **known: Any) -> Row:
-    cells: Any = {"Bucket": bucket, "Region": "eu-west-1"}
-    brief = (f"{who} may ", may, "")
-    return Row(bucket, may, cells, f"{who} may {may}", "Critical", brief=brief, **known)
+def no_trail(region: str) -> Row:
+    message = ("No trail records the API calls of ", region, "")
+    return finding(region, item="not-enabled", message=message, cells={"Region": region})
 
 
-def silent(region: str) -> Row:
-    brief = ("No trail records the API calls of ", region, "")
-    return Row(region, "not-enabled", {"Region": region, "Trail": ""}, "x", "High", brief=brief)
+def told(*reports: Report) -> list[str]:
+    """The lines about findings on the Summary, of one account or of several."""
+    book = workbook_of(*reports, multi_account=len(reports) > 1)
+    return [text for _, text in summary_section(book, "Worst findings")]
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"),
+    ("check", "rows", "words"),
     [
         pytest.param(
-            found("s3-acls", grant("covers", "list it")),
+            "s3-acls",
+            [grant("covers", "list it")],
             "covers: everyone may list it (eu-west-1)",
             id="one",
         ),
         pytest.param(
-            found("s3-acls", grant("covers", "list it"), grant("covers", "write to it")),
+            "s3-acls",
+            [grant("covers", "list it"), grant("covers", "write to it")],
             "covers: everyone may list it and write to it (eu-west-1, 2 grants)",
             id="two of one kind",
         ),
         pytest.param(
-            found("s3-acls", grant("c", "list it"), grant("c", "list it", "another account")),
+            "s3-acls",
+            [grant("c", "list it"), grant("c", "list it", "another account")],
             "c: everyone may list it; another account may list it (eu-west-1, 2 grants)",
             id="two of two kinds",
         ),
         pytest.param(
-            found("s3-acls", *(grant("c", "list it", who) for who in "abc")),
+            "s3-acls",
+            [grant("c", "list it", who) for who in "abc"],
             "c: a may list it; b may list it; and more (eu-west-1, 3 grants)",
             id="of many kinds",
         ),
         pytest.param(
-            found("cloudtrail", silent("eu-west-1")),
+            "cloudtrail",
+            [no_trail("eu-west-1")],
             "No trail records the API calls of eu-west-1",
             id="something that is not there has no name",
         ),
         pytest.param(
-            found("cloudtrail", *map(silent, "abcdef")),
+            "cloudtrail",
+            [*map(no_trail, "abcdef")],
             "No trail records the API calls of a, b, c and 3 more (6 regions)",
             id="six regions without it",
         ),
         pytest.param(
-            found("mfa", Row(ROOT, "", {"User": ROOT}, "Root has no MFA", "Critical")),
+            "mfa",
+            [finding(ROOT, message="Root has no MFA", cells={"User": ROOT})],
             "root: Root has no MFA",
             id="without words for behind a name",
         ),
         pytest.param(
-            found("s3-acls", grant("c", "list it"), number="111122223333", name="Prod"),
-            "c: everyone may list it (eu-west-1, 111122223333, Prod)",
-            id="among several accounts",
-        ),
-        pytest.param(
-            found(
-                "s3-acls",
-                grant(
-                    "c", "list it", lapsed=True, acceptance=Acceptance("*", "2026-01-31", "a site")
-                ),
-            ),
+            "s3-acls",
+            [accepted(grant("c", "list it"), "a site", until="2026-01-31", expired=True)],
             "c: everyone may list it (eu-west-1) (acceptance expired, until 2026-01-31: a site)",
             id="a decision that is over",
         ),
     ],
 )
-def test_what_was_found_about_a_thing(rows: list[Found], words: str) -> None:
-    assert thing_words(rows, several=rows[0].report.name != "") == words
+def test_what_was_found_about_a_resource(check: str, rows: list[Row], words: str) -> None:
+    assert told(report(*rows, check=check)) == [words]
 
 
-def test_rows_about_a_thing_stand_where_its_first_one_stands() -> None:
-    one, two = grant("a", "list it"), grant("b", "list it")
-    rows = found("s3-acls", one, two, grant("a", "write to it"))
-    elsewhere = found("s3-acls", one, number="2")
-    groups = things(enumerate([*rows, *elsewhere]))
-    assert [[place for place, _ in group] for group in groups] == [[0, 2], [1], [3]]
+def test_rows_about_a_resource_of_an_account_stand_where_its_first_one_stands() -> None:
+    a, b, more = grant("a", "list it"), grant("b", "list it"), grant("a", "write to it")
+    here = report(a, b, more, check="s3-acls", account="1")
+    elsewhere = report(a, check="s3-acls", account="2", name="Prod")
+    assert told(here, elsewhere) == [
+        "a: everyone may list it and write to it (eu-west-1, 1, 2 grants)",
+        "b: everyone may list it (eu-west-1, 1)",
+        "a: everyone may list it (eu-west-1, 2, Prod)",
+    ]
 
 
 @given(st.text(max_size=300))
@@ -162,10 +159,6 @@ def test_a_long_line_is_folded_at_words_under_its_start() -> None:
 # --- whether it gets better ----------------------------------------------------------------------
 
 
-def a_day(day: str, critical: int = 0, low: int = 0, **known: Any) -> Day:
-    return Day(day, {"Critical": critical, "High": 0, "Medium": 0, "Low": low}, **known)
-
-
 @pytest.mark.parametrize(
     ("number", "blocks"), [(0, ""), (10, "██"), (5, "█"), (6, "█▎"), (1, "▎"), (20, "████")]
 )
@@ -173,14 +166,19 @@ def test_a_bar_is_to_scale(number: int, blocks: str) -> None:
     assert bar(number, most=20, places=4) == blocks
 
 
+def day(month: int, **numbers: Any) -> Day:
+    """What the audit of the first of a month found."""
+    return history_entry(f"2026-{month:02}-01", **numbers)
+
+
 def test_bars_have_one_scale_and_nothing_has_none() -> None:
-    days = [a_day("2026-01-01", 3, 5), a_day("2026-02-01", 0, 4), a_day("2026-03-01")]
+    days = [day(1, critical=3, low=5), day(2, low=4), day(3)]
     assert bars(days, 4) == ["████", "██", ""]
-    assert bars([a_day("2026-03-01")], 4) == [""]
+    assert bars([day(3)], 4) == [""]
 
 
 @pytest.mark.parametrize(
-    ("stood", "words"),
+    ("days_open", "words"),
     [
         ([], ""),
         ([[1]], "The finding that was resolved had stood for 1 day"),
@@ -194,12 +192,12 @@ def test_bars_have_one_scale_and_nothing_has_none() -> None:
         ),
     ],
 )
-def test_how_long_findings_stood(stood: list[list[int]], words: str) -> None:
-    assert stood_words([a_day("2026-01-01", stood=one) for one in stood]) == words
+def test_how_long_findings_were_open(days_open: list[list[int]], words: str) -> None:
+    assert stood_words([day(1, days_open=one) for one in days_open]) == words
 
 
 def test_the_terminal_shows_the_last_audit_and_this_one() -> None:
-    days = [a_day("2026-01-01", 99), a_day("2026-02-01", 4), a_day("2026-03-01", 1)]
+    days = [day(1, critical=99), day(2, critical=4), day(3, critical=1)]
     assert trend([], "2026-01-01") == trend(days[:1], "2026-01-01") == []
     assert trend(days, "2026-04-01") == []  # this one saw only a part, and is no line
     assert trend(days, "2026-03-01") == [
@@ -208,63 +206,65 @@ def test_the_terminal_shows_the_last_audit_and_this_one() -> None:
     ]
 
 
-def of(number: str, *days: Day) -> Report:
-    return Report(number, NOW, history=list(days))
+def of(account: str, *days: Day) -> Report:
+    return report(account=account, history=days)
 
 
 def test_days_of_several_accounts_add_up() -> None:
-    one = of("1", a_day("2026-01-01", 1, new=1, stood=[3]), a_day("2026-02-01", 2, not_checked=1))
-    two = of("2", a_day("2026-01-01", 0, 5, new=5, stood=[4]), a_day("2026-02-01", 1))
+    one = of("1", day(1, critical=1, new=1, days_open=[3]), day(2, critical=2, not_checked=1))
+    two = of("2", day(1, low=5, new=5, days_open=[4]), day(2, critical=1))
     assert days_of([one, two]) == [
-        a_day("2026-01-01", 1, 5, new=6, stood=[3, 4]),
-        a_day("2026-02-01", 3, not_checked=1),
+        day(1, critical=1, low=5, new=6, days_open=[3, 4]),
+        day(2, critical=3, not_checked=1),
     ]
 
 
 def test_an_account_that_was_not_audited_counts_as_before_and_as_a_gap() -> None:
-    one = of("1", a_day("2026-01-01", 7, new=7), a_day("2026-03-01", 6))
-    two = of("2", a_day("2026-02-01", 1), a_day("2026-03-01", 1))
+    one = of("1", day(1, critical=7, new=7), day(3, critical=6))
+    two = of("2", day(2, critical=1), day(3, critical=1))
     assert days_of([one, two]) == [
-        a_day("2026-01-01", 7, new=7),
-        a_day("2026-02-01", 8, not_checked=1),
-        a_day("2026-03-01", 7),
+        day(1, critical=7, new=7),
+        day(2, critical=8, not_checked=1),
+        day(3, critical=7),
     ]
 
 
 def test_an_account_without_a_past_has_none() -> None:
-    assert days_of([of("1"), of("2", a_day("2026-01-01", 1))]) == [a_day("2026-01-01", 1)]
+    assert days_of([of("1"), of("2", day(1, critical=1))]) == [day(1, critical=1)]
     assert days_of([of("1")]) == []
 
 
-def a_report(*firsts: str, gone: tuple[str, ...] = ()) -> Report:
-    rows = [Row(f"r{n}", "", {}, "Bad", "Critical", first_seen=d) for n, d in enumerate(firsts)]
-    known = {str(n): {"first_seen": day, "result": "Bad"} for n, day in enumerate(gone)}
-    return Report("1", NOW, sheets=[Sheet(CHECKS[0], rows)], gone=known)
+def seen_on(*days: str, resolved: Iterable[str] = ()) -> Report:
+    """The report of a run with a critical finding first seen on each of the days; those that are
+    resolved were first seen on others."""
+    rows = [finding(f"r{n}", severity="Critical", first_seen=first) for n, first in enumerate(days)]
+    return report(*rows, resolved={f"g/{n}": known(first) for n, first in enumerate(resolved)})
 
 
 def test_a_first_run_is_a_line() -> None:
-    days = with_today([], a_report("2026-11-24", "2026-11-24"), "2026-11-24")
-    assert days == [a_day("2026-11-24", 2, new=2, stood=[])]
+    days = with_today([], seen_on(TODAY, TODAY), TODAY)
+    assert days == [history_entry(TODAY, critical=2, new=2)]
 
 
 def test_of_a_day_the_last_run_counts_and_what_came_and_went_adds_up() -> None:
-    morning = with_today([], a_report("2026-11-24", gone=("2026-11-01",)), "2026-11-24")
-    assert morning == [a_day("2026-11-24", 1, new=1, stood=[23])]
-    evening = a_report("2026-11-24", "2026-11-24", gone=("2026-11-20",))
-    assert with_today(morning, evening, "2026-11-24") == [
-        a_day("2026-11-24", 2, new=2, stood=[23, 4])
+    morning = with_today([], seen_on(TODAY, resolved=["2026-10-31"]), TODAY)
+    assert morning == [history_entry(TODAY, critical=1, new=1, days_open=[23])]
+    evening = seen_on(TODAY, TODAY, resolved=["2026-11-19"])
+    assert with_today(morning, evening, TODAY) == [
+        history_entry(TODAY, critical=2, new=2, days_open=[23, 4])
     ]
 
 
 def test_the_thirteenth_run_drops_the_first_line() -> None:
-    days = [a_day(f"2026-{month:02}-01", month) for month in range(1, 13)]
-    kept = with_today(days, a_report("2026-01-01"), "2027-01-01")
-    assert [one.day for one in kept] == [*(one.day for one in days[1:]), "2027-01-01"]
+    days = [day(month, critical=month) for month in range(1, 13)]
+    kept = with_today(days, seen_on("2026-01-01"), "2027-01-01")
+    assert kept == [*days[1:], history_entry("2027-01-01", critical=1)]
 
 
 def test_an_old_state_has_no_history_and_gets_one(cloud: Cloud) -> None:
     Path("state.json").write_text('{"schema": 1, "accounts": {}}')
-    assert read_state(LocalFile(Path("state.json"))) == State({}, {})
+    before = read_state(LocalFile(Path("state.json")))
+    assert (before.accounts, before.history) == ({}, {})
     main(["--state", "state.json"])
     ((line,),) = read_state(LocalFile(Path("state.json"))).history.values()
     assert line.new == sum(line.found.values()) > 0
@@ -279,7 +279,7 @@ def test_an_old_state_has_no_history_and_gets_one(cloud: Cloud) -> None:
         {"1": [{"day": "yesterday", "found": {}}]},
         {"1": [{"day": "2026-01-01", "found": {"Critical": 1}}]},
         {"1": [{"day": "2026-01-01", "found": {}, "what": 1}]},
-        {"1": [{"day": "2026-01-01", "found": dict.fromkeys(security_check.SEVERITIES, "x")}]},
+        {"1": [{"day": "2026-01-01", "found": dict.fromkeys(SEVERITIES, "x")}]},
     ],
 )
 def test_a_damaged_history_is_no_state(tmp_path: Path, history: Any) -> None:
@@ -295,41 +295,38 @@ def test_a_run_over_a_part_of_the_account_is_no_line(cloud: Cloud) -> None:
     assert [*read_state(LocalFile(Path("state.json"))).history.values()] == [[]]
 
 
-def test_the_summary_and_the_json_show_the_history(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_summary_the_terminal_and_the_json_show_the_history(
+    cloud: Cloud, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cloud.layer.summary = {"AccountMFAEnabled": 1, "AccountAccessKeysPresent": 0}
     iam = cloud.client("iam")
-    for day in ("2030-08-01", "2030-09-01", "2030-09-01", "2030-10-01"):
-
-        class Clock(datetime):
-            @classmethod
-            def now(cls, tz: Any = None, day: str = day) -> Any:
-                return datetime.fromisoformat(f"{day}T06:15:00").replace(tzinfo=timezone.utc)
-
-        if day == "2030-08-01":
-            iam.create_user(UserName="alice")
-            iam.create_user(UserName="bob")
-        if day == "2030-10-01":
+    iam.create_user(UserName="alice")
+    iam.create_user(UserName="bob")
+    for today in ("2030-08-01", "2030-09-01", "2030-09-01", "2030-10-01"):
+        if today == "2030-10-01":
             iam.delete_user(UserName="alice")
-        monkeypatch.setattr(security_check, "datetime", Clock)
+        clock.set(today)
         capsys.readouterr()
         main(["--state", "state.json", "--json", "x.json", "--output", "x.xls"])
-    (account,) = json.loads(Path("x.json").read_text())["accounts"]
-    medium = [(one["day"], one["found"]["Medium"], one["new"]) for one in account["history"]]
+    history = read_accounts("x.json")[NUMBER]["history"]
+    medium = [(one["day"], one["found"]["Medium"], one["new"]) for one in history]
     assert medium == [("2030-08-01", 2, 5), ("2030-09-01", 2, 0), ("2030-10-01", 1, 0)]
-    assert [one["stood"] for one in account["history"]] == [[], [], [61]]
-    summary = xlrd.open_workbook("x.xls").sheet_by_name("Summary")
-    lines = [summary.row_values(n) for n in range(summary.nrows)]
-    (start,) = (n for n, line in enumerate(lines) if line[0] == "Audit of")
-    assert lines[start][:9] == [
-        *("Audit of", "Critical", "High", "Medium", "Low", "New", "Resolved", "NOT CHECKED"),
-        "Findings",
-    ]
-    assert lines[start + 1][1:8] == ["", 3.0, 2.0, "", 5.0, "", ""]
-    assert lines[start + 3][1:8] == ["", 3.0, 1.0, "", "", 1.0, ""]
-    assert lines[start + 3][8] == f"{bar(4, 5, 24)} 4"
-    assert lines[start + 4][0] == "The finding that was resolved had stood for 61 days"
+    assert [one["stood"] for one in history] == [[], [], [61]]
+    first, _, last, note = summary_table(open_book("x.xls"), "Audit of")
+    assert first == {
+        "Audit of": "2030-08-01",
+        "Critical": "",
+        "High": 3.0,
+        "Medium": 2.0,
+        "Low": "",
+        "New": 5.0,
+        "Resolved": "",
+        "NOT CHECKED": "",
+        "Findings": f"{bar(5, 5, 24)} 5",
+    }
+    changed = {"Medium": 1.0, "New": "", "Resolved": 1.0, "Findings": f"{bar(4, 5, 24)} 4"}
+    assert last == {**first, "Audit of": "2030-10-01", **changed}
+    assert note["Audit of"] == "The finding that was resolved had stood for 61 days"
     out = capsys.readouterr().out
     assert f"2030-09-01       5 findings  {'█' * 40}\n2030-10-01       4 findings" in out
 

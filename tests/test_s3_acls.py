@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
 from typing import Any
 
 import pytest
 from cloud import Cloud
 from conftest import NUMBER, Canned, audited
+from making import finding, fine, not_checked, run_check, seen
 
 from security_check import (
     ANY_AWS_ACCOUNT,
-    CHECKS,
     EVERYONE,
     LOG_DELIVERY,
     Row,
-    Unanswered,
+    buckets,
     check_s3_acls,
-    gap,
     grant_severity,
     grant_words,
     grantee_words,
-    run_check,
 )
 
-S3 = CHECKS[5]
 BUCKET, REGION = "my.bucket", "eu-west-1"
 OWNER, OTHER = "a" * 64, "b" * 64
-
-
-def quiet(text: str) -> None:
-    """No progress."""
 
 
 def canonical(id: str, **about: str) -> dict[str, str]:
@@ -122,25 +115,39 @@ def answer_block(aws: Canned, level: str, on: list[str] | str) -> None:
     aws.answer(service, "GetPublicAccessBlock", block, region, sent)
 
 
-def cells(grantee: str, permission: str, blocked: str = "") -> dict[str, Any]:
-    values = (BUCKET, REGION, OWNER, grantee, permission, blocked)
-    return dict(zip(S3.columns, values, strict=True))
+def grant_cells(grantee: str, permission: str, *, blocked_by: str = "") -> dict[str, Any]:
+    return {
+        "Bucket": BUCKET,
+        "Region": REGION,
+        "Owner": OWNER,
+        "Grantee": grantee,
+        "Permission": permission,
+        "Blocked by": blocked_by,
+    }
 
 
 OWNERS = (canonical(OWNER), "FULL_CONTROL")
-OWNERS_ROW = Row(
-    BUCKET, "Owner/FULL_CONTROL", cells("Owner", "FULL_CONTROL"), "Owner has FULL_CONTROL"
+OWNERS_ROW = fine(
+    BUCKET,
+    item="Owner/FULL_CONTROL",
+    message="Owner has FULL_CONTROL",
+    cells=grant_cells("Owner", "FULL_CONTROL"),
 )
 
 
-def public_read(verdict: tuple[str, str] = ("Critical", "S3.2"), blocked: str = "") -> Row:
-    shown = cells("Everyone (AllUsers)", "READ", blocked)
-    said = f"Everyone on the Internet may list {BUCKET}{void(blocked)}"
-    return Row(BUCKET, "AllUsers/READ", shown, said, *verdict)
+def public_read(*, severity: str, blocked_by: str) -> Row:
+    return finding(
+        BUCKET,
+        item="AllUsers/READ",
+        message=f"Everyone on the Internet may list {BUCKET}{void(blocked_by)}",
+        severity=severity,
+        control="S3.2",
+        cells=grant_cells("Everyone (AllUsers)", "READ", blocked_by=blocked_by),
+    )
 
 
-def void(blocked: str) -> str:
-    return f", but the {blocked} makes that void" if blocked else ""
+def void(blocked_by: str) -> str:
+    return f", but the {blocked_by} makes that void" if blocked_by else ""
 
 
 @pytest.mark.parametrize(
@@ -173,7 +180,7 @@ def test_a_private_bucket_is_asked_two_questions(s3: Canned, policy: bool | None
     """As with ACLs disabled: the ACL that AWS then answers is the owner's alone."""
     answer_acl(s3, OWNERS)
     answer_policy(s3, policy)
-    assert list(check_s3_acls(s3, BUCKET)) == [OWNERS_ROW]
+    assert seen(check_s3_acls(s3, BUCKET)) == seen([OWNERS_ROW])
 
 
 def test_every_grant_is_a_row(s3: Canned) -> None:
@@ -221,8 +228,8 @@ def test_a_public_grant_and_what_blocks_it(
     if not blocked.startswith("account"):  # else nobody asks
         answer_block(s3, "bucket", bucket)
     answer_policy(s3)
-    verdict = ("Low" if blocked else "Critical", "S3.2")
-    assert list(check_s3_acls(s3, BUCKET)) == [OWNERS_ROW, public_read(verdict, blocked)]
+    expected = public_read(severity="Low" if blocked else "Critical", blocked_by=blocked)
+    assert seen(check_s3_acls(s3, BUCKET)) == seen([OWNERS_ROW, expected])
 
 
 @pytest.mark.parametrize(("account", "bucket"), [(DENIED, []), ([], DENIED), (DENIED, ABSENT)])
@@ -234,10 +241,13 @@ def test_a_block_that_may_not_be_read_is_neither_blocked_nor_open(
     answer_block(s3, "bucket", bucket)
     answer_policy(s3)
     service = "s3control" if account == DENIED else "s3"
-    shown = cells("Everyone (AllUsers)", "READ")
-    why = Unanswered("AccessDenied", service, "GetPublicAccessBlock")
-    unknown = gap(BUCKET, "AllUsers/READ", shown, why)
-    assert list(check_s3_acls(s3, BUCKET)) == [OWNERS_ROW, unknown]
+    unknown = not_checked(
+        BUCKET,
+        item="AllUsers/READ",
+        error=f"AccessDenied: {service} GetPublicAccessBlock",
+        cells=grant_cells("Everyone (AllUsers)", "READ"),
+    )
+    assert seen(check_s3_acls(s3, BUCKET)) == seen([OWNERS_ROW, unknown])
 
 
 @pytest.mark.parametrize(
@@ -253,11 +263,15 @@ def test_a_public_policy(s3: Canned, setting: str, severity: str, blocked: str) 
     answer_policy(s3, True)
     answer_block(s3, "account", [])
     answer_block(s3, "bucket", [setting])
-    shown = cells("Everyone (bucket policy)", "policy", blocked)
-    said = f"The policy of {BUCKET} lets in everyone on the Internet{void(blocked)}"
-    words = (said, severity, "S3.2, S3.3")
-    expected = Row(BUCKET, "policy", shown, *words)
-    assert list(check_s3_acls(s3, BUCKET)) == [OWNERS_ROW, expected]
+    expected = finding(
+        BUCKET,
+        item="policy",
+        message=f"The policy of {BUCKET} lets in everyone on the Internet{void(blocked)}",
+        severity=severity,
+        control="S3.2, S3.3",
+        cells=grant_cells("Everyone (bucket policy)", "policy", blocked_by=blocked),
+    )
+    assert seen(check_s3_acls(s3, BUCKET)) == seen([OWNERS_ROW, expected])
 
 
 def test_blocks_are_asked_once_whatever_number_of_grants_they_void(s3: Canned) -> None:
@@ -277,62 +291,49 @@ def test_a_bucket_that_may_not_be_read(s3: Canned, call: str) -> None:
     if call == "GetBucketPolicyStatus":
         answer_acl(s3, OWNERS)
     s3.refuse("s3", call, "AccessDenied", REGION)
-    rows = run_check(replace(S3, threads=1), s3, quiet).rows
-    denied = gap(BUCKET, "", {"Bucket": BUCKET}, Unanswered("AccessDenied", "s3", call))
-    assert rows == ([OWNERS_ROW, denied] if call == "GetBucketPolicyStatus" else [denied])
+    rows = run_check("s3-acls", s3, threads=1).rows
+    denied = not_checked(BUCKET, error=f"AccessDenied: s3 {call}", cells={"Bucket": BUCKET})
+    before = [OWNERS_ROW] if call == "GetBucketPolicyStatus" else []
+    assert seen(rows) == seen([*before, denied])
 
 
 def test_a_bucket_deleted_meanwhile_gives_no_row(s3: Canned) -> None:
     answer_acl(s3, OWNERS)
     s3.refuse("s3", "GetBucketPolicyStatus", "NoSuchBucket", REGION)
-    sheet = run_check(replace(S3, threads=1), s3, quiet)
-    assert [row.id for row in sheet.rows] == ["nothing"]
+    found = run_check("s3-acls", s3, threads=1)
+    assert [row.id for row in found.rows] == ["nothing"]
 
 
 def test_no_buckets(aws: Canned) -> None:
     aws.answer("s3", "ListBuckets", {"Buckets": []})
-    assert [row.result for row in run_check(S3, aws, quiet).rows] == [
-        "No grant on any of 0 buckets"
-    ]
+    nothing = fine("nothing", message="No grant on any of 0 buckets")
+    assert seen(run_check("s3-acls", aws).rows) == seen([nothing])
+
+
+def test_the_buckets_of_all_pages_are_listed_with_their_regions(aws: Canned) -> None:
+    regions = {f"bucket.{n:04}": ("us-east-1", REGION)[n % 2] for n in range(2000)}
+    known = [{"Name": name, "BucketRegion": region} for name, region in regions.items()]
+    aws.answer("s3", "ListBuckets", {"Buckets": known[:1000], "ContinuationToken": "more"})
+    aws.answer("s3", "ListBuckets", {"Buckets": known[1000:]})
+    assert buckets(aws) == regions
 
 
 # --- over HTTP ----------------------------------------------------------------------------------
 
 
-def test_a_thousand_buckets_in_several_regions(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+def test_each_bucket_is_asked_about_in_its_own_region_and_a_private_one_not_for_blocks(
+    cloud: Cloud,
 ) -> None:
-    clients = {region: cloud.client("s3", region) for region in ("us-east-1", "eu-west-1")}
-    regions = {"us-east-1": {}, "eu-west-1": {"LocationConstraint": "eu-west-1"}}
-    first: Any = {}
-    for region, place in regions.items():
-        how = {"CreateBucketConfiguration": place} if place else {}
-        clients[region].create_bucket(Bucket=f"first-{region}", **how)
-        first[region] = cloud.backend("s3").buckets[f"first-{region}"]
-    for n in range(998):
-        region = ("us-east-1", "eu-west-1")[n % 2]
-        copy = type(first[region])(f"bucket.{n:03}", NUMBER, region)
-        copy.acl = first[region].acl
-        cloud.backend("s3").buckets[copy.name] = copy
+    regions = {f"bucket.{n:02}": ("us-east-1", REGION)[n % 2] for n in range(40)}
+    for name, region in regions.items():
+        place: Any = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        s3 = cloud.client("s3", region)
+        s3.create_bucket(Bucket=name, **(place if region != "us-east-1" else {}))
     cloud.layer.calls.clear()
-    moto, answers = cloud.layer.app, dict[str, tuple[list[Any], bytes]]()
-
-    def same_for_all(environ: dict[str, Any], start: Any) -> list[bytes]:
-        """moto is slow: what it says of one bucket is repeated for the others."""
-        key = environ["QUERY_STRING"]
-        if environ["PATH_INFO"] == "/" or key not in answers:
-            began: list[Any] = []
-            text = b"".join(moto(environ, lambda *args: began.extend(args)))
-            answers[key] = began, text
-        start(*answers[key][0])
-        return [answers[key][1]]
-
-    monkeypatch.setattr(cloud.layer, "app", same_for_all)
-    (sheet,) = audited("--check", "s3-acls").sheets
-    assert [row.status for row in sheet.rows] == ["OK"] * 1000
-    asked = {call.region for call in cloud.layer.calls if call.operation == "GetBucketAcl"}
-    assert asked == {"us-east-1", "eu-west-1"}
+    (result,) = audited("--check", "s3-acls").sheets
+    assert [row.status for row in result.rows] == ["OK"] * 40
+    assert {row.cells["Bucket"]: row.cells["Region"] for row in result.rows} == regions
+    calls = [call for call in cloud.layer.calls if call.operation == "GetBucketAcl"]
+    assert Counter(call.region for call in calls) == Counter(regions.values())
     assert cloud.layer.count()["s3:GetPublicAccessBlock"] == 0
     assert cloud.layer.count()["s3control:GetPublicAccessBlock"] == 0
-    shown = {row.cells["Bucket"]: row.cells["Region"] for row in sheet.rows}
-    assert shown["bucket.001"] == "eu-west-1"

@@ -1,0 +1,345 @@
+"""Where reports go: names that are filled in, files on this machine, and files in S3."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import readme
+from cloud import DEFAULT_ACCOUNT_ID, Cloud, Fault
+from conftest import BUCKET, assert_refused, objects
+from example import TOKYO, Organization
+from reading import read_cells, sheet_names
+
+import security_check
+from security_check import CHECKS, CannotRun, S3Object, main, read_state, write_state
+
+# --- names that are filled in ---------------------------------------------------------------
+
+
+def test_names_are_filled_in_here_too(
+    cloud: Cloud, org_with_bucket: Organization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("decisions").mkdir()
+    for number in org_with_bucket.audited:
+        Path(f"decisions/{number}.txt").write_text("mfa/deploy # a robot\n")
+    names = ["--output", "{date}/{account}.xls", "--json", "{date}/{account}.json"]
+    names += ["--csv", "csv/{account}", "--state", "state/{account}-{time}.json"]
+    Path("csv").mkdir()
+    code = main(["--organization", *names, "--accept", "decisions/{account}.txt"])
+    assert code == 3
+    (day,) = Path().glob("20??-??-??")
+    assert capsys.readouterr().out.splitlines()[-1] == str((day / "overview.xls").resolve())
+    assert {path.name for path in day.iterdir()} == {
+        "overview.xls",
+        *(f"{number}.xls" for number in org_with_bucket.audited),
+        *(f"{number}.json" for number in org_with_bucket.names),
+    }
+    for number in org_with_bucket.audited:
+        assert {path.name for path in Path("csv", number).iterdir()} == {
+            f"{number}-{check.name}.csv" for check in CHECKS
+        }
+        (state,) = Path("state").glob(f"{number}-????.json")
+        assert [*json.loads(state.read_text())["accounts"]] == [number]
+        (account,) = json.loads((day / f"{number}.json").read_text())["accounts"]
+        accepted = [row["id"] for check in account["checks"] for row in check["rows"]
+            if row["status"] == "ACCEPTED"]  # fmt: skip
+        assert accepted == (["mfa/deploy"] if number != DEFAULT_ACCOUNT_ID else [])
+
+
+def test_one_account_has_its_number_and_its_time_in_its_names(cloud: Cloud) -> None:
+    main(["--output", "{account}/{date}/{time}.xls", "--check", "ec2-classic"])
+    (path,) = Path().glob("*/*/*.xls")
+    assert re.fullmatch(rf"{DEFAULT_ACCOUNT_ID}/\d{{4}}-\d\d-\d\d/\d{{4}}\.xls", path.as_posix())
+
+
+@pytest.mark.posix
+def test_folders_that_are_made_are_for_their_owner_only(cloud: Cloud) -> None:
+    main(["--output", "{account}/x.xls", "--check", "ec2-classic"])
+    assert Path(DEFAULT_ACCOUNT_ID).stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--output", "{acount}.xls"],
+        ["--json", "s3://reports"],
+        ["--output", "s3://reports/"],
+        ["--state", "s3://reports/folder/"],
+        ["--output", "s3:/reports/x.xls"],
+        ["--accept", "s3://a b/x"],
+        ["--csv", "s3:reports"],
+        ["--merge"],
+        *(["--merge", "x", f"--{name}"] for name in ("region=x", "csv=x", "accept=x", "list=-")),
+        ["--merge", "x", "--check", "mfa"],
+        ["--merge", "x", "--role", "x"],
+        ["--merge", "x", "--max-key-age", "60"],
+    ],
+    ids=" ".join,
+)
+def test_bad_names_are_one_line_before_any_call(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert_refused(cloud, capsys, *arguments)
+
+
+# --- S3 -------------------------------------------------------------------------------------
+
+
+def test_everything_can_be_in_s3(
+    cloud: Cloud, org_with_bucket: Organization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3 = cloud.client("s3")
+    s3.put_object(Bucket=BUCKET, Key="accept.txt", Body=f"{TOKYO}/mfa/* # there\n".encode())
+    cloud.layer.calls.clear()
+    run = ["--organization", "--csv", f"s3://{BUCKET}/csv/", "--state", f"s3://{BUCKET}/state.json"]
+    run += ["--output", f"s3://{BUCKET}/runs/o.xls", "--json", f"s3://{BUCKET}/runs/o.json"]
+    assert main([*run, "--accept", f"s3://{BUCKET}/accept.txt"]) == 3
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == f"s3://{BUCKET}/runs/o.xls"
+    assert not [*Path().iterdir()]
+    account = r"\d{12}"
+    written = objects(s3)
+    kinds = {re.sub(account, "ACCOUNT", key) for key in written}
+    books = {key for key in written if re.fullmatch(rf"runs/security_check_{account}_.*", key)}
+    assert len(books) == len(org_with_bucket.audited)
+    csv = {f"csv/ACCOUNT-{check.name}.csv" for check in CHECKS}
+    whole = {"accept.txt", "state.json", "runs/o.xls", "runs/o.json", *csv}
+    assert {kind for kind in kinds if "security_check_" not in kind} == whole
+    state = json.loads(written["state.json"])
+    assert state["accounts"].keys() == {*org_with_bucket.audited}
+    for key, kind in (
+        ("runs/o.xls", "application/vnd.ms-excel"),
+        ("runs/o.json", "application/json"),
+        ("state.json", "application/json"),
+        (f"csv/{TOKYO}-mfa.csv", "text/csv"),
+    ):
+        assert s3.head_object(Bucket=BUCKET, Key=key)["ContentType"] == kind
+    lines = read_cells(written["runs/o.xls"], "Accounts")
+    beside = {cell.link for line in lines for cell in line.values() if cell.link}
+    assert beside == {key.removeprefix("runs/") for key in books}
+    assert Counter(
+        (one["account"], row["id"])
+        for one in json.loads(written["runs/o.json"])["accounts"]
+        for check in one["checks"]
+        for row in check["rows"]
+        if row["status"] == "ACCEPTED"
+    ) == {(TOKYO, "mfa/deploy"): 1}
+
+
+def test_files_are_read_and_written_by_who_started_the_run(
+    cloud: Cloud, org_with_bucket: Organization
+) -> None:
+    run = ["--organization", "--state", f"s3://{BUCKET}/state.json", "--check", "mfa"]
+    main([*run, "--output", f"s3://{BUCKET}/o.xls"])
+    calls = [call for call in cloud.layer.calls if call.operation in ("PutObject", "GetObject")]
+    assert {call.account for call in calls} == {DEFAULT_ACCOUNT_ID}
+    assert {call.account for call in cloud.layer.calls} == {*org_with_bucket.audited}
+
+
+def test_decisions_of_each_account_are_read_by_one_who_asks_once(
+    cloud: Cloud, org_with_bucket: Organization
+) -> None:
+    for number in org_with_bucket.audited:
+        cloud.client("s3").put_object(Bucket=BUCKET, Key=f"{number}.txt", Body=b"mfa/* # known\n")
+    cloud.layer.calls.clear()
+    run = ["--organization", "--check", "mfa", "--accept", f"s3://{BUCKET}/{{account}}.txt"]
+    assert main(run) == 3  # for the account that cannot be entered
+    assert cloud.layer.count()["sts:GetCallerIdentity"] == 2  # who reads files, and who audits
+    assert cloud.layer.count()["s3:GetObject"] == len(org_with_bucket.audited)
+
+
+def test_a_profile_that_starts_the_run_writes_too(
+    cloud: Cloud, org_with_bucket: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cloud.credentials(TOKYO)
+    lines = [f"{name.lower()} = {value}" for name, value in made.items()]
+    Path("config").write_text("\n".join(["[profile tokyo]", "region = eu-west-1", *lines]))
+    for name in made:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "config")
+    place = {"LocationConstraint": "eu-west-1"}
+    theirs = cloud.client("s3", "eu-west-1", TOKYO)
+    theirs.create_bucket(Bucket="theirs", CreateBucketConfiguration=place)
+    cloud.layer.calls.clear()
+    assert main(["--profile", "tokyo", "--check", "mfa", "--output", "s3://theirs/x.xls"]) == 1
+    assert {call.account for call in cloud.layer.calls} == {TOKYO}
+
+
+def test_without_a_name_in_s3_nothing_is_put(cloud: Cloud, bucket: Any) -> None:
+    main(["--json", "x.json", "--state", "state.json", "--csv", "."])
+    assert not {"s3:PutObject", "s3:GetObject"} & {*cloud.layer.count()}
+    assert cloud.layer.count()["sts:GetCallerIdentity"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("s3://nowhere-at-all/x.xls", "NoSuchBucket: s3 PutObject"),
+        ("s3://theirs/x.xls", "AccessDenied: s3 PutObject"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line_before_the_audit(
+    cloud: Cloud, bucket: Any, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    cloud.client("s3", account=TOKYO).create_bucket(Bucket="theirs")
+    cloud.layer.calls.clear()
+    for option in ("--output", "--json", "--state"):
+        assert main([option, name]) == 2
+        told = f"security_check.py: cannot write {name}: {words}"
+        assert capsys.readouterr().err.splitlines() == [told]
+    assert set(cloud.layer.count()) == {"sts:GetCallerIdentity", "s3:PutObject"}
+    assert not [*Path().iterdir()]
+
+
+def test_to_find_out_nothing_is_changed(cloud: Cloud, bucket: Any) -> None:
+    bucket.put_object(Bucket=BUCKET, Key="old.xls", Body=b"last month's")
+    cloud.layer.faults = [Fault("AccessDenied", "sts", after=1)]  # the second: of the audit
+    assert main(["--output", f"s3://{BUCKET}/old.xls", "--json", f"s3://{BUCKET}/new.json"]) == 2
+    assert objects(bucket) == {"old.xls": b"last month's"}
+
+
+def test_a_bucket_in_another_region_is_found(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"LocationConstraint": "eu-west-1"}
+    cloud.client("s3", "eu-west-1").create_bucket(Bucket="far", CreateBucketConfiguration=place)
+    app, error = cloud.layer.app, b"<Error><Code>PermanentRedirect</Code></Error>"
+
+    def redirecting(environ: dict[str, Any], start: Any) -> Any:
+        signed = environ.get("HTTP_AUTHORIZATION", "")
+        if not environ["PATH_INFO"].startswith("/far") or "/eu-west-1/s3/" in signed:
+            return app(environ, start)
+        text = b"" if environ["REQUEST_METHOD"] == "HEAD" else error
+        length = ("Content-Length", str(len(text)))
+        start("301 Moved", [("x-amz-bucket-region", "eu-west-1"), length])
+        return [text]
+
+    monkeypatch.setattr(cloud.layer, "app", redirecting)
+    cloud.layer.calls.clear()
+    assert main(["--check", "mfa", "--output", "s3://far/x.xls"]) == 1
+    puts = [call.region for call in cloud.layer.calls if call.operation == "PutObject"]
+    assert puts == ["us-east-1", "eu-west-1", "eu-west-1"]
+
+
+def test_a_store_that_knows_no_conditions_is_refused_and_loses_nothing(
+    cloud: Cloud, bucket: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, name = cloud.layer.app, f"s3://{BUCKET}/old.xls"
+
+    def careless(environ: dict[str, Any], start: Any) -> Any:
+        environ.pop("HTTP_IF_MATCH", None)
+        return app(environ, start)
+
+    monkeypatch.setattr(cloud.layer, "app", careless)
+    bucket.put_object(Bucket=BUCKET, Key="old.xls", Body=b"last month's")
+    assert main(["--output", name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"security_check.py: cannot write {name}: what answered knows no")
+    assert objects(bucket)["old.xls"] == b"last month's"
+    monkeypatch.setattr(cloud.layer, "app", app)  # what was left there does not matter
+    assert objects(bucket).keys() == {"old.xls", ".security_check-old.xls"}
+    assert main(["--output", name, "--check", "ec2-classic"]) == 0
+
+
+def test_decisions_that_are_not_there_are_one_line(
+    cloud: Cloud, bucket: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--accept", f"s3://{BUCKET}/x.txt", "--output", "x.xls"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"security_check.py: cannot read s3://{BUCKET}/x.txt: no such object"
+
+
+def test_a_report_that_cannot_be_put_is_kept_here(
+    cloud: Cloud,
+    bucket: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cloud.layer.faults = [Fault("AccessDenied", "s3", "PutObject", after=1, status=403)]
+    assert main(["--output", f"s3://{BUCKET}/reports/x.xls"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    why, _, where = line.partition("; the results are in ")
+    assert why.endswith(f"cannot write s3://{BUCKET}/reports/x.xls: AccessDenied: s3 PutObject")
+    assert sheet_names(where)[0] == "Summary"
+    assert Path(where).name == "x.xls"
+
+
+def test_the_policy_for_s3_allows_what_a_run_asks_of_it_and_nothing_else(
+    cloud: Cloud, org_with_bucket: Organization
+) -> None:
+    allowed = set()
+    for statement in json.loads(readme.block("json", "s3:PutObject"))["Statement"]:
+        actions = statement["Action"]
+        of = statement["Resource"].removeprefix("arn:aws:s3:::example-reports")
+        allowed |= {(one, of) for one in ([actions] if isinstance(actions, str) else actions)}
+    top = f"s3://{BUCKET}"
+    cloud.client("s3").put_object(Bucket=BUCKET, Key="accept.txt", Body=b"# nothing\n")
+    cloud.layer.calls.clear()
+    run = ["--account", TOKYO, "--state", f"{top}/state.json", "--accept", f"{top}/accept.txt"]
+    main([*run, "--json", f"{top}/r/x.json", "--output", f"{top}/x.xls", "--csv", f"{top}/csv"])
+    main(["--merge", f"{top}/r/", "--output", f"{top}/o.xls"])
+    known = {"ListObjectsV2": ("s3:ListBucket", "")}
+    asked = {
+        known.get(call.operation, (f"s3:{call.operation}", "/*"))
+        for call in cloud.layer.calls
+        if call.service == "s3" and call.text.startswith(f"/{BUCKET}")
+    }
+    assert asked == allowed
+
+
+# --- a state in S3 that several write -------------------------------------------------------
+
+
+def test_concurrent_writers_of_one_state_lose_nothing(
+    cloud: Cloud, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight read the same state before any of them writes, so that seven are overtaken."""
+    writer = security_check.Run(security_check.arguments([])).writer
+    file = S3Object(writer, BUCKET, "state.json")
+    entry = {"a/b": {"first_seen": "2030-01-01", "result": "Bad"}}
+    update, first, all_have_read = S3Object.update, iter(range(8)), threading.Barrier(8)
+
+    def update_together(file: S3Object, change: Any) -> None:
+        def changed(before: bytes | None) -> Any:
+            if next(first, None) is not None:
+                all_have_read.wait(timeout=300)
+            return change(before)
+
+        update(file, changed)
+
+    monkeypatch.setattr(S3Object, "update", update_together)
+    with ThreadPoolExecutor(8) as pool:  # S3Object has no lock: threads are like processes
+        list(pool.map(lambda n: write_state(file, f"account-{n}", entry, []), range(24)))
+    assert read_state(file).accounts == {f"account-{n}": entry for n in range(24)}
+    assert cloud.layer.count()["s3:PutObject"] >= 24 + 7
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("PreconditionFailed", 412), ("ConditionalRequestConflict", 409)]
+)
+def test_who_is_overtaken_reads_again(cloud: Cloud, bucket: Any, code: str, status: int) -> None:
+    file = S3Object(security_check.Run(security_check.arguments([])).writer, BUCKET, "state.json")
+    cloud.layer.faults = [Fault(code, "s3", "PutObject", status=status, times=2)]
+    write_state(file, "1", {}, [])
+    assert [*read_state(file).accounts] == ["1"]
+    assert cloud.layer.count()["s3:GetObject"] == 4
+
+
+def test_who_is_always_overtaken_gives_up_and_says_so(
+    cloud: Cloud, bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(security_check, "UPDATES", 3)
+    file = S3Object(security_check.Run(security_check.arguments([])).writer, BUCKET, "state.json")
+    cloud.layer.faults = [Fault("PreconditionFailed", "s3", "PutObject", status=412)]
+    with pytest.raises(CannotRun, match=r"state\.json: PreconditionFailed.*results are in") as why:
+        write_state(file, "1", {}, [])
+    kept = json.loads(Path(str(why.value).rpartition(" in ")[2]).read_bytes())
+    assert kept["accounts"] == {"1": {}}

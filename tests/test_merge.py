@@ -1,0 +1,297 @@
+"""An overview of what others audited, made of their reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import making
+import pytest
+import readme
+from cloud import DEFAULT_ACCOUNT_ID, Cloud
+from conftest import BUCKET, fill_small_org, in_an_account
+from example import CLOSED, SOEHNE, TOKYO, Organization
+from reading import read_cells, read_column, read_sheet, summary_facts, summary_table, timeless
+
+import security_check
+from security_check import SEVERITIES, as_json, main, whole_json
+
+
+def audit_each(*numbers: str, checks: Sequence[str] = ()) -> None:
+    """Every account by a run of its own, as any engine would do it."""
+    for number in numbers:
+        files = ["--json", "runs/{account}.json", "--output", "runs/{account}.xls"]
+        main(["--account", number, *files, *checks])
+
+
+@pytest.fixture(scope="module")
+def audited(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the reports of three accounts about their users, each by a run of its
+    own."""
+    folder = tmp_path_factory.mktemp("audited")
+    with in_an_account(server, folder):
+        fill_small_org(server)
+        checks = ("--check", "mfa", "--check", "access-keys")
+        audit_each(SOEHNE, TOKYO, DEFAULT_ACCOUNT_ID, checks=checks)
+    return folder / "runs"
+
+
+@pytest.fixture
+def copy_runs(
+    audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """Puts the reports of these accounts into `runs`; nobody can be asked anything."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+
+    def copied(*numbers: str) -> None:
+        Path("runs").mkdir()
+        for number in numbers:
+            shutil.copy(audited / f"{number}.json", "runs")
+
+    return copied
+
+
+def accounts_sheet(path: str = "o.xls") -> list[dict[str, Any]]:
+    return read_sheet(path, "Accounts")
+
+
+def test_an_overview_of_what_others_audited_is_that_of_one_run(
+    cloud: Cloud, small_org: Organization
+) -> None:
+    audit_each(*small_org.names)
+    main(["--organization", "--output", "runs/local.xls"])
+    asked = len(cloud.layer.calls)
+    assert main(["--organization", "--merge", "runs", "--output", "runs/merged.xls"]) == 3
+    told = Counter(call.name for call in cloud.layer.calls[asked:])
+    assert told.keys() == {"sts:GetCallerIdentity", "organizations:ListAccounts"}
+    assert timeless("runs/merged.xls") == timeless("runs/local.xls")
+
+
+def test_without_a_list_nobody_is_asked_anything(
+    copy_runs: Callable[..., None], audited: Path
+) -> None:
+    copy_runs(SOEHNE, TOKYO)
+    files = [f"runs/{SOEHNE}.json", f"runs/{TOKYO}.json"]
+    assert main(["--merge", *files, "--output", "o.xls", "--json", "o.json"]) == 1
+    documents = json.loads(Path("o.json").read_text())["accounts"]
+    each = [json.loads(Path(name).read_text())["accounts"][0] for name in files]
+    assert sorted(documents, key=lambda one: str(one["account"])) == each
+    books = {row["Account"]: row["Workbook"] for row in accounts_sheet()}
+    wanted = {number: str((audited / f"{number}.xls").resolve()) for number in (SOEHNE, TOKYO)}
+    assert books == wanted  # in another folder, so not as links
+    assert not any(cell.link for row in read_cells("o.xls", "Accounts") for cell in row.values())
+    assert "OK" in {
+        row["status"] for one in each for check in one["checks"] for row in check["rows"]
+    }
+    assert "OK" not in read_column("o.xls", "MFA", "Status")
+
+
+def test_an_account_of_which_there_is_no_report_is_a_gap(
+    copy_runs: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_runs(SOEHNE)
+    given = ["--merge", "runs", "--account", SOEHNE, "--account", TOKYO]
+    assert main([*given, "--output", "o.xls"]) == 3
+    assert "AWS accounts: 1 audited, 1 NOT CHECKED" in capsys.readouterr().out
+    (row,) = (row for row in accounts_sheet() if row["Account"] == TOKYO)
+    assert row["Result"] == "NoReport: of this run"
+
+
+def test_what_the_state_remembers_of_an_account_without_a_report_is_shown(
+    cloud: Cloud, small_org: Organization
+) -> None:
+    state = ["--state", "state/{account}.json"]
+    main(["--organization", *state, "--output", "o.xls"])
+    old = Path(f"state/{TOKYO}.json")
+    old.write_text(re.sub(r"\d{4}-\d\d-\d\d", "2026-01-01", before := old.read_text()))
+    main(["--account", SOEHNE, *state, "--json", "runs/{account}.json", "--output", "x.xls"])
+    main(["--merge", "runs", *state, "--account", SOEHNE, "--account", TOKYO, "--output", "m.xls"])
+    _, today = summary_table("m.xls", "Audit of")
+    known = json.loads(before)["history"][TOKYO][-1]["found"]
+    theirs = json.loads(Path(f"state/{SOEHNE}.json").read_text())["history"][SOEHNE][-1]["found"]
+    for severity in SEVERITIES:
+        assert (today[severity] or 0) == known[severity] + theirs[severity]
+    assert today["NOT CHECKED"] == 1
+    assert "2026-01-01" in old.read_text()
+
+
+def test_a_run_began_with_its_first_account_and_ended_with_its_last(
+    copy_runs: Callable[..., None],
+) -> None:
+    copy_runs(SOEHNE, TOKYO)
+    for number, minute in ((SOEHNE, 45), (TOKYO, 15)):
+        began = {"started": f"2026-01-01T06:{minute}:00+00:00", "duration": 30.0}
+        edited(Path(f"runs/{number}.json"), lambda d, began=began: d["accounts"][0].update(began))
+    main(["--merge", "runs", "--output", "o.xls"])
+    told = summary_facts("o.xls")
+    assert (told["Started"], told["Duration"]) == ("2026-01-01 06:15 UTC", "1830 s")
+
+
+def edited(path: Path, change: Any) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def older(document: Any) -> None:
+    started = datetime.fromisoformat(document["accounts"][0]["started"])
+    document["accounts"][0]["started"] = (started - timedelta(days=30)).isoformat()
+
+
+def fewer(document: Any) -> None:
+    del document["accounts"][0]["checks"][0]
+
+
+def none(document: Any) -> None:
+    document["accounts"][0]["checks"] = []
+
+
+def limited(document: Any) -> None:
+    document["accounts"][0]["checks"][0]["whole"] = False
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(schema=3), "is of version 3, this script knows 4"),
+        (lambda d: d["accounts"][0].pop("home"), "is damaged, or no report of this script"),
+        (lambda d: d["accounts"][0].update(seconds=1), "is damaged, or no report of this script"),
+        (older, "was audited on"),
+        (fewer, "was asked about fewer checks or regions"),
+        (none, "was asked about fewer checks or regions"),
+        (limited, "was asked about fewer checks or regions"),
+    ],
+    ids=[
+        "version",
+        "damaged",
+        "unknown",
+        "of last month",
+        "fewer checks",
+        "no checks",
+        "fewer regions",
+    ],
+)
+def test_what_cannot_be_merged_is_one_line_and_the_rest_is_merged(
+    copy_runs: Callable[..., None], capsys: pytest.CaptureFixture[str], change: Any, words: str
+) -> None:
+    copy_runs(SOEHNE, TOKYO, DEFAULT_ACCOUNT_ID)
+    edited(Path(f"runs/{TOKYO}.json"), change)
+    named = [f"--account={one}" for one in (SOEHNE, TOKYO, DEFAULT_ACCOUNT_ID)]
+    assert main(["--merge", "runs", *named, "--output", "o.xls"]) == 3
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert words in line
+    assert TOKYO in line
+    told = [row["Result"] for row in accounts_sheet() if TOKYO in row["Account"] + row["Name"]]
+    assert [one for one in told if one.startswith("NotMerged: ") and words in one]
+    assert re.search(r"2 audited, [12] NOT CHECKED", said.out)
+
+
+@pytest.mark.posix  # for how paths are written, as below
+def test_an_account_that_is_there_twice(
+    copy_runs: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_runs(SOEHNE, TOKYO)
+    shutil.copy(f"runs/{TOKYO}.json", "runs/again.json")
+    edited(Path("runs/again.json"), lambda d: d["accounts"][0].update(
+        started="2026-01-01T00:00:00+00:00"))  # fmt: skip
+    assert main(["--merge", "runs", "--output", "o.xls"]) == 3
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert f"{TOKYO} is in runs/{TOKYO}.json and in runs/again.json: the later one counts" in line
+    assert "2 audited, 1 NOT CHECKED" in said.out
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize(
+    "content", ["", "<html>", "[" * 100_000, "[1]", "\x00\udcff"], ids=lambda text: text[:6]
+)
+def test_a_file_that_is_no_report_is_a_gap(
+    copy_runs: Callable[..., None], capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    copy_runs(TOKYO)
+    Path("runs/odd.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert main(["--merge", "runs", "--output", "o.xls"]) == 3
+    said = capsys.readouterr()
+    words = "runs/odd.json is damaged, or no report of this script"
+    assert said.err.splitlines() == [f"security_check.py: {words}"]
+    assert "1 audited, 1 NOT CHECKED" in said.out
+    (row,) = (row for row in accounts_sheet() if row["Name"] == "odd.json")
+    assert row["Result"] == f"NotMerged: {words}"
+
+
+@pytest.mark.parametrize("given", [[], ["--account", TOKYO]], ids=["", "with an account"])
+def test_a_folder_that_is_not_there_is_no_overview(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str], given: list[str]
+) -> None:
+    assert main(["--merge", "none", *given, "--output", "o.xls"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "security_check.py: cannot read none: No such file or directory"
+    assert not Path("o.xls").exists()
+
+
+def test_a_folder_without_a_report_is_no_overview(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs").mkdir()
+    assert main(["--merge", "runs", "--output", "o.xls"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "security_check.py: there is no report to merge"
+
+
+def test_an_empty_prefix_and_folders_in_it(cloud: Cloud, bucket: Any) -> None:
+    assert main(["--merge", f"s3://{BUCKET}/runs/", "--output", "o.xls"]) == 2
+    main(["--json", f"s3://{BUCKET}/runs/deeper/x.json", "--output", "x.xls"])
+    assert main(["--merge", f"s3://{BUCKET}/runs/", "--output", "o.xls"]) == 2
+    for prefix in ("runs/deeper", "runs/deeper/", "runs/deeper/x.json"):
+        assert main(["--merge", f"s3://{BUCKET}/{prefix}", "--output", "o.xls"]) == 1
+
+
+def test_more_reports_than_s3_lists_at_once(
+    cloud: Cloud, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(7):
+        report = making.report(account=f"{n:012}", account_status="SUSPENDED", results=())
+        document = whole_json([as_json(report)])
+        bucket.put_object(Bucket=BUCKET, Key=f"{n}.json", Body=document)
+    fetch = security_check.Account.fetch
+
+    def three_at_once(*args: Any, **params: Any) -> Any:
+        return fetch(*args, **{**params, "page_size": 3})
+
+    monkeypatch.setattr(security_check.Account, "fetch", three_at_once)
+    assert main(["--merge", f"s3://{BUCKET}", "--output", "o.xls"]) == 0
+    assert cloud.layer.count()["s3:ListObjectsV2"] == 3
+    assert {row["Account"] for row in accounts_sheet()} == {f"{n:012}" for n in range(7)}
+
+
+@pytest.mark.posix
+def test_the_commands_of_the_readme_make_the_overview_of_one_run(
+    cloud: Cloud, small_org: Organization, tmp_path: Path
+) -> None:
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
+    (tmp_path / "security_check.py").symlink_to(security_check.__file__)
+    needed = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(
+        ["/bin/sh", "-c", readme.block("sh", "xargs")],
+        env={**needed, **cloud.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 3
+    assert f"AccessDenied: sts AssumeRole arn:aws:iam::{CLOSED}" in ran.stderr
+    (made,) = Path("runs").iterdir()
+    main(["--organization", "--output", f"{made}/local.xls"])
+    assert timeless(made / "overview.xls") == timeless(made / "local.xls")
