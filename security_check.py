@@ -349,6 +349,7 @@ class TargetKind(NamedTuple):
     noun: str  # plural, for messages
     names: Callable[[Account], Iterable[str]]
     regional: bool = False  # if so, --region limits it; a name is a region, or begins `region/`
+    arn: Callable[[Account, str], str] | None = None  # if a pattern cannot tell it
 
 
 @dataclass(frozen=True, eq=False)
@@ -381,13 +382,16 @@ class Check:
         """Names the row among all checks: `security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0`."""
         return f"{self.name}/{row.id}"
 
-    def with_arn(self, row: Row, account: str, partition: str) -> Row:
+    def with_arn(self, row: Row, aws: Account) -> Row:
         """The row with the ARN of its resource; blank if a column that names it is blank."""
-        names = {name: str(row.cells.get(name) or "") for name in self.columns}
-        names |= {"account": account, "partition": partition}
-        if row.arn or not all(names[name] for name in template_fields(self.arn)):
+        if row.arn or (row.error and not row.item):
             return row
-        return replace(row, arn=self.arn.format_map(names))
+        if self.targets.arn:
+            return replace(row, arn=self.targets.arn(aws, row.target))
+        names = {name: str(row.cells.get(name) or "") for name in self.columns}
+        names |= {"account": aws.number, "partition": aws.arn.split(":")[1]}
+        known = all(names[name] for name in template_fields(self.arn))
+        return replace(row, arn=self.arn.format_map(names) if known else "")
 
     def resource_names(self, row: Row) -> list[str]:
         """The name of the row's resource, and then what else identifies it."""
@@ -812,6 +816,12 @@ def users(aws: Account) -> Iterator[str]:
     yield from users_by_name(aws)
 
 
+def user_arn(aws: Account, user: str) -> str:
+    """The ARN of a user, which may have a path in it, or of root."""
+    root = f"arn:{aws.arn.split(':')[1]}:iam::{aws.number}:root"
+    return root if user == ROOT else str(users_by_name(aws).get(user, {}).get("Arn", ""))
+
+
 @once
 def bucket_regions(aws: Account) -> dict[str, str]:
     """The region of every bucket by name; blank if ListBuckets does not tell it."""
@@ -826,7 +836,7 @@ def account_aliases(aws: Account) -> list[str]:
 
 
 REGIONS = TargetKind("regions", regions, regional=True)
-USERS = TargetKind("users", users)
+USERS = TargetKind("users", users, arn=user_arn)
 BUCKETS = TargetKind("buckets", bucket_regions)
 
 # --- check 1: EC2-Classic -------------------------------------------------------------
@@ -853,6 +863,9 @@ def name_tag(instance: dict[str, Any]) -> str:
     targets=REGIONS,
     columns=("Region", "Instance ID", "Name", "State", "Launched"),
     name_columns=("Name", "Instance ID", "Region"),
+    row_noun="instance",
+    arn="arn:{partition}:ec2:{Region}:{account}:instance/{Instance ID}",
+    coverage="Instances that are not terminated, in every state. Nothing else of EC2 is looked at.",
     description="Instances outside a VPC. Move each into a VPC: nothing isolates it from others.",
     docs="https://docs.aws.amazon.com/vpc/latest/userguide/what-is-amazon-vpc.html",
     console_links={
@@ -877,7 +890,10 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
                 "Launched": instance["LaunchTime"],
             }
             message, manual = Message(f"is {state} outside a VPC"), "move it by hand"
-            yield Row(region, id, cells, message, HIGH, remediation=Remediation(manual=manual))
+            yield Row(
+                region, id, cells, message, HIGH, remediation=Remediation(manual=manual),
+                kind="Instance outside a VPC", priority=2 if state == "running" else 0,
+            )  # fmt: skip
     return evaluated
 
 
@@ -1271,6 +1287,11 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
     ),
     name_columns=("Group name", "Group ID", "Region"),
     row_noun="rule",
+    arn="arn:{partition}:ec2:{Region}:{account}:security-group/{Group ID}",
+    coverage=(
+        "Security groups; a row for each rule that is open. Routes, network ACLs and firewalls are "
+        "not looked at, nor are rules for networks narrower than an IPv4 /7 or an IPv6 /12."
+    ),
     controls=GROUP_CONTROLS,
     description=(
         "Inbound rules open to the Internet. Narrow each to those who need it, or remove it."
@@ -1348,7 +1369,23 @@ def rule_rows(
         | ({"public address"} if any(map(is_public, interfaces)) else set()),
         resource=f"{region}/{id}",
         fully_read=block is not None,
+        kind=f"{ports.service()} open to {rule.exposure.describe()}",
+        priority=rule_priority(open_to, interfaces, severity),
+        facts={
+            "from_port": ports.first,
+            "to_port": ports.last,
+            "interfaces": len(interfaces) if block else None,
+            "public_interfaces": sum(map(is_public, interfaces)) if block else None,
+        },
     )
+
+
+def rule_priority(
+    open_to: Iterable[str], interfaces: Collection[dict[str, Any]], severity: str
+) -> int:
+    """Public addresses come first, then other use; the whole Internet before a part of it."""
+    used = 2 if any(map(is_public, interfaces)) else 1 if interfaces else 0
+    return 0 if severity == LOW else 2 * used + bool(whole_internet(open_to))
 
 
 def one_level_lower(severity: str) -> str:
@@ -1397,6 +1434,10 @@ def access_keys(aws: Account, user: str) -> list[dict[str, Any]]:
     columns=("User", "Access key ID", "Key status", "Created", "Age (days)", "Last used"),
     name_columns=("User", "Access key ID"),
     row_noun="key",
+    coverage=(
+        "Access keys of IAM users, active or not, and whether root has any. Keys of roles, and "
+        "credentials for a single service, are not looked at."
+    ),
     controls=KEY_CONTROLS,
     description="Every access key and its age. Replace an old key, then delete it.",
     docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id-credentials-access-keys-update.html",
@@ -1431,6 +1472,8 @@ def root_key_row() -> Row:
         Message("has access keys"),
         CRITICAL,
         "IAM.4",
+        kind="Root has access keys",
+        priority=4,
         remediation=Remediation(manual="sign in as root"),
         control_findings=(ControlFinding("IAM.4", ROOT),),
     )
@@ -1470,6 +1513,9 @@ def key_row(aws: Account, user: str, key: dict[str, Any]) -> Row:
         Message(f"{'key' if active else 'inactive key'} is {age:,} days old and was {used}"),
         MEDIUM if active else LOW,
         "IAM.3" if active else "",
+        kind=f"{'Access' if active else 'Inactive access'} key older than {aws.max_key_age} days",
+        priority=2 if last else 1,
+        facts={"age_days": age, "active": active},
         remediation=fix,
         control_findings=failed,
         resource=id,
@@ -1562,6 +1608,11 @@ def describe_sign_in(password: bool, last: Cell) -> str:
     prefetch=(users_by_name, account_summary, credential_report),
     threads=IAM_THREADS,
     columns=("User", "Console password", "Last sign-in", "MFA"),
+    row_noun="user",
+    coverage=(
+        "IAM users and root. People who sign in through IAM Identity Center or another identity "
+        "provider are not looked at, nor are conditions on MFA in policies."
+    ),
     controls=MFA_CONTROLS,
     description="Who signs in with a password alone. Give every user, and root, an MFA device.",
     docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_mfa.html",
@@ -1609,8 +1660,9 @@ def mfa_row(
         "Last sign-in": last,
         "MFA": yes_no(mfa),
     }
+    facts: dict[str, Fact] = {"console_password": password, "mfa": mfa}
     if mfa:
-        return Row(user, "", cells, Message("Enabled"))
+        return Row(user, "", cells, Message("Enabled"), facts=facts)
     manual = "sign in as root" if user == ROOT else "its owner must enrol a device"
     return Row(
         user,
@@ -1623,6 +1675,10 @@ def mfa_row(
         control_findings=tuple(ControlFinding(control, user) for control in controls),
         extent=frozenset({"password"} if password else ()),
         resource=user_id,
+        kind=f"{'Root' if user == ROOT else 'User'} with{'' if password else 'out'} a console "
+        "password, and without MFA",
+        priority=3 if password else 0,
+        facts=facts,
     )
 
 
@@ -1823,6 +1879,10 @@ def fix_trail(aws: Account, trail: Trail) -> Remediation:
     ),
     name_columns=("Trail", "Home region"),
     row_noun="region",
+    coverage=(
+        "Regions; of each the trail that records most. Data events, CloudTrail Lake, and who may "
+        "read or delete the logs are not looked at."
+    ),
     controls=TRAIL_CONTROLS,
     description=(
         "Whether each region's API calls are recorded. One multi-region trail covers them all."
@@ -1884,8 +1944,19 @@ def trail_row(
     fix = fix_trail(aws, trail) if severity else Remediation()
     return Row(
         region, "", cells, message, severity, control, trail.error, fix, control_findings,
-        extent=frozenset(extent),
+        extent=frozenset(extent), arn=str(about.get("TrailARN", "")),
+        kind=trail_kind(trail) if severity else "", priority=0 if about else 1,
+        facts={"logging": trail.logging == "yes"} if about and not trail.error else {},
     )  # fmt: skip
+
+
+def trail_kind(trail: Trail) -> str:
+    """The finding, the same for all trails like this one."""
+    if not trail.description:
+        return "No trail records the API calls"
+    if trail.problems:
+        return f"The trail does not record the API calls: {', '.join(trail.problems)}"
+    return f"The trail records, but {in_words(flaw.text for flaw in trail.flaws)}"
 
 
 def trail_control_findings(
@@ -2056,6 +2127,11 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
     name_columns=("Bucket", "Region"),
     row_noun="grant",
+    arn="arn:{partition}:s3:::{Bucket}",
+    coverage=(
+        "Buckets; a row for each grant. ACLs of objects, access points, and directory, table and "
+        "vector buckets are not looked at; of a policy only whether it makes the bucket public."
+    ),
     controls=BUCKET_CONTROLS,
     description="Who is granted what on every bucket. Turn ACLs off, and block public access.",
     docs="https://docs.aws.amazon.com/AmazonS3/latest/userguide/about-object-ownership.html",
@@ -2070,7 +2146,7 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
     status = policy_status(aws, bucket)
     if status and status["PolicyStatus"]["IsPublic"]:
         yield policy_row(aws, bucket, acl)
-    return Counter(BUCKET_CONTROLS.keys())
+    return Counter(["", *BUCKET_CONTROLS])
 
 
 def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cell]:
@@ -2095,6 +2171,8 @@ def grant_row(
     may, _ = PERMISSION_TEXT.get(permission, (f"{permission} on it", ""))
     row = Row(
         bucket, item, cells, Message(f"{who} may ", may), severity, control,
+        kind=f"Bucket: {who} may {may}",
+        priority=5 if permission in ("WRITE", "WRITE_ACP", "FULL_CONTROL") else 4,
         remediation=Remediation(manual="ask the other account"),
         control_findings=grant_control_findings(bucket, severity, permission),
     )  # fmt: skip
@@ -2120,6 +2198,7 @@ def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
     row = Row(
         bucket, "policy", cells,
         Message(f"its policy lets in {PUBLIC_GRANTEES[EVERYONE]}"), CRITICAL, "S3.2, S3.3",
+        kind=f"Bucket: its policy lets in {PUBLIC_GRANTEES[EVERYONE]}", priority=4,
         control_findings=tuple(unknown),
     )  # fmt: skip
     return apply_access_block(aws, row, "RestrictPublicBuckets", restrict)
@@ -2494,7 +2573,7 @@ def check_target(definition: Check, aws: Account, target: str) -> tuple[list[Row
     found = definition.rows(aws, target)
     try:
         while True:
-            rows.append(definition.with_arn(next(found), aws.number, aws.arn.split(":")[1]))
+            rows.append(definition.with_arn(next(found), aws))
             require_declared_controls(definition, rows[-1])
     except StopIteration as end:
         number = end.value or 0
@@ -3904,7 +3983,9 @@ def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLi
         kind = line.row.kind or line.row.result
         groups[line.check.name, line.row.severity, kind].append(line)
     return [
-        SummaryLine(severity, f"{kind}: {describe_spread(group)}", group[0].link())
+        SummaryLine(
+            severity, f"{kind[:1].upper()}{kind[1:]}: {describe_spread(group)}", group[0].link()
+        )
         for (_, severity, kind), group in groups.items()
     ]
 
