@@ -3841,7 +3841,7 @@ def describe_accounts(reports: list[Report]) -> str:
 def describe_outcome(report: Report) -> str:
     """How the audit of one account among several went, or why there was none."""
     if report.error:
-        return f"{NOT_CHECKED}: {report.error}{needed_permission(report.error)}"
+        return f"{report.error}{needed_permission(report.error)}"
     if report.file_errors:
         return "; ".join(report.file_errors)
     if report.account_status != ACTIVE:
@@ -4188,10 +4188,12 @@ HEADER_ROWS = 4  # title, note, a thin blank row, header
 FROZEN_COLUMNS = 2  # Severity and Status
 MAX_ROW_HEIGHT = 409 * 20  # twentieths of a point; the format holds no more
 MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # digits, lines
-COLUMN_UNIT, POINT = 270, 48.8  # the width of a digit, and of a point, in units of the format
-# Widths of letters in digits, a little more than in Arial; others are 1, bold ones a tenth wider.
-NARROW, WIDE, BOLD = 0.6, 1.3, 1.1
-NARROW_LETTERS, WIDE_LETTERS = " !'(),./:;I[]fijlrt|", "@%ABCDEGHKMNOPQRSTUVWXYmw"
+# In units of the format: a digit, a digit with some room, a point.
+DIGIT_UNIT, COLUMN_UNIT, POINT = 256, 270, 48.8
+# Widths of Arial's letters in digits; of others it is 1, of bold ones a tenth more.
+NARROW, SLIM, WIDE, BOLD = 0.55, 0.9, 1.3, 1.1
+NARROW_LETTERS, SLIM_LETTERS = " !'(),-./:;I[]fijlrt|", "ceksvxyz"
+WIDE_LETTERS = "@%ABCDEGHKMNOPQRSTUVWXYmw"
 DATE_WIDTH = 10  # digits of 2030-12-31
 PAGE_WIDTH_PT = 785  # between the margins of a landscape A4 page, less a little
 MIN_SCALE = 70  # per cent, so that letters of 10 points are printed with 7
@@ -4232,6 +4234,7 @@ COLUMNS: dict[str, Column] = {
     **dict.fromkeys(("Age (days)", "Days open"), NUMBER),
     **dict.fromkeys(("Severity", "Status"), Column(wraps=NEVER)),
     **dict.fromkeys(("First seen", "Control"), Column(printed=IF_IT_FITS)),
+    "Workbook": Column(40, AT_SPACES),
     "Remediation": Column(wraps=NEVER, printed=NEVER),
     "ID": Column(40, AT_SPACES, printed=NEVER),
 }
@@ -4396,9 +4399,9 @@ def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
 
 def text_width(text: str) -> float:
     """The width of a text in digits."""
-    narrow = sum(map(text.count, NARROW_LETTERS))
-    wide = sum(map(text.count, WIDE_LETTERS))
-    return len(text) - narrow * (1 - NARROW) + wide * (WIDE - 1)
+    letters = {NARROW: NARROW_LETTERS, SLIM: SLIM_LETTERS, WIDE: WIDE_LETTERS}
+    other = ((width - 1) * sum(map(text.count, those)) for width, those in letters.items())
+    return len(text) + sum(other)
 
 
 def lines_needed(text: str, width: float) -> int:
@@ -4556,7 +4559,7 @@ class SummaryWriter(SheetWriter):
     def close(self) -> None:
         """Fit the sheet on one page, and its rows to their text."""
         for row, (text, first, last) in self.merged.items():
-            width = sum(map(self.digits, range(first, last + 1)))
+            width = sum(map(self.digits, range(first, last + 1))) * COLUMN_UNIT / DIGIT_UNIT
             height = self.sheet.row(row).height * lines_needed(text, width)
             self.sheet.row(row).height = min(height, MAX_ROW_HEIGHT)
         self.sheet.portrait = True
