@@ -3755,7 +3755,9 @@ def headline(overview: Overview) -> str:
     findings = counted(len(found), "finding")
     if overview.with_state:
         resolved = sum(len(report.resolved or ()) for report in reports)
-        findings += f" ({sum(row.new for row in found):,} new, {resolved:,} resolved)"
+        new, worse = (sum(row.change == one for row in found) for one in (NEW, WORSE))
+        changes = [f"{new:,} new", *([f"{worse:,} worse"] if worse else [])]
+        findings += f" ({', '.join(changes)}, {resolved:,} resolved)"
     errors = sum(len(report.errors()) for report in reports)
     accepted = sum(bool(row.error) for report in reports for row in report.rows(ACCEPTED))
     accepted += sum(bool(report.error_acceptance) for report in reports)
@@ -4197,8 +4199,8 @@ WIDE_LETTERS = "@%ABCDEGHKMNOPQRSTUVWXYmw"
 DATE_WIDTH = 10  # digits of 2030-12-31
 PAGE_WIDTH_PT = 785  # between the margins of a landscape A4 page, less a little
 MIN_SCALE = 70  # per cent, so that letters of 10 points are printed with 7
-SUMMARY_LAST_COLUMN = 11  # so that the Summary is as wide as a portrait page
-SUMMARY_GAPS, SUMMARY_WORST = 4, 10  # lines, so that both are on the first screen
+SUMMARY_LAST_COLUMN = 12  # so that the Summary is as wide as a portrait page
+SUMMARY_GAPS, SUMMARY_WORST = 3, 10  # lines, so that both are on the first screen
 COMMAND_LETTERS = 105  # in the style `code`, over the columns from 1 to SUMMARY_LAST_COLUMN
 
 ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "never"
@@ -4574,7 +4576,9 @@ class WorkbookWriter:
         import xlwt
 
         self.book, self.footer = xlwt.Workbook(encoding="utf-8"), footer
-        self.book.owner = f"security_check.py {__version__}"  # shown as the file's author
+        author = f"security_check.py {__version__}"
+        # with the head of a string of the format ([MS-XLS] 2.5.240), which xlwt leaves out
+        self.book.owner = struct.pack("<HB", len(author), 0).decode() + author
         self.sheets: list[SheetWriter] = []
 
     def summary(self) -> SummaryWriter:
