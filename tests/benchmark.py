@@ -417,7 +417,7 @@ def overview(accounts: int = 200, findings: int = 300) -> None:
         report = script.Report(f"{number:012}", now, home="us-east-1", name=f"account {number}")
         report.sheets = [script.Sheet(acls, rows)]
         results.reports.append(report)
-    assert len(script.book_of(results)) > accounts * findings
+    assert len(script.build_workbook(results)) > accounts * findings
     assert script.tally([r for one in results.reports for r in one.all_rows()], False)["Critical"]
 
 

@@ -65,7 +65,7 @@ class Canned(Account):
         return client
 
     def stub(self, service: str, region: str = "") -> Stubber:
-        region = region or self.region
+        region = region or self.home_region
         self.client(service, region)
         return self.stubs[service, region]
 
@@ -94,11 +94,11 @@ class Canned(Account):
 
 def audited(*arguments: str) -> Report:
     """What the program finds in the account that boto3 is configured for, as data."""
-    run = security_check.Run(security_check.arguments([*arguments, "--output", "x.xls"]))
-    aws = security_check.connect(run.options, None)
-    report = Report(aws.number, aws.now)
-    security_check.audit(run, aws, report, lambda text: None)
-    return report
+    options = security_check.parse_arguments([*arguments, "--output", "x.xls"])
+    run = security_check.Run(options)
+    aws = security_check.connect(options, None)
+    job = security_check.AccountJob(aws.number)
+    return security_check.audit_account(run, aws, job, lambda text: None)
 
 
 def assert_refused(
@@ -123,17 +123,7 @@ class Clock:
         """`moment` is a day, at a quarter past six as cron would have it, or more exact; UTC."""
         text = moment if "T" in moment else f"{moment}T06:15:00"
         now = datetime.fromisoformat(text).replace(tzinfo=timezone.utc)
-
-        class Kind(type):
-            def __instancecheck__(cls, value: Any) -> bool:
-                return isinstance(value, datetime)
-
-        class Stopped(datetime, metaclass=Kind):
-            @classmethod
-            def now(cls, tz: Any = None) -> Any:
-                return now
-
-        self.patch.setattr(security_check, "datetime", Stopped)
+        self.patch.setattr(security_check, "utc_now", lambda: now)
 
 
 def patient(folder: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ the history. Those of a row stand in `reading.a_row` and `reading.a_gap`, on whi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from cloud import Cloud
 from conftest import Canned, enter
-from reading import CHECKS_BY_NAME, NOW, NUMBER, a_gap, a_report, a_row, a_sheet
+from reading import CHECKS_BY_NAME, NOW, NUMBER, a_report, a_result, a_row
 
 import security_check
 from security_check import (
@@ -25,13 +25,16 @@ from security_check import (
     SEVERITIES,
     Acceptance,
     Account,
-    Day,
-    Judged,
+    AwsError,
+    CheckResult,
+    ControlFinding,
+    ControlStatus,
+    HistoryEntry,
+    KnownFinding,
+    Overview,
+    Remediation,
     Report,
     Row,
-    Sheet,
-    Unanswered,
-    Verdict,
 )
 
 Text = str | tuple[str, str, str]  # a sentence, or what stands before an item, it, and after it
@@ -44,7 +47,7 @@ def fine(
     target: str = "eu-west-1", *, item: str = "", message: str = "Fine", cells: Any = None
 ) -> Row:
     """A row about something that is as it should be."""
-    return a_row(target, part=item, cells=cells, result=message)
+    return a_row(target, item=item, cells=cells, message=message)
 
 
 def finding(
@@ -55,27 +58,27 @@ def finding(
     severity: str = "High",
     control: str = "",
     cells: Mapping[str, Any] | None = None,
-    command: tuple[str, ...] = (),
+    command: str = "",
     manual: str = "",
-    controls: Iterable[Verdict] = (),
+    controls: Iterable[ControlFinding] = (),
     first_seen: str = "",
-    new: bool = False,
+    change: str = "",
+    **more: Any,
 ) -> Row:
-    """A row that a person should act on: `command` are the words of the AWS CLI that do it,
-    `manual` says what to do where there is none; `controls` are what it means for them."""
-    parts = {} if isinstance(message, str) else {"brief": message}
+    """A row that a person should act on: `command` is that of the AWS CLI which does it,
+    `manual` says what to do if there is none; `controls` are those that it fails."""
     return a_row(
         target,
-        part=item,
+        item=item,
         cells=cells,
-        result="".join(message),
+        message=message,
         severity=severity,
         control=control,
-        mend=command or manual,
-        verdicts=tuple(controls),
+        remediation=Remediation(command, manual),
+        control_findings=tuple(controls),
         first_seen=first_seen,
-        new=new,
-        **parts,
+        change=change,
+        **more,
     )
 
 
@@ -85,55 +88,48 @@ def not_checked(
     item: str = "",
     error: str = "AccessDenied: ec2 DescribeInstances",
     cells: Mapping[str, Any] | None = None,
-    controls: Iterable[Verdict] = (),
+    controls: Iterable[ControlFinding] = (),
 ) -> Row:
-    """A row about what AWS did not let us look at."""
-    why = aws_error(error)
-    row = a_gap(
-        target,
-        part=item,
-        cells=cells,
-        code=why.code,
-        service=why.service,
-        operation=why.operation,
-        detail=why.detail,
+    """A row about what AWS did not let us see."""
+    return Row(
+        target, item, {**(cells or {})}, error=aws_error(error), control_findings=tuple(controls)
     )
-    return replace(row, verdicts=tuple(controls))
 
 
 def accepted(row: Row, reason: str = "why not", *, until: str = "", expired: bool = False) -> Row:
     """The row with somebody's decision to live with it, which may be over."""
-    return replace(row, acceptance=acceptance(reason=reason, until=until), lapsed=expired)
+    ended = "expired" if expired else ""
+    return replace(row, acceptance=acceptance(reason=reason, until=until), acceptance_ended=ended)
 
 
 def acceptance(*, pattern: str = "*", until: str = "", reason: str = "why not") -> Acceptance:
     return Acceptance(pattern=pattern, until=until, reason=reason)
 
 
-def aws_error(text: str) -> Unanswered:
+def aws_error(text: str) -> AwsError:
     """`AccessDenied: iam ListUsers` as the script holds it; more words are the detail."""
     code, _, call = text.partition(": ")
     service, operation, detail = [*call.split(" ", 2), "", "", ""][:3]
-    return Unanswered(code=code, service=service, operation=operation, detail=detail)
+    return AwsError(code=code, service=service, operation=operation, detail=detail)
 
 
 # --- controls --------------------------------------------------------------------------------
 
 
-def control_finding(control: str, resource: str, status: str = FAILED) -> Verdict:
-    return Verdict(control=control, resource=resource, word=status)
+def control_finding(control: str, resource: str, status: str = FAILED) -> ControlFinding:
+    return ControlFinding(control=control, resource=resource, status=status)
 
 
-def control_words(found: Iterable[Verdict]) -> str:
-    """`EC2.18 FAILED, EC2.54 NOT CHECKED`"""
-    return ", ".join(f"{one.control} {one.word}" for one in found)
+def control_words(found: Iterable[ControlFinding]) -> str:
+    """`EC2.18 FAILED, EC2.54 NOT CHECKED`."""
+    return ", ".join(f"{one.control} {one.status}" for one in found)
 
 
-def control_status(status: str, evaluated: int = 0, failed: int = 0) -> Judged:
-    return Judged(verdict=status, looked_at=evaluated, failed=failed)
+def control_status(status: str, evaluated: int = 0, failed: int = 0) -> ControlStatus:
+    return ControlStatus(status=status, evaluated=evaluated, failed=failed)
 
 
-def undecided(control: str, resource: str) -> Verdict:
+def undecided(control: str, resource: str) -> ControlFinding:
     return control_finding(control, resource, NOT_CHECKED)
 
 
@@ -142,51 +138,58 @@ def undecided(control: str, resource: str) -> Verdict:
 
 def check_result(
     check: str, *rows: Row, all_regions: bool = True, evaluated: Mapping[str, int] | None = None
-) -> Sheet:
+) -> CheckResult:
     """What a check found, by the check's name; `evaluated` are numbers by control."""
-    return a_sheet(check, rows, whole=all_regions, looked_at=Counter(evaluated or {}))
+    counts = Counter(evaluated or {})
+    return a_result(check, rows, complete=all_regions, evaluated_by_control=counts)
 
 
 def report(
     *rows: Row,
     check: str = "ec2-classic",
-    results: Iterable[Sheet] | None = None,
+    results: Iterable[CheckResult] | None = None,
     account: str = NUMBER,
     name: str = "",
     home_region: str = "us-east-1",
     account_status: str = security_check.ACTIVE,
-    error: Unanswered | None = None,
-    resolved: dict[str, dict[str, str]] | None = None,
-    history: Iterable[Day] = (),
-    controls: Mapping[str, Judged] | None = None,
+    error: AwsError | None = None,
+    resolved: dict[str, KnownFinding] | None = None,
+    history: Iterable[HistoryEntry] = (),
+    controls: Mapping[str, ControlStatus] | None = None,
+    **more: Any,
 ) -> Report:
     """The report of a run of one check that found these rows, or with these `results`."""
     return a_report(
-        number=account,
+        account=account,
         name=name,
-        home=home_region,
-        state=account_status,
+        home_region=home_region,
+        account_status=account_status,
         error=error,
-        sheets=[a_sheet(check, rows)] if results is None else [*results],
-        gone=resolved,
+        results=[a_result(check, rows)] if results is None else [*results],
+        resolved=resolved,
         history=[*history],
-        judged={**(controls or {})},
+        controls={**(controls or {})},
+        **more,
     )
+
+
+def overview(*reports: Report, multi_account: bool = False) -> Overview:
+    """What the terminal and the workbook show of these reports."""
+    one = Overview.of_one(reports[0])
+    if not multi_account:
+        return one
+    scope = f"{len(reports)} accounts"
+    return replace(one, reports=[*reports], multi_account=True, scope=scope)
 
 
 def workbook_of(*reports: Report, multi_account: bool = False) -> bytes:
     """The workbook of one report, or that of several accounts."""
-    alone = security_check.alone(reports[0])
-    if not multi_account:
-        return security_check.book_of(alone)
-    return security_check.book_of(
-        replace(alone, reports=[*reports], several=True, of=f"{len(reports)} accounts")
-    )
+    return security_check.build_workbook(overview(*reports, multi_account=multi_account))
 
 
-def known(first_seen: str, result: str = "Bad") -> dict[str, str]:
+def known(first_seen: str, result: str = "Bad", **more: Any) -> KnownFinding:
     """What a state remembers of a finding."""
-    return {"first_seen": first_seen, "result": result}
+    return KnownFinding(first_seen, result, **more)
 
 
 def history_entry(
@@ -199,10 +202,11 @@ def history_entry(
     not_checked: int = 0,
     new: int = 0,
     days_open: Iterable[int] = (),
-) -> Day:
+    remembered: int = 0,
+) -> HistoryEntry:
     """A day of audits; `days_open` are those of each finding that was resolved."""
     found = dict(zip(SEVERITIES, (critical, high, medium, low), strict=True))
-    return Day(day=day, found=found, not_checked=not_checked, new=new, stood=[*days_open])
+    return HistoryEntry(day, found, not_checked, new, tuple(days_open), remembered)
 
 
 # --- what a check says -----------------------------------------------------------------------
@@ -227,7 +231,7 @@ def seen(rows: Iterable[Row]) -> list[Seen]:
             target=row.target,
             id=row.id,
             status=row.status,
-            result=security_check.result_words(row),
+            result=security_check.describe_result(row),
             severity=row.severity,
             control=row.control,
             cells=row.cells,
@@ -236,14 +240,14 @@ def seen(rows: Iterable[Row]) -> list[Seen]:
     ]
 
 
-def controls_of(row: Row) -> tuple[Verdict, ...]:
+def controls_of(row: Row) -> tuple[ControlFinding, ...]:
     """What a row means for controls, which nobody sees."""
-    return row.verdicts
+    return row.control_findings
 
 
 def manual_of(row: Row) -> str:
     """What a row says is to be done by hand; blank where there is a command."""
-    return row.mend if isinstance(row.mend, str) else ""
+    return row.remediation.manual
 
 
 def run_check(
@@ -253,20 +257,17 @@ def run_check(
     regions: Iterable[str] = (),
     targets: Iterable[str] | None = None,
     threads: int | None = None,
-) -> Sheet:
+) -> CheckResult:
     """What a run finds with a check, limited to some regions or over these targets; with one
     thread one target after another."""
-    aws.only = [*regions]
+    aws.only_regions = [*regions]
     check = CHECKS_BY_NAME[name]
     if targets is not None:
-        check = replace(check, over=_these(targets))
+        names = [*targets]
+        check = replace(check, targets=check.targets._replace(names=lambda aws: names))
     if threads is not None:
         check = replace(check, threads=threads)
     return security_check.run_check(check, aws, lambda text: None)
-
-
-def _these(targets: Iterable[str]) -> Callable[[Account], Iterable[str]]:
-    return lambda aws: [*targets]
 
 
 @contextmanager

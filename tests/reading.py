@@ -20,7 +20,7 @@ import jsonschema  # type: ignore[import-untyped]
 import xlrd
 
 import security_check
-from security_check import Check, Report, Row, Sheet, Unanswered, gap
+from security_check import AwsError, Check, CheckResult, Message, Question, Report, Row
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=timezone.utc)
 NUMBER = "123456789012"
@@ -278,7 +278,7 @@ def read_accounts(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
 
 def rows_by_id(account: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The rows of all checks of one account of a report."""
-    return {row["id"]: row for check in account["checks"] for row in check["rows"]}
+    return {row["id"]: row for result in account["results"] for row in result["rows"]}
 
 
 # --- what is written into a workbook ---------------------------------------------------------
@@ -287,29 +287,30 @@ def rows_by_id(account: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def a_row(
     target: str = "eu-west-1",
     *,
-    part: str = "",
+    item: str = "",
     cells: Mapping[str, Any] | None = None,
-    result: str = "Fine",
+    message: str | tuple[str, ...] = "Fine",
     severity: str = "",
     control: str = "",
     **more: Any,
 ) -> Row:
     """A row that says that all is well, or with a severity a finding."""
+    parts = (message,) if isinstance(message, str) else message
     return Row(
         target=target,
-        part=part,
+        item=item,
         cells={**(cells or {})},
-        result=result,
+        message=Message(*parts),
         severity=severity,
         control=control,
         **more,
     )
 
 
-def a_gap(
+def an_error(
     target: str = "eu-west-1",
     *,
-    part: str = "",
+    item: str = "",
     cells: Mapping[str, Any] | None = None,
     code: str = "AccessDenied",
     service: str = "",
@@ -317,26 +318,30 @@ def a_gap(
     **more: Any,
 ) -> Row:
     """A row of what could not be read."""
-    why = Unanswered(code=code, service=service, operation=operation, **more)
-    return gap(target=target, part=part, cells={**(cells or {})}, why=why)
+    error = AwsError(code=code, service=service, operation=operation, **more)
+    return Row(target=target, item=item, cells={**(cells or {})}, error=error)
 
 
-def a_sheet(check: str, rows: Iterable[Row] = (), **more: Any) -> Sheet:
+def a_result(check: str, rows: Iterable[Row] = (), **more: Any) -> CheckResult:
     """What a check found, by the check's name."""
-    return Sheet(check=CHECKS_BY_NAME[check], rows=[*rows], **more)
+    return CheckResult(check=CHECKS_BY_NAME[check], rows=[*rows], **more)
+
+
+EVERYTHING = Question([*CHECKS_BY_NAME], [], 90, security_check.__version__)
 
 
 def a_report(*rows: Row, check: str = "ec2-classic", **facts: Any) -> Report:
-    """The report of a run of one check that found these rows, or of `sheets`."""
+    """The report of a run of one check that found these rows, or of `results`."""
     known: dict[str, Any] = {
-        "number": NUMBER,
-        "arn": f"arn:aws:iam::{NUMBER}:user/auditor",
-        "home": "us-east-1",
+        "account": NUMBER,
+        "auditor_arn": f"arn:aws:iam::{NUMBER}:user/auditor",
+        "home_region": "us-east-1",
         "started": NOW,
+        "question": EVERYTHING,
         "aliases": ["acme"],
         "regions": ["eu-west-1", "us-east-1"],
         "seconds": 3,
     }
-    if "sheets" not in facts:
-        known["sheets"] = [a_sheet(check, rows)]
+    if "results" not in facts:
+        known["results"] = [a_result(check, rows)]
     return Report(**{**known, **facts})

@@ -68,12 +68,18 @@ def statuses(
         pytest.param("s3-acls/b/x/WRITE", grant(), FINDING, id="of something else"),
         pytest.param("s3-acls/b/x/READ 2030-09-01", grant(), ACCEPTED, id="on its last day"),
         pytest.param("s3-acls/b/x/READ 2030-08-31", grant(), FINDING, id="the day after"),
-        pytest.param("*", Row("b", "", {}, error=DENIED), NOT_CHECKED, id="a gap by a glob"),
+        pytest.param("*", Row("b", "", {}, error=DENIED), NOT_CHECKED, id="a.error by a glob"),
         pytest.param(
-            "s3-acls/b/x/READ", Row("b", "x/READ", {}, error=DENIED), NOT_CHECKED, id="a gap of it"
+            "s3-acls/b/x/READ",
+            Row("b", "x/READ", {}, error=DENIED),
+            NOT_CHECKED,
+            id="a.error of it",
         ),
         pytest.param(
-            "s3-acls/*/not-checked", Row("b", "", {}, error=DENIED), ACCEPTED, id="a gap as a gap"
+            "s3-acls/*/not-checked",
+            Row("b", "", {}, error=DENIED),
+            ACCEPTED,
+            id="a.error as a.error",
         ),
         pytest.param(
             "*/not-checked",

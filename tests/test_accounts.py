@@ -33,7 +33,7 @@ from reading import (
 )
 
 import security_check
-from security_check import OK, ROOT, SEVERITIES, Unanswered, main
+from security_check import OK, ROOT, SEVERITIES, AwsError, main
 
 FILES = ["--json", "o.json", "--csv", ".", "--output", "o.xls"]
 
@@ -42,7 +42,7 @@ def accounts(path: str | Path = "o.json") -> dict[str, dict[str, Any]]:
     """What the JSON says of each account; an error is in words, which are shorter to compare."""
     found = read_accounts(path)
     for account in found.values():
-        account["error"] = str(Unanswered(**account["error"])) if account["error"] else ""
+        account["error"] = str(AwsError(**account["error"])) if account["error"] else ""
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import Canned
 from making import finding, fine, not_checked
 
-from security_check import Account, Check, Row, Sheet, Unanswered, gap, result_words, run_check
+from security_check import Account, Check, Row, Sheet, AwsError, gap, describe_result, run_check
 
 
 def some_check(rows: Any, targets: Any = ("a", "b", "c"), nothing: str = "nothing") -> Check:
@@ -38,7 +38,7 @@ def row(target: str) -> Row:
 
 
 def results(sheet: Sheet) -> list[str]:
-    return [result_words(row) for row in sheet.rows]
+    return [describe_result(row) for row in sheet.rows]
 
 
 # --- rows -------------------------------------------------------------------------------
@@ -64,11 +64,11 @@ def test_a_row_says_what_it_is(row: Row, id: str, status: str, grade: str) -> No
 
 
 def test_a_gap_keeps_what_was_asked_but_not_who_asked() -> None:
-    lack = Unanswered("AccessDenied", "s3", "ListBuckets")
+    lack = AwsError("AccessDenied", "s3", "ListBuckets")
     try:
         raise lack
-    except Unanswered as error:
-        kept = gap("t", "", {}, error).gap
+    except AwsError as error:
+        kept = gap("t", "", {}, error).error
     assert kept == lack
     assert kept is not None
     assert kept.__traceback__ is None
@@ -91,7 +91,7 @@ def test_rows_come_in_target_order_whatever_answers_first(aws: Canned) -> None:
 
 
 def test_a_failure_costs_the_rest_of_its_target_and_says_so(aws: Canned) -> None:
-    denied = Unanswered("AccessDenied", "ec2", "DescribeInstances")
+    denied = AwsError("AccessDenied", "ec2", "DescribeInstances")
 
     def rows(aws: Account, target: str) -> Iterator[Row]:
         yield row(target)
@@ -103,7 +103,7 @@ def test_a_failure_costs_the_rest_of_its_target_and_says_so(aws: Canned) -> None
     unread = not_checked("b", cells={"Target": "b"}, error=str(denied))
     assert sheet.rows == [row("a"), row("a"), row("b"), unread, row("c"), row("c")]
     assert (unread.id, unread.status) == ("b/not-checked", "NOT CHECKED")
-    assert result_words(unread) == "AccessDenied: ec2 DescribeInstances"
+    assert describe_result(unread) == "AccessDenied: ec2 DescribeInstances"
     assert (sheet.unread, sheet.listed) == ({"b"}, True)
 
 
@@ -112,7 +112,7 @@ def test_what_vanished_since_it_was_listed_gives_no_row(aws: Canned, code: str) 
     def rows(aws: Account, target: str) -> Iterator[Row]:
         yield row(target)
         if target == "b":
-            raise Unanswered(code, "s3", "GetBucketAcl")
+            raise AwsError(code, "s3", "GetBucketAcl")
 
     sheet = run_check(some_check(rows), aws, quiet)
     assert sheet.rows == [row("a"), row("c")]
@@ -136,7 +136,7 @@ def test_a_bug_costs_its_target_only_and_leaves_a_traceback(
 def test_targets_that_cannot_be_listed_are_a_gap_after_those_that_could(aws: Canned) -> None:
     def targets() -> Iterator[str]:
         yield "a"
-        raise Unanswered("AccessDenied", "iam", "ListUsers")
+        raise AwsError("AccessDenied", "iam", "ListUsers")
 
     sheet = run_check(some_check(lambda aws, target: iter([row(target)]), targets), aws, quiet)
     assert results(sheet) == ["Fine", "AccessDenied: iam ListUsers"]
@@ -160,7 +160,7 @@ def test_an_empty_sheet_says_how_much_was_looked_at(
 ) -> None:
     def rows(aws: Account, target: str) -> Any:
         if target in denied:
-            raise Unanswered("Denied", target)
+            raise AwsError("Denied", target)
         yield from ()
         return 10
 
@@ -178,6 +178,6 @@ def test_expired_credentials_are_said_once_a_check_and_nobody_asks_again(aws: Ca
     check = replace(some_check(rows, [f"user-{n}" for n in range(100)]), threads=1)
     sheet = run_check(check, aws, quiet)
     (expired,) = (found for found in sheet.rows if found.status == "NOT CHECKED")
-    assert result_words(expired) == "ExpiredToken: iam ListAccessKeys"
+    assert describe_result(expired) == "ExpiredToken: iam ListAccessKeys"
     assert (expired.id, expired.cells) == ("expired/not-checked", {"Target": "100 over"})
     assert set(sheet.unread) == set(check.over(aws))

@@ -10,7 +10,7 @@ from cloud import Bucket, Cloud, Fault
 from conftest import Canned
 
 import security_check
-from security_check import READS, Pace, Unanswered, main
+from security_check import READ_PREFIXES, Pace, AwsError, main
 
 # --- clients ------------------------------------------------------------------------------
 
@@ -22,24 +22,24 @@ def test_the_clients_have_no_method_that_writes() -> None:
         client = session.client(service)
         names = client.meta.method_to_api_mapping.values()
         assert names
-        assert not [name for name in names if not name.startswith(READS)]
+        assert not [name for name in names if not name.startswith(READ_PREFIXES)]
     assert not hasattr(session.client("ec2"), "terminate_instances")
 
 
 def test_only_who_writes_has_the_one_method_for_it(cloud: Cloud) -> None:
-    run = security_check.Run(security_check.arguments([]))
+    run = security_check.Run(security_check.parse_arguments([]))
     names = run.writer.client("s3", "us-east-1").meta.method_to_api_mapping.values()
-    assert [name for name in names if not name.startswith(READS)] == ["PutObject"]
+    assert [name for name in names if not name.startswith(READ_PREFIXES)] == ["PutObject"]
     caller = security_check.connect(run.options, None)
     names = caller.client("s3", "us-east-1").meta.method_to_api_mapping.values()
-    assert not [name for name in names if not name.startswith(READS)]
+    assert not [name for name in names if not name.startswith(READ_PREFIXES)]
 
 
 def test_nothing_is_asked_of_an_account_that_is_done(cloud: Cloud) -> None:
-    run = security_check.Run(security_check.arguments([]))
+    run = security_check.Run(security_check.parse_arguments([]))
     aws = security_check.connect(run.options, None)
     aws.close()
-    with pytest.raises(Unanswered, match="Closed"):
+    with pytest.raises(AwsError, match="Closed"):
         aws.ask("iam", "GetAccountSummary")
     assert aws.clients == {}
 
@@ -81,7 +81,7 @@ def test_partitions_start_from_a_region_of_their_own(
 
 # --- the pace of calls --------------------------------------------------------------------
 
-THROTTLED = (None, {"Error": {"Code": "Throttling"}})
+THROTTLING_CODES = (None, {"Error": {"Code": "Throttling"}})
 ANSWERED: tuple[None, dict[str, Any]] = (None, {})
 
 
@@ -117,7 +117,7 @@ def test_nobody_waits_before_aws_throttles(waiting: Waiting) -> None:
 def test_a_volley_of_refusals_slows_down_once(waiting: Waiting) -> None:
     pace = Pace()
     for _ in range(30):
-        pace.learn(THROTTLED)
+        pace.learn(THROTTLING_CODES)
     pace.wait()
     pace.wait()
     assert waiting.now == 1000 + security_check.FIRST_GAP
@@ -134,7 +134,7 @@ def test_the_pace_finds_what_aws_allows(waiting: Waiting, rate: float) -> None:
             pace.learn(ANSWERED)
         else:
             refused += 1
-            pace.learn(THROTTLED)
+            pace.learn(THROTTLING_CODES)
     assert waiting.now - 1000 <= 1.1 * (answered - bucket.burst) / rate
     assert refused <= answered / 5
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import NUMBER, Canned
 from making import finding, fine, not_checked, run_check, seen
 
-from security_check import Unanswered, check_cloudtrail, management_events, weigh
+from security_check import AwsError, check_cloudtrail, recorded_events, weigh
 
 HOME, REGION = "eu-central-1", "eu-west-1"
 ARN = f"arn:aws:cloudtrail:{HOME}:{NUMBER}:trail/main"
@@ -77,7 +77,7 @@ def advanced(*fields: tuple[str, str, list[str]], category: str = "Management") 
     return {"Name": "any name", "FieldSelectors": [first, *rest]}
 
 
-READS = ("readOnly", "Equals", ["true"])
+READ_PREFIXES = ("readOnly", "Equals", ["true"])
 WRITES = ("readOnly", "Equals", ["false"])
 NO_KMS = ("eventSource", "NotEquals", ["kms.amazonaws.com"])
 KMS, RDS = "kms.amazonaws.com", "rdsdata.amazonaws.com"
@@ -104,9 +104,11 @@ BOTH = {"read", "write"}
             id="left out of the writes only",
         ),
         pytest.param([advanced()], BOTH, set(), id="advanced, all"),
-        pytest.param([advanced(READS)], {"read"}, set(), id="advanced, read"),
+        pytest.param([advanced(READ_PREFIXES)], {"read"}, set(), id="advanced, read"),
         pytest.param([advanced(WRITES)], {"write"}, set(), id="advanced, write"),
-        pytest.param([advanced(READS), advanced(WRITES)], BOTH, set(), id="advanced, adding up"),
+        pytest.param(
+            [advanced(READ_PREFIXES), advanced(WRITES)], BOTH, set(), id="advanced, adding up"
+        ),
         pytest.param([advanced(NO_KMS)], BOTH, {KMS}, id="advanced, without KMS"),
         pytest.param([advanced(category="Data")], set(), set(), id="advanced, data events"),
         pytest.param(
@@ -127,7 +129,7 @@ def test_management_events(
     selectors: list[dict[str, Any]], recorded: set[str], left_out: set[str]
 ) -> None:
     kind = "AdvancedEventSelectors" if selectors and "Name" in selectors[0] else "EventSelectors"
-    assert management_events({kind: selectors}) == (recorded, left_out)
+    assert recorded_events({kind: selectors}) == (recorded, left_out)
 
 
 # --- what a trail is worth ---------------------------------------------------------------------
@@ -192,8 +194,8 @@ def test_management_events(
 def test_weighing_a_trail(
     about: Any, status: Any, selectors: Any, problem: str, flaws: list[Any]
 ) -> None:
-    weighed = weigh(trail(**about), {"IsLogging": True, **status}, selectors)
-    assert (weighed.problem, list(weighed.flaws)) == (problem, flaws)
+    load_trail = weigh(trail(**about), {"IsLogging": True, **status}, selectors)
+    assert (load_trail.problem, list(load_trail.flaws)) == (problem, flaws)
 
 
 # --- region by region ----------------------------------------------------------------------------
@@ -353,5 +355,5 @@ def test_denied_everywhere(aws: Canned) -> None:
     aws.only = [HOME, REGION]
     for region in aws.only:
         aws.refuse("cloudtrail", "DescribeTrails", "AccessDeniedException", region)
-    with pytest.raises(Unanswered, match="AccessDeniedException"):
+    with pytest.raises(AwsError, match="AccessDeniedException"):
         list(check_cloudtrail(aws, REGION))

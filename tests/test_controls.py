@@ -36,17 +36,17 @@ from security_check import (
     NOT_CHECKED,
     PASSED,
     ROOT,
-    Judged,
+    ControlStatus,
     Report,
     Row,
     Trail,
-    Verdict,
+    ControlFinding,
     check_access_keys,
     door_verdicts,
-    failed_controls,
+    failed_group_controls,
     grant_verdicts,
     judge,
-    judged_together,
+    merge_statuses,
     main,
     opened_ports,
     trail_verdicts,
@@ -93,7 +93,9 @@ SSH = ("EC2.13", "EC2.18", "EC2.19", "EC2.53")
 def test_a_rule_fails_controls(
     protocol: str, first: int | None, last: int | None, cidrs: list[str], failed: Sequence[str]
 ) -> None:
-    assert tuple(failed_controls(protocol, opened_ports(protocol, first, last), cidrs)) == failed
+    assert (
+        tuple(failed_group_controls(protocol, opened_ports(protocol, first, last), cidrs)) == failed
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_a_rule_fails_controls(
     ],
 )
 def test_a_rule_fails_nothing(protocol: str, port: int | None, cidrs: list[str]) -> None:
-    assert failed_controls(protocol, opened_ports(protocol, port, port), cidrs) == []
+    assert failed_group_controls(protocol, opened_ports(protocol, port, port), cidrs) == []
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ FIRST, FOURTH = control_finding("CloudTrail.1", NUMBER), control_finding("CloudT
     ],
 )
 def test_trails(
-    trails: list[Trail], region: str, verdicts: list[Verdict], looked_at: tuple[int, int]
+    trails: list[Trail], region: str, verdicts: list[ControlFinding], looked_at: tuple[int, int]
 ) -> None:
     found, number = trail_verdicts(trails, NUMBER, region)
     assert found == verdicts
@@ -221,7 +223,7 @@ def fails(control: str, resource: str) -> Row:
     return finding(resource, item="x", controls=[control_finding(control, resource)])
 
 
-def unread(target: str, *controls: Verdict) -> Row:
+def unread(target: str, *controls: ControlFinding) -> Row:
     return not_checked(target, error=str(DENIED), controls=controls)
 
 
@@ -283,7 +285,7 @@ def test_some_regions_do_not_make_a_pass() -> None:
         pytest.param([fails("IAM.4", ROOT)], 1, control_status(FAILED, 1, 1), id="root has one"),
     ],
 )
-def test_a_control_about_root(rows: list[Row], evaluated: int, status: Judged) -> None:
+def test_a_control_about_root(rows: list[Row], evaluated: int, status: ControlStatus) -> None:
     found = check_result("access-keys", *rows, evaluated={"IAM.4": evaluated})
     assert judge(found, "IAM.4") == status
 
@@ -304,7 +306,9 @@ NO_TRAIL = fails("CloudTrail.1", NUMBER)
         ),
     ],
 )
-def test_a_control_about_the_account(rows: list[Row], evaluated: int, status: Judged) -> None:
+def test_a_control_about_the_account(
+    rows: list[Row], evaluated: int, status: ControlStatus
+) -> None:
     found = check_result("cloudtrail", *rows, evaluated={"CloudTrail.1": evaluated})
     assert judge(found, "CloudTrail.1") == status
 
@@ -345,8 +349,8 @@ def of_an_account(status: str, **facts: Any) -> Report:
         ),
     ],
 )
-def test_the_status_over_accounts(reports: list[Report], status: Judged) -> None:
-    assert judged_together(reports) == {"IAM.3": status}
+def test_the_status_over_accounts(reports: list[Report], status: ControlStatus) -> None:
+    assert merge_statuses(reports) == {"IAM.3": status}
 
 
 # --- end to end --------------------------------------------------------------------------------
@@ -365,11 +369,11 @@ def controls() -> Controls:
     }
     shown = read_sheet("x.xls", "Controls")
     assert found == {
-        one["Control"]: (one["Result"], one["Looked at"], one["Failed"]) for one in shown
+        one["Control"]: (one["Result"], one["Evaluated"], one["Failed"]) for one in shown
     }
     for one in shown:
         control = CONTROLS[one["Control"]]
-        assert (one["What it asks"], one["Severity"]) == (control.asks, control.severity)
+        assert (one["Requirement"], one["Severity"]) == (control.asks, control.severity)
         numbers = one["CIS 5.0.0"], one["CIS 3.0.0"], one["PCI DSS 4.0.1"]
         assert numbers == (control.cis_5, control.cis_3, control.pci)
     return found

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from reading import read_column
 
 import security_check
-from security_check import Account, Report, Sheet, result_words
+from security_check import Account, Report, Sheet, describe_result
 
 REGION = "eu-west-1"
 Outcome = Callable[[str], None]
@@ -77,7 +77,7 @@ CALLS = [
 REPLACED = {"iam:GenerateCredentialReport", "iam:GetCredentialReport"}
 
 # How each protocol says no; an explicit deny, of a policy or of an SCP, has the same code.
-REFUSED = {"ec2": "UnauthorizedOperation", "cloudtrail": "AccessDeniedException"}
+REFUSED_CODES = {"ec2": "UnauthorizedOperation", "cloudtrail": "AccessDeniedException"}
 FOR_GOOD = {
     "refused": Fault("refused", status=403),
     "throttled": Fault("Throttling"),
@@ -90,14 +90,14 @@ FOR_GOOD = {
 }
 # What a gap says: the error code, or the name of botocore's exception.
 CODES = {
-    "refused": {"AccessDenied", *REFUSED.values()},
+    "refused": {"AccessDenied", *REFUSED_CODES.values()},
     "throttled": {"Throttling"},
     "internal error": {"InternalError"},
     "unavailable": {"ServiceUnavailable"},
     "dropped": {"ConnectionClosedError", "ProxyConnectionError"},
     "hung": {"ReadTimeoutError"},
-    "rubbish": {"MalformedAnswer"},
-    "truncated": {"MalformedAnswer", "404", "500"},
+    "rubbish": {"MalformedResponse"},
+    "truncated": {"MalformedResponse", "404", "500"},
 }
 FOR_A_WHILE = {
     "throttled twice": Fault("Throttling", times=2),
@@ -109,7 +109,7 @@ FOR_A_WHILE = {
 
 def fault_for(name: str, fault: Fault) -> Fault:
     service, operation = name.split(":")
-    kind = REFUSED.get(service, "AccessDenied") if fault.kind == "refused" else fault.kind
+    kind = REFUSED_CODES.get(service, "AccessDenied") if fault.kind == "refused" else fault.kind
     return replace(fault, kind=kind, service=service, operation=operation)
 
 
@@ -188,9 +188,9 @@ def assert_honest(clean: Report, faulty: Report, codes: set[str]) -> None:
     for sheet in faulty.sheets:
         clean_rows = dict(expected[sheet.check.name])
         for row in sheet.rows:
-            if row.gap:
+            if row.error:
                 assert row.status == "NOT CHECKED", row
-                assert row.gap.code in codes, row
+                assert row.error.code in codes, row
             elif row.id != "nothing" and row != clean_rows[row.id]:
                 assert row.status == "FINDING", row
                 assert f"{row.id.split('/')[0]}/not-checked" in {one.id for one in sheet.rows}, row
@@ -227,7 +227,7 @@ def clean(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Report:
         hurry(patch)
         make_small(server)
         report = audited()
-    assert report.gaps() == []
+    assert report.errors() == []
     return report
 
 
@@ -253,7 +253,7 @@ def test_a_call_that_fails_for_good(
     assert fault.hits
     asked = Counter((call.name, call.region, call.text) for call in small.layer.calls)
     assert max(asked.values()) <= security_check.ATTEMPTS
-    assert_honest(clean, faulty, CODES[kind] | {"NoAnswer"})
+    assert_honest(clean, faulty, CODES[kind] | {"NoResponse"})
     if name in REPLACED:
         assert faulty.exit_code() == 1
         outcome("answered in another way")
@@ -300,7 +300,7 @@ def test_without_report_and_login_profile_a_user_is_not_checked(
     ]
     faulty = audited()
     assert_honest(clean, faulty, {"AccessDenied"})
-    results = {row.id: result_words(row) for row in sheet_of(faulty, "mfa").rows}
+    results = {row.id: describe_result(row) for row in sheet_of(faulty, "mfa").rows}
     assert results["bob/not-checked"] == "AccessDenied: iam GetLoginProfile"
 
 
@@ -331,11 +331,11 @@ def test_a_region_that_does_not_answer_is_soon_left_alone(
     cloud.layer.faults = [Fault("hang", region=REGION)]
     report = audited()
     asked = Counter(call.operation for call in cloud.layer.calls if call.region == REGION)
-    assert asked.pop("GetBucketAcl") <= security_check.THREADS + security_check.SILENT_CALLS
+    assert asked.pop("GetBucketAcl") <= security_check.THREADS + security_check.MAX_TIMEOUTS
     for first in ("DescribeInstances", "DescribeTrails"):  # which are on the way together
         assert asked.pop(first) <= 2
     assert asked == {"DescribeSecurityGroups": 1}
-    results = {result_words(row) for sheet in report.sheets for row in sheet.rows}
+    results = {describe_result(row) for sheet in report.sheets for row in sheet.rows}
     assert "ReadTimeoutError: ec2 DescribeSecurityGroups" in results
     keys = [row.status for row in sheet_of(report, "access-keys").rows]
     assert keys.count("FINDING") == 2
@@ -362,8 +362,8 @@ def test_many_targets_that_do_not_answer_are_not_asked_one_by_one(
     report = audited("--check", "s3-acls")
     assert len(report.rows("NOT CHECKED")) == 100
     assert security_check.THREADS < fault.hits <= 3 * security_check.THREADS
-    words = {result_words(row) for row in sheet_of(report, "s3-acls").rows}
-    assert "NoAnswer: s3 GetBucketAcl (asked 3 times)" in words
+    words = {describe_result(row) for row in sheet_of(report, "s3-acls").rows}
+    assert "NoResponse: s3 GetBucketAcl (asked 3 times)" in words
 
 
 @dataclass
@@ -491,7 +491,7 @@ def test_a_file_that_cannot_be_reached(
     code = security_check.main(arguments)
     assert fault.hits
     (line,) = capsys.readouterr().err.splitlines()
-    codes = {*CODES[kind], "NoAnswer", "so it is not S3", "ResponseStreamingError"}
+    codes = {*CODES[kind], "NoResponse", "so it is not S3", "ResponseStreamingError"}
     assert any(one in line for one in codes), line
     if what == "to read a report":
         assert code == 3

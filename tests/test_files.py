@@ -301,7 +301,7 @@ def test_concurrent_writers_of_one_state_lose_nothing(
     cloud: Cloud, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight read the same state before any of them writes, so that seven are overtaken."""
-    writer = security_check.Run(security_check.arguments([])).writer
+    writer = security_check.Run(security_check.parse_arguments([])).writer
     file = S3Object(writer, BUCKET, "state.json")
     entry = {"a/b": {"first_seen": "2030-01-01", "result": "Bad"}}
     update, first, all_have_read = S3Object.update, iter(range(8)), threading.Barrier(8)
@@ -325,7 +325,9 @@ def test_concurrent_writers_of_one_state_lose_nothing(
     ("code", "status"), [("PreconditionFailed", 412), ("ConditionalRequestConflict", 409)]
 )
 def test_who_is_overtaken_reads_again(cloud: Cloud, bucket: Any, code: str, status: int) -> None:
-    file = S3Object(security_check.Run(security_check.arguments([])).writer, BUCKET, "state.json")
+    file = S3Object(
+        security_check.Run(security_check.parse_arguments([])).writer, BUCKET, "state.json"
+    )
     cloud.layer.faults = [Fault(code, "s3", "PutObject", status=status, times=2)]
     write_state(file, "1", {}, [])
     assert [*read_state(file).accounts] == ["1"]
@@ -337,7 +339,9 @@ def test_who_is_always_overtaken_gives_up_and_says_so(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(security_check, "UPDATES", 3)
-    file = S3Object(security_check.Run(security_check.arguments([])).writer, BUCKET, "state.json")
+    file = S3Object(
+        security_check.Run(security_check.parse_arguments([])).writer, BUCKET, "state.json"
+    )
     cloud.layer.faults = [Fault("PreconditionFailed", "s3", "PutObject", status=412)]
     with pytest.raises(CannotRun, match=r"state\.json: PreconditionFailed.*results are in") as why:
         write_state(file, "1", {}, [])

@@ -27,14 +27,14 @@ from security_check import (
     CannotRun,
     Command,
     Day,
-    Judged,
+    ControlStatus,
     LocalFile,
     Report,
     Row,
     Sheet,
-    Unanswered,
+    AwsError,
     as_json,
-    book_of,
+    build_workbook,
     command,
     main,
     report_from,
@@ -45,13 +45,13 @@ from security_check import (
 TEXT = st.text(max_size=9)
 DAYS = st.dates().map(lambda day: f"{day:%Y-%m-%d}" if day.year > 999 else "2030-01-01")
 MOMENTS = st.datetimes(timezones=st.just(timezone.utc))
-GAPS = st.builds(Unanswered, code=TEXT, service=TEXT, operation=TEXT, detail=TEXT)
+GAPS = st.builds(AwsError, code=TEXT, service=TEXT, operation=TEXT, detail=TEXT)
 ACCEPTANCES = st.builds(Acceptance, pattern=TEXT, until=TEXT, reason=TEXT)
 COUNTS = st.integers(0, 1000)
 ROWS = st.builds(
     Row,
     target=TEXT,
-    part=TEXT,
+    item=TEXT,
     cells=st.dictionaries(TEXT, st.one_of(TEXT, st.integers(), st.booleans(), st.none(), MOMENTS)),
     result=TEXT,
     severity=st.sampled_from(["", *SEVERITIES]),
@@ -99,7 +99,9 @@ REPORTS = st.builds(
     ),
     judged=st.dictionaries(
         st.sampled_from([*CONTROLS]),
-        st.builds(Judged, verdict=st.sampled_from(VERDICTS), looked_at=COUNTS, failed=COUNTS),
+        st.builds(
+            ControlStatus, verdict=st.sampled_from(VERDICTS), looked_at=COUNTS, failed=COUNTS
+        ),
     ),
     seconds=st.floats(0, 10_000),
     path=TEXT,
@@ -174,5 +176,5 @@ def test_what_is_damaged_is_said_to_be_and_breaks_nothing(cloud: Cloud, tmp_path
                 refused += 1
                 continue
             results = security_check.Results(reports, NOW, several=True, of="x", path="x.xls")
-            assert book_of(security_check.as_one(results, reports)) if reports else not odd
+            assert build_workbook(security_check.as_one(results, reports)) if reports else not odd
     assert refused > 1000

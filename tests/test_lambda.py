@@ -151,7 +151,7 @@ def test_a_warm_start_keeps_nothing_of_the_last_account(
 
 # --- the stack ------------------------------------------------------------------------------
 
-LOCKED, DEAD, THROTTLED, SUSPENDED = (f"1000000000{n:02}" for n in (7, 11, 8, 9))
+LOCKED, DEAD, THROTTLING_CODES, SUSPENDED = (f"1000000000{n:02}" for n in (7, 11, 8, 9))
 MEMBERS = [
     Member(
         f"1000000000{n:02}",
@@ -278,7 +278,9 @@ def test_the_overview_is_that_of_one_process_also_where_functions_fail(
     organization = fill_organization(cloud, members=MEMBERS, management=False)
     engine = deploy()
     cloud.layer.pages = lambda found: [found[:7], found[7:]]
-    throttled = Fault("TooManyRequestsException", "lambda", resource=THROTTLED, status=429, times=2)
+    throttled = Fault(
+        "TooManyRequestsException", "lambda", resource=THROTTLING_CODES, status=429, times=2
+    )
     cloud.layer.faults = [DIES, throttled]
     run = engine.run()
     assert run["status"] == "SUCCEEDED"

@@ -96,7 +96,7 @@ def test_without_a_list_nobody_is_asked_anything(
     assert "OK" not in read_column("o.xls", "MFA", "Status")
 
 
-def test_an_account_of_which_there_is_no_report_is_a_gap(
+def test_an_account_of_which_there_is_no_report_is_an_error(
     copy_runs: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy_runs(SOEHNE)
@@ -216,7 +216,7 @@ def test_an_account_that_is_there_twice(
 @pytest.mark.parametrize(
     "content", ["", "<html>", "[" * 100_000, "[1]", "\x00\udcff"], ids=lambda text: text[:6]
 )
-def test_a_file_that_is_no_report_is_a_gap(
+def test_a_file_that_is_no_report_is_an_error(
     copy_runs: Callable[..., None], capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
     copy_runs(TOKYO)

@@ -9,7 +9,7 @@ from conftest import NOW, NUMBER, Canned
 from making import answer_summary, answer_users, finding, fine, not_checked, run_check, seen
 
 import security_check
-from security_check import ROOT, Row, check_mfa, credential_report, report_date, sign_in_words
+from security_check import ROOT, Row, check_mfa, credential_report, report_date, describe_sign_in
 
 # --- the credential report ------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ def user_row(*, mfa: bool, password: str = "yes", last: Any = "never", control: 
     ],
 )
 def test_how_somebody_signs_in_without_mfa(password: bool, last: Any, words: str) -> None:
-    assert sign_in_words(password, last) == words
+    assert describe_sign_in(password, last) == words
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from reading import (
 )
 
 import security_check
-from security_check import CHECKS, ROOT, Account, Row, check, main, user_list, users
+from security_check import CHECKS, ROOT, Account, Row, check, main, users_by_name, users
 
 NAMES = ("alice", "test-bot", "test-robot")
 TODAY = r"\d{4}-\d\d-\d\d"
@@ -53,7 +53,7 @@ def declared() -> Iterator[None]:
         )
         def check_users(aws: Account, user: str) -> Iterator[Row]:
             if user != ROOT:
-                about = user_list(aws)[user]
+                about = users_by_name(aws)[user]
                 cells = {"User": user, "Path": about["Path"], "Made": about["CreateDate"]}
                 verdict = ("Made for a test", "Medium") if user.startswith("test-") else ("Fine",)
                 yield Row(user, "", cells, *verdict)
@@ -123,7 +123,7 @@ def test_it_is_the_seventh_and_gone_after_the_test() -> None:
     assert len(security_check.CHECKS) == len(CHECKS) == 6
 
 
-def test_it_has_a_sheet_like_the_others(run: Run) -> None:
+def test_it_has_a_result_like_the_others(run: Run) -> None:
     assert run.code == 1
     book = run.book
     titles = ["Summary", *(one.title for one in CHECKS), "Users", "Controls", "Resolved"]

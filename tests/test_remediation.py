@@ -44,7 +44,7 @@ from security_check import (
     recording,
     restricted,
     weigh,
-    without_public_grants,
+    put_acl_command,
 )
 
 REGION, GROUP = "eu-west-1", "sg-1"
@@ -233,7 +233,7 @@ def run_on_example(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> E
 def test_where_there_is_no_command_the_cell_says_why(run_on_example: Example) -> None:
     rows, book = run_on_example
     shown = (row for check in CHECKS for row in read_sheet(book, check.title))
-    cells = {row["ID"]: row["To mend"] for row in shown}
+    cells = {row["ID"]: row["Remediation"] for row in shown}
     for start, words in {
         "ec2-classic/eu-west-1/": "(move it by hand)",
         f"access-keys/{ROOT}/keys": "(sign in as root)",
@@ -471,7 +471,7 @@ def test_the_calls_on_trails_and_buckets_are_the_models() -> None:
         {"Grantee": {"Type": "Group", "URI": EVERYONE}, "Permission": "READ"},
         {"Grantee": mail, "Permission": "WRITE"},
     ]
-    words = without_public_grants("b", {"Owner": {"ID": OWNER}, "Grants": grants})
+    words = put_acl_command("b", {"Owner": {"ID": OWNER}, "Grants": grants})
     policy = parameters(words)["AccessControlPolicy"]
     assert [one["Permission"] for one in policy["Grants"]] == ["FULL_CONTROL", "WRITE"]
     assert policy["Grants"][1]["Grantee"] == mail

@@ -19,7 +19,7 @@ from security_check import (
     check_s3_acls,
     grant_severity,
     grant_words,
-    grantee_words,
+    grantee_names,
 )
 
 BUCKET, REGION = "my.bucket", "eu-west-1"
@@ -55,7 +55,7 @@ def everyone(uri: str = EVERYONE) -> dict[str, str]:
     ],
 )
 def test_grantees_in_words(grantee: dict[str, str], words: tuple[str, str]) -> None:
-    assert grantee_words(grantee, OWNER) == words
+    assert grantee_names(grantee, OWNER) == words
 
 
 PERMISSIONS = {

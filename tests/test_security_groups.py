@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from making import finding, fine, not_checked, run_check, seen
 
 from security_check import (
-    Ingress,
+    VpcBlockPublicAccess,
     Row,
     check_security_groups,
     internet_words,
@@ -23,7 +23,7 @@ from security_check import (
     port_severity,
     port_words,
     protocol_name,
-    use_words,
+    describe_usage,
     whole_internet,
     wide_sources,
 )
@@ -282,7 +282,7 @@ PUBLIC = {"Association": {"PublicIp": "192.0.2.1"}}
     ],
 )
 def test_use_in_words(interfaces: list[dict[str, Any]], words: str) -> None:
-    assert use_words(interfaces, "")[0] == words
+    assert describe_usage(interfaces, "")[0] == words
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_use_in_words(interfaces: list[dict[str, Any]], words: str) -> None:
     ],
 )
 def test_what_vpc_block_public_access_stops(mode: str, excluded: list[str], blocked: bool) -> None:
-    ingress = Ingress(mode, frozenset(["vpc-1"]), frozenset(excluded))
+    ingress = VpcBlockPublicAccess(mode, frozenset(["vpc-1"]), frozenset(excluded))
     words = ingress.blocks("vpc-1", [{"SubnetId": "subnet-1"}])
     assert words == (f"VPC block public access ({mode})" if blocked else "")
 
@@ -315,7 +315,7 @@ def test_what_vpc_block_public_access_stops(mode: str, excluded: list[str], bloc
 )
 def test_in_which_vpcs_it_stops_it(vpc: str, used_in: str, blocked: bool) -> None:
     own = frozenset(["vpc-1", "vpc-2", "vpc-excluded"])
-    ingress = Ingress("block-ingress", own, frozenset(["vpc-excluded"]))
+    ingress = VpcBlockPublicAccess("block-ingress", own, frozenset(["vpc-excluded"]))
     assert bool(ingress.blocks(vpc, [{"VpcId": used_in, "SubnetId": "subnet-1"}])) is blocked
 
 
@@ -597,7 +597,7 @@ def test_whom_a_rule_lets_in(open_to: list[str], via: list[str], words: str) -> 
     ],
 )
 def test_who_uses_an_open_group(interfaces: list[Any], blocked: str, words: str) -> None:
-    assert use_words(interfaces, blocked)[1] == words
+    assert describe_usage(interfaces, blocked)[1] == words
 
 
 def test_a_group_in_no_use_is_one_severity_less(aws: Canned) -> None:

@@ -68,7 +68,7 @@ class Month:
         }
 
     def resolved(self) -> list[Gone]:
-        columns = ("Finding", "Result", "First seen", "Stood (days)")
+        columns = ("Finding", "Result", "First seen", "Days open")
         rows = read_sheet(self.book, "Resolved")
         found = [Gone(*(row[name] for name in columns)) for row in rows]
         assert found  # also where there is nothing to list

@@ -25,12 +25,12 @@ from security_check import (
     Row,
     bar,
     bars,
-    days_of,
+    merge_history,
     fold,
     in_words,
     main,
     read_state,
-    stood_words,
+    describe_days_open,
     trend,
     width,
     with_today,
@@ -193,7 +193,7 @@ def test_bars_have_one_scale_and_nothing_has_none() -> None:
     ],
 )
 def test_how_long_findings_were_open(days_open: list[list[int]], words: str) -> None:
-    assert stood_words([day(1, days_open=one) for one in days_open]) == words
+    assert describe_days_open([day(1, days_open=one) for one in days_open]) == words
 
 
 def test_the_terminal_shows_the_last_audit_and_this_one() -> None:
@@ -213,16 +213,16 @@ def of(account: str, *days: Day) -> Report:
 def test_days_of_several_accounts_add_up() -> None:
     one = of("1", day(1, critical=1, new=1, days_open=[3]), day(2, critical=2, not_checked=1))
     two = of("2", day(1, low=5, new=5, days_open=[4]), day(2, critical=1))
-    assert days_of([one, two]) == [
+    assert merge_history([one, two]) == [
         day(1, critical=1, low=5, new=6, days_open=[3, 4]),
         day(2, critical=3, not_checked=1),
     ]
 
 
-def test_an_account_that_was_not_audited_counts_as_before_and_as_a_gap() -> None:
+def test_an_account_that_was_not_audited_counts_as_before_and_as_an_error() -> None:
     one = of("1", day(1, critical=7, new=7), day(3, critical=6))
     two = of("2", day(2, critical=1), day(3, critical=1))
-    assert days_of([one, two]) == [
+    assert merge_history([one, two]) == [
         day(1, critical=7, new=7),
         day(2, critical=8, not_checked=1),
         day(3, critical=7),
@@ -230,8 +230,8 @@ def test_an_account_that_was_not_audited_counts_as_before_and_as_a_gap() -> None
 
 
 def test_an_account_without_a_past_has_none() -> None:
-    assert days_of([of("1"), of("2", day(1, critical=1))]) == [day(1, critical=1)]
-    assert days_of([of("1")]) == []
+    assert merge_history([of("1"), of("2", day(1, critical=1))]) == [day(1, critical=1)]
+    assert merge_history([of("1")]) == []
 
 
 def seen_on(*days: str, resolved: Iterable[str] = ()) -> Report:

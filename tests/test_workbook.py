@@ -64,7 +64,7 @@ def unread(target: str = "x", error: str = "Denied: x") -> Row:
     return not_checked(target, error=error, cells={"Region": target})
 
 
-def book_of(*rows: Row, check: str = "ec2-classic", **facts: Any) -> Any:
+def build_workbook(*rows: Row, check: str = "ec2-classic", **facts: Any) -> Any:
     """The workbook of a run of one check that found these rows."""
     return open_book(workbook_of(report(*rows, check=check, **facts)))
 
@@ -79,7 +79,7 @@ def only_row(book: Any, title: str = CLASSIC) -> dict[str, Cell]:
 
 def test_the_summary_is_the_account_on_one_page() -> None:
     silent = unread("us-east-1", error="Timeout: x")
-    book = book_of(bad(1, "Critical"), bad(2), silent, good())
+    book = build_workbook(bad(1, "Critical"), bad(2), silent, good())
     assert ["AWS security check"] in summary_rows(book)
     assert ["2 findings, 1 NOT CHECKED"] in summary_rows(book)
     assert summary_table(book, "Check") == [
@@ -118,13 +118,13 @@ def test_the_summary_is_the_account_on_one_page() -> None:
     ],
 )
 def test_a_gap_names_the_permission_that_is_missing(error: str, permission: str) -> None:
-    told = dict(summary_section(book_of(unread(error=error)), "Not checked"))
+    told = dict(summary_section(build_workbook(unread(error=error)), "Not checked"))
     expected = f"EC2-Classic: {error} (needs {permission}), x/not-checked"
     assert told["NOT CHECKED"] == expected
 
 
 def test_ten_findings_are_worst_and_the_others_are_counted() -> None:
-    told = summary_section(book_of(*map(bad, range(23))), "Worst findings")
+    told = summary_section(build_workbook(*map(bad, range(23))), "Worst findings")
     assert told == [*(("High", f"i-{n}: Bad (eu-west-1)") for n in range(10)), ("", "and 13 more")]
 
 
@@ -133,7 +133,7 @@ def test_the_most_serious_comes_first_and_the_rest_stays_in_order() -> None:
     rows = [good("fine"), bad(1, "Low"), unread(), decided, bad(2, "Critical"), bad(3, "Low")]
     findings = ["eu-west-1/i-2", "eu-west-1/i-1", "eu-west-1/i-3"]
     ids = [*findings, "x/not-checked", "known", "fine"]
-    assert read_column(book_of(*rows), CLASSIC, "ID") == [f"ec2-classic/{id}" for id in ids]
+    assert read_column(build_workbook(*rows), CLASSIC, "ID") == [f"ec2-classic/{id}" for id in ids]
 
 
 def test_every_sheet_begins_and_ends_alike() -> None:
@@ -146,19 +146,14 @@ def test_every_sheet_begins_and_ends_alike() -> None:
         assert header[start : start + len(own)] == own
         ends.add((*header[:start], "...", *header[start + len(own) :]))
     (common,) = ends
-    assert {*common} == {"...", "Result", "Severity", "Status", "Control", "To mend", "ID"}
+    assert {*common} == {"...", "Result", "Severity", "Status", "Control", "Remediation", "ID"}
 
 
-def test_what_is_gone_has_a_sheet() -> None:
+def test_what_is_gone_has_a_result() -> None:
     gone = {"mfa/bob": known("2026-11-01", "Not Enabled")}
-    book = book_of(bad(1), resolved=gone)
+    book = build_workbook(bad(1), resolved=gone)
     assert read_sheet(book, "Resolved") == [
-        {
-            "Finding": "mfa/bob",
-            "Result": "Not Enabled",
-            "First seen": "2026-11-01",
-            "Stood (days)": 22,
-        }
+        {"Finding": "mfa/bob", "Result": "Not Enabled", "First seen": "2026-11-01", "Days open": 22}
     ]
 
 
@@ -173,7 +168,7 @@ def key_cells(**cells: Any) -> dict[str, Any]:
 def test_dates_are_dates_and_numbers_numbers() -> None:
     east = datetime(2026, 1, 2, 3, tzinfo=timezone(timedelta(hours=9)))  # the day before in UTC
     cells = key_cells(Created=east, **{"Age (days)": 1234567})
-    row = only_row(book_of(fine("k", cells=cells), check="access-keys"), KEYS)
+    row = only_row(build_workbook(fine("k", cells=cells), check="access-keys"), KEYS)
     created, age = row["Created"], row["Age (days)"]
     assert (created.kind, created.number_format) == ("date", "yyyy-mm-dd")
     assert created.moment == datetime(2026, 1, 1, 18)
@@ -185,7 +180,7 @@ def on_the_right(cells: dict[str, Cell]) -> set[str]:
 
 
 def test_numbers_are_right_and_so_are_the_words_over_them() -> None:
-    book = book_of(fine("k", cells=key_cells()), check="access-keys")
+    book = build_workbook(fine("k", cells=key_cells()), check="access-keys")
     assert on_the_right(header_cells(book, KEYS)) == {"Age (days)"}
     assert on_the_right(only_row(book, KEYS)) == {"Age (days)"}
     (counts,) = (line for line in summary_cells(book) if line[0].value == "Check")
@@ -200,7 +195,7 @@ def test_days_are_of_utc_wherever_the_script_runs(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
-        book = book_of(bad(1, first_seen="2026-11-01", new=True), resolved={})
+        book = build_workbook(bad(1, first_seen="2026-11-01", new=True), resolved={})
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -211,7 +206,7 @@ def test_days_are_of_utc_wherever_the_script_runs(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["title", "note", "link", "Critical"])
 def test_a_name_that_is_a_word_of_ours_is_a_name(name: str) -> None:
-    assert only_row(book_of(good(Name=name)))["Name"].value == name
+    assert only_row(build_workbook(good(Name=name)))["Name"].value == name
 
 
 def names_of(book: Any, title: str) -> dict[str, Any]:
@@ -228,7 +223,7 @@ def printed_columns(book: Any, title: str) -> list[str]:
 
 
 def test_the_header_is_frozen_bold_and_printed_on_every_page() -> None:
-    book = book_of(bad(1))
+    book = build_workbook(bad(1))
     sheet, summary = book.sheet_by_name(CLASSIC), book.sheet_by_name("Summary")
     assert sheet.panes_are_frozen
     assert all(cell.bold for cell in header_cells(book, CLASSIC).values())
@@ -237,12 +232,15 @@ def test_the_header_is_frozen_bold_and_printed_on_every_page() -> None:
     areas = names_of(book, CLASSIC)
     assert areas["Print_Titles"][:2] == (sheet.horz_split_pos - 1, sheet.horz_split_pos)
     assert areas["Print_Area"][:2] == (0, sheet.nrows)
-    assert {*read_header(book, CLASSIC)} - {*printed_columns(book, CLASSIC)} == {"To mend", "ID"}
+    assert {*read_header(book, CLASSIC)} - {*printed_columns(book, CLASSIC)} == {
+        "Remediation",
+        "ID",
+    }
     assert names_of(book, "Summary") == {"Print_Area": (0, summary.nrows, 0, summary.ncols)}
 
 
 def test_links_lead_to_the_console_to_rows_and_back() -> None:
-    book = book_of(good(), bad(7))
+    book = build_workbook(good(), bad(7))
     over = {cell.value: cell.link for cell in above_cells(book, CLASSIC) if cell.link}
     assert over == {
         "Summary": "#Summary!A1",
@@ -298,7 +296,7 @@ def links_of_the_summary(book: Any) -> list[str]:
     ],
 )
 def test_console_pages(check: str, cells: dict[str, str], name: str, home: str, url: str) -> None:
-    book = book_of(fine("x", cells=cells), check=check, home_region=home)
+    book = build_workbook(fine("x", cells=cells), check=check, home_region=home)
     assert only_row(book, CHECKS_BY_NAME[check].title)[name].link == url
 
 
@@ -346,13 +344,13 @@ def test_words_make_rows_high_and_ids_do_not(
         cells=instance_cells(**cells),
         command=("ec2", "words", "--of", "a" * 200),
     )
-    book = book_of(row)
+    book = build_workbook(row)
     assert row_height(book, CLASSIC, only_row(book)) == height
     assert len(only_row(book)["ID"].value) > 200
 
 
 def test_a_new_row_is_seen_at_once() -> None:
-    book = book_of(bad(1, first_seen="2026-11-01", new=True), bad(2), resolved={})
+    book = build_workbook(bad(1, first_seen="2026-11-01", new=True), bad(2), resolved={})
     new, old = (row["Result"] for row in read_cells(book, CLASSIC))
     assert (new.bold, new.filled) == (True, True)
     assert (old.bold, old.filled) == (False, False)
@@ -360,7 +358,7 @@ def test_a_new_row_is_seen_at_once() -> None:
 
 def test_why_there_is_no_command_makes_no_row_high() -> None:
     why = "its owner must enrol a device, and nobody else can do that"
-    book = book_of(bad(1, manual=why))
+    book = build_workbook(bad(1, manual=why))
     assert row_height(book, CLASSIC, only_row(book)) == LINE
 
 
@@ -389,7 +387,7 @@ def test_no_letter_on_paper_is_smaller_than_seven_points(check: Check, multi_acc
         book = open_book(data)
         columns = printed_columns(book, check.title)
         assert {"Result", "Severity"} <= {*columns}
-        assert not {"To mend", "ID"} & {*columns}
+        assert not {"Remediation", "ID"} & {*columns}
         sheet = book.sheet_by_name(check.title)
         points = sum(sheet.colinfo_map[n].width for n in range(len(columns))) / 48.8
         scale, pages_wide, _, _ = paper(data)[sheet.number]
@@ -412,7 +410,7 @@ def test_a_second_reader_sees_the_same() -> None:
 
 
 def test_styles_are_shared() -> None:
-    few, many = (len(book_of(*map(bad, range(n))).xf_list) for n in (10, 500))
+    few, many = (len(build_workbook(*map(bad, range(n))).xf_list) for n in (10, 500))
     assert few == many
 
 
@@ -427,7 +425,7 @@ def test_styles_are_shared() -> None:
     ],
 )
 def test_a_cell_holds_the_text_and_never_a_formula(text: str) -> None:
-    cell = only_row(book_of(good(Name=text)))["Name"]
+    cell = only_row(build_workbook(good(Name=text)))["Name"]
     assert (cell.kind, cell.value) == ("text", text)
 
 
@@ -439,16 +437,16 @@ def test_a_cell_holds_the_text_and_never_a_formula(text: str) -> None:
     ],
 )
 def test_text_that_the_format_cannot_hold(text: str, written: str) -> None:
-    assert only_row(book_of(good(Name=text)))["Name"].value == written
+    assert only_row(build_workbook(good(Name=text)))["Name"].value == written
 
 
 def ids_of(book: Any, titles: Iterable[str]) -> list[str]:
     return [id for title in titles for id in read_column(book, title, "ID")]
 
 
-def test_a_sheet_that_is_full_continues_on_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_is_full_continues_on_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(security_check, "MAX_ROWS", 13)
-    book = book_of(*map(bad, range(25)))
+    book = build_workbook(*map(bad, range(25)))
     titles = ["EC2-Classic", "EC2-Classic (2)", "EC2-Classic (3)"]
     assert sheet_names(book) == ["Summary", *titles]
     assert ids_of(book, titles) == [f"ec2-classic/eu-west-1/i-{n}" for n in range(25)]
@@ -464,7 +462,7 @@ def test_the_format_holds_as_many_rows_as_we_think() -> None:
 
 def test_more_rows_than_the_format_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(security_check, "MAX_ROWS", 10)
-    book = book_of(*map(bad, range(14)), unread())
+    book = build_workbook(*map(bad, range(14)), unread())
     titles = ["EC2-Classic", "EC2-Classic (2)", "EC2-Classic (3)"]
     assert [book.sheet_by_name(title).nrows for title in titles[:2]] == [10, 10]
     assert read_column(book, titles[2], "ID") == ["ec2-classic/x/not-checked"]
