@@ -4200,7 +4200,7 @@ DATE_WIDTH = 10  # digits of 2030-12-31
 PAGE_WIDTH_PT = 785  # between the margins of a landscape A4 page, less a little
 MIN_SCALE = 70  # per cent, so that letters of 10 points are printed with 7
 SUMMARY_LAST_COLUMN = 12  # so that the Summary is as wide as a portrait page
-SUMMARY_GAPS, SUMMARY_WORST = 3, 10  # lines, so that both are on the first screen
+SUMMARY_GAPS, SUMMARY_WORST = 2, 10  # lines, so that both are on the first screen
 COMMAND_LETTERS = 105  # in the style `code`, over the columns from 1 to SUMMARY_LAST_COLUMN
 
 ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "never"
@@ -4774,9 +4774,10 @@ def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> No
 
 
 def first_of(lines: Sequence[SummaryLine], most: int) -> list[SummaryLine]:
-    """The first lines, and the number of the others."""
-    more = [SummaryLine("", f"and {len(lines) - most:,} more")] if len(lines) > most else []
-    return [*lines[:most], *more]
+    """The first lines, and the number of the others if these are more than one."""
+    if len(lines) <= most + 1:
+        return [*lines]
+    return [*lines[:most], SummaryLine("", f"and {len(lines) - most:,} more")]
 
 
 def details_lines(
