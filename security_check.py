@@ -5101,7 +5101,9 @@ def log_calls(wanted: bool) -> None:
 
 ROLE = "security-check"  # to assume in the accounts of an organization
 EPILOG = """\
-(*) takes several, and may be repeated. @FILE is a file of options. The checks are:
+(*) takes several, and may be repeated. @FILE is a file of options.
+
+The checks are:
   {checks}
 
 exit codes:
