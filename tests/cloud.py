@@ -543,7 +543,7 @@ class Cloud:
         self.url, self.layer, self.app = url, layer, layer.app
         self.keys: dict[str, Any] = {}  # by account
         self.over_http = False
-        self.holds = ""  # what the accounts were filled with, if it is as it was then
+        self.holds: Any = None  # what the accounts were filled with, if it is as it was then
 
     @property
     def environment(self) -> dict[str, str]:
@@ -625,7 +625,7 @@ class Cloud:
     def reset(self) -> None:
         self.layer.reset()
         self.keys.clear()
-        self.over_http, self.holds = False, ""
+        self.over_http, self.holds = False, None
         self.layer.app = self.app
         moto_api_backend.reset()
         organizations_backends.master_accounts.clear()  # moto goes on to know the members

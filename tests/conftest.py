@@ -1,4 +1,4 @@
-"""Fixtures: a canned account (Stubber) for answers, and a cloud (moto over HTTP) for runs."""
+"""Fixtures: a canned account (Stubber) for answers, and a cloud (moto) for runs."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Canned(Account):
 
 def audited(*arguments: str) -> Report:
     """What the program finds in the account that boto3 is configured for, as data."""
-    options = security_check.parse_arguments([*arguments, "--output", "x.xls"])
+    options = security_check.parse_arguments(["--output", "x.xls", *arguments])
     run = security_check.Run(options)
     aws = security_check.connect(options, None)
     job = security_check.AccountJob(aws.number)

@@ -7,15 +7,11 @@ the history. Those of a row stand in `reading.a_row` and `reading.a_gap`, on whi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import pytest
-from cloud import Cloud
-from conftest import Canned, enter
+from conftest import Canned
 from reading import CHECKS_BY_NAME, NOW, NUMBER, a_report, a_result, a_row
 
 import security_check
@@ -268,21 +264,6 @@ def run_check(
     if threads is not None:
         check = replace(check, threads=threads)
     return security_check.run_check(check, aws, lambda text: None)
-
-
-@contextmanager
-def in_an_account(server: Cloud, folder: Path) -> Iterator[Cloud]:
-    """What the fixture `cloud` is to a test, for runs that several tests only read. An error of
-    ours fails them all."""
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise AssertionError("internal error")
-
-    with pytest.MonkeyPatch.context() as patch:
-        server.reset()
-        enter(server, patch, folder)
-        patch.setattr("traceback.print_exc", fail)
-        yield server
 
 
 # --- what AWS answers about users ------------------------------------------------------------

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def fill(cloud: Cloud) -> None:
         iam.create_user(UserName=name)
         iam.create_access_key(UserName=name)
         for key in cloud.backend("iam").users[name].access_keys:
-            key.create_date = key.create_date.replace(year=2020)
+            key.create_date = datetime(2020, 1, 1)  # in UTC, without saying so
     iam.create_login_profile(UserName="alice", Password="Correct-horse-1")
     iam.generate_credential_report()  # from now on an old one, so that users are asked about
     s3 = cloud.client("s3")
@@ -126,41 +127,45 @@ def outcome(record_property: Callable[[str, object], None]) -> Outcome:
     return lambda what: record_property("outcome of a fault", what)
 
 
-def hurry(patch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """No pauses between attempts, of which there are always four, and the same day for all
     runs."""
-    Clock(patch).set("2030-01-01")
-    patch.setattr(security_check, "ATTEMPTS", 4)
-    patch.setattr(security_check, "REPORT_PAUSE", 0)
-    patch.setattr("botocore.retries.standard.ExponentialBackoff._MAX_BACKOFF", 0)
-    patch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.001)
-    patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
-    patch.setattr(security_check.Pace, "wait", lambda *_, **__: None)
+    clock.set("2030-01-01")
+    monkeypatch.setattr(security_check, "ATTEMPTS", 4)
+    monkeypatch.setattr(security_check, "REPORT_PAUSE", 0)
+    backoff = "botocore.retries.standard.ExponentialBackoff"
+    monkeypatch.setattr(f"{backoff}._MAX_BACKOFF", 0)
+    monkeypatch.setattr(f"{backoff}.delay_amount", lambda *_: 0.001)
+    monkeypatch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
+    monkeypatch.setattr(security_check.Pace, "wait", lambda *_, **__: None)
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    hurry(monkeypatch)
+Clients = dict[Any, Any]
 
 
 @pytest.fixture(scope="module")
-def clients() -> dict[Any, Any]:
+def clients() -> Clients:
+    """Those of the runs without a fault."""
     return {}
 
 
-@pytest.fixture
-def same_clients(monkeypatch: pytest.MonkeyPatch, clients: dict[Any, Any]) -> None:
-    """Clients are made once for all runs: to make them takes longer than to ask."""
-    made = Account.client
+def share(patch: pytest.MonkeyPatch, clients: Clients, keep: bool) -> None:
+    """To make a client takes longer than to ask with it, so those that are kept are used again.
+    Only runs without a fault keep theirs, as a client knows where its first run heard nothing."""
+    make = Account.client
 
     def client(self: Account, service: str, region: str) -> Any:
         core: Any = self.session._session
         key = (service, region, core.get_component("data_loader").writes)  # files have their own
-        if key not in clients:
-            clients[key] = made(self, service, region)
-        return clients[key]
+        if key in clients:
+            return clients[key]
+        made = make(self, service, region)
+        if keep:
+            clients[key] = made
+        return made
 
-    monkeypatch.setattr(Account, "client", client)
+    patch.setattr(Account, "client", client)
 
 
 def rows(report: Report) -> dict[str, dict[str, security_check.Row]]:
@@ -198,35 +203,37 @@ def assert_honest(clean: Report, faulty: Report, codes: set[str]) -> None:
             assert is_covered(sheet, id), f"{sheet.check.name}/{id} is missing, and nobody says so"
 
 
-def make_small(server: Cloud) -> None:
-    """The server holds the small account, as it was when it was filled."""
-    if server.holds != "small":
-        server.reset()
-        fill(server)
-        server.remember()
-        server.holds = "small"
-    server.layer.faults = []
-    server.layer.calls.clear()
+@dataclass
+class Small:
+    """The small account is what the server holds, and this is what a run without a fault finds
+    there."""
+
+    clean: Report
 
 
 @pytest.fixture
 def small(
-    server: Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: None, same_clients: None
+    server: Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: None, clients: Clients
 ) -> Cloud:
     """The small account, which no test changes."""
     enter(server, monkeypatch, tmp_path)
-    make_small(server)
+    if not isinstance(server.holds, Small):
+        server.reset()
+        fill(server)
+        server.remember()
+        with monkeypatch.context() as patch:
+            share(patch, clients, keep=True)
+            server.holds = Small(audited("--output", "clean.xls"))
+        Path("clean.xls").unlink()
+    share(monkeypatch, clients, keep=False)
+    server.layer.faults = []
+    server.layer.calls.clear()
     return server
 
 
-@pytest.fixture(scope="module")
-def clean(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """What a run without a fault finds in the small account."""
-    with pytest.MonkeyPatch.context() as patch:
-        enter(server, patch, tmp_path_factory.mktemp("clean"))
-        hurry(patch)
-        make_small(server)
-        report = audited()
+@pytest.fixture
+def clean(small: Cloud) -> Report:
+    report: Report = small.holds.clean
     assert report.errors() == []
     return report
 
@@ -432,43 +439,33 @@ def put(client: Any, files: dict[str, bytes]) -> None:
         client.put_object(Bucket=BUCKET, Key=key, Body=body)
 
 
-def make_for_files(server: Cloud) -> Any:
-    """The server holds two users, and a bucket for the files; a client for S3."""
-    client = server.client("s3")
-    if server.holds != "files":
-        server.reset()
-        client.create_bucket(Bucket=BUCKET)
-        for name in ("alice", "bob"):
-            server.client("iam").create_user(UserName=name)
-        server.holds = "files"
-    server.layer.faults = []
-    return client
+@dataclass
+class Filed:
+    """The server holds two users and a bucket, where an audit has left these files."""
 
-
-@pytest.fixture(scope="module")
-def left_behind(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of an audit."""
-    with pytest.MonkeyPatch.context() as patch:
-        enter(server, patch, tmp_path_factory.mktemp("files"))
-        hurry(patch)
-        client = make_for_files(server)
-        put(client, {"accept.txt": b"mfa/bob # a robot\n"})
-        assert security_check.main(AUDIT) == 1
-        return objects(client, BUCKET)
+    files: dict[str, bytes]
 
 
 @pytest.fixture
 def files(
-    server: Cloud,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    quick: None,
-    same_clients: None,
-    left_behind: dict[str, bytes],
+    server: Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: None, clients: Clients
 ) -> Cloud:
     """An account where an audit has left its files."""
     enter(server, monkeypatch, tmp_path)
-    put(make_for_files(server), left_behind)
+    client = server.client("s3")
+    if not isinstance(server.holds, Filed):
+        server.reset()
+        client.create_bucket(Bucket=BUCKET)
+        for name in ("alice", "bob"):
+            server.client("iam").create_user(UserName=name)
+        put(client, {"accept.txt": b"mfa/bob # a robot\n"})
+        with monkeypatch.context() as patch:
+            share(patch, clients, keep=True)
+            assert security_check.main(AUDIT) == 1
+        server.holds = Filed(objects(client, BUCKET))
+    share(monkeypatch, clients, keep=False)
+    server.layer.faults = []
+    put(client, server.holds.files)
     server.layer.calls.clear()
     return server
 

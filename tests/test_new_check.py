@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from cloud import Cloud, Fault
-from making import in_an_account
+from conftest import in_an_account
 from reading import (
     NUMBER,
     above_cells,
@@ -89,15 +89,6 @@ class Run(NamedTuple):
         return open_book(self.folder / "x.xls")
 
 
-@pytest.fixture(scope="module")
-def run(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder, out = tmp_path_factory.mktemp("run"), io.StringIO()
-    with in_an_account(server, folder) as cloud, declared(), contextlib.redirect_stdout(out):
-        staff(cloud)
-        code = audit()
-    return Run(code, out.getvalue(), folder)
-
-
 @pytest.fixture
 def staffed(cloud: Cloud) -> Iterator[Cloud]:
     with declared():
@@ -123,92 +114,102 @@ def test_it_is_the_seventh_and_gone_after_the_test() -> None:
     assert len(security_check.CHECKS) == len(CHECKS) == 6
 
 
-def test_it_has_a_result_like_the_others(run: Run) -> None:
-    assert run.code == 1
-    book = run.book
-    titles = ["Summary", *(one.title for one in CHECKS), "Users", "Controls", "Resolved"]
-    assert sheet_names(book) == titles
-    title, *over = above_header(book, "Users")
-    assert title == "Users"
-    about = "Who has a user. Delete those that were made for a test."
-    assert [text for text in over if text.startswith(f"{about} To mend: ")]
-    like = read_header(book, "MFA")
-    start, end = like.index("User"), like.index("MFA") + 1
-    own = ["User", "Path", "Made"]
-    assert read_header(book, "Users") == [*like[:start], *own, *like[end:]]
-    rows = read_sheet(book, "Users")
-    shown = [(row["User"], row["Path"], row["Result"], row["ID"]) for row in rows]
-    accepted = "NEW: Made for a test (accepted it tests the tests)"
-    assert shown == [  # the most serious first
-        ("test-robot", "/team/", "NEW: Made for a test", "users/test-robot"),
-        ("test-bot", "/team/", accepted, "users/test-bot"),
-        ("alice", "/team/", "Fine", "users/alice"),
-    ]
-    verdicts = [(row["Severity"], row["Status"]) for row in rows]
-    assert verdicts == [("Medium", "FINDING"), ("Medium", "ACCEPTED"), ("", "OK")]
-    assert {row["Made"].kind for row in read_cells(book, "Users")} == {"date"}
+@pytest.fixture(scope="class")
+def run(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder, out = tmp_path_factory.mktemp("run"), io.StringIO()
+    with in_an_account(server, folder) as cloud, declared(), contextlib.redirect_stdout(out):
+        staff(cloud)
+        code = audit()
+    return Run(code, out.getvalue(), folder)
 
 
-def test_its_cells_lead_to_the_console_and_its_title_to_its_documentation(run: Run) -> None:
-    book = run.book
-    links = {row["User"].value: row["User"].link for row in read_cells(book, "Users")}
-    console = "https://us-east-1.console.aws.amazon.com/iam/home#/users/details"
-    assert links == {name: f"{console}/{name}" for name in NAMES}
-    over = {cell.value: cell.link for cell in above_cells(book, "Users")}
-    docs = "https://docs.aws.amazon.com/IAM/latest/UserGuide/id_users.html"
-    assert over["AWS documentation"] == docs
+class TestRunOfAllChecks:
+    """Of one run."""
 
+    def test_it_has_a_result_like_the_others(self, run: Run) -> None:
+        assert run.code == 1
+        book = run.book
+        titles = ["Summary", *(one.title for one in CHECKS), "Users", "Controls", "Resolved"]
+        assert sheet_names(book) == titles
+        title, *over = above_header(book, "Users")
+        assert title == "Users"
+        about = "Who has a user. Delete those that were made for a test."
+        assert [text for text in over if text.startswith(f"{about} To mend: ")]
+        like = read_header(book, "MFA")
+        start, end = like.index("User"), like.index("MFA") + 1
+        own = ["User", "Path", "Made"]
+        assert read_header(book, "Users") == [*like[:start], *own, *like[end:]]
+        rows = read_sheet(book, "Users")
+        shown = [(row["User"], row["Path"], row["Result"], row["ID"]) for row in rows]
+        accepted = "NEW: Made for a test (accepted it tests the tests)"
+        assert shown == [  # the most serious first
+            ("test-robot", "/team/", "NEW: Made for a test", "users/test-robot"),
+            ("test-bot", "/team/", accepted, "users/test-bot"),
+            ("alice", "/team/", "Fine", "users/alice"),
+        ]
+        verdicts = [(row["Severity"], row["Status"]) for row in rows]
+        assert verdicts == [("Medium", "FINDING"), ("Medium", "ACCEPTED"), ("", "OK")]
+        assert {row["Made"].kind for row in read_cells(book, "Users")} == {"date"}
 
-def test_it_has_a_line_on_the_summary_and_on_the_terminal(run: Run) -> None:
-    book = run.book
-    (counts,) = (row for row in summary_table(book, "Check") if row["Check"] == "Users")
-    told = {name: number for name, number in counts.items() if number}
-    assert told == {"Check": "Users", "Medium": 1, "New": 1, "OK": 1, "ACCEPTED": 1}
-    worst = summary_section(book, "Worst findings")
-    assert ("Medium", "test-robot: Made for a test") in worst
-    assert re.search(r"^Users( +-){2} +1 +- +1 +1 +1 +-$", run.out, re.MULTILINE), run.out
-    assert "\n  Medium    test-robot: Made for a test\n" in run.out.partition("New:")[2]
+    def test_its_cells_lead_to_the_console_and_its_title_to_its_documentation(
+        self, run: Run
+    ) -> None:
+        book = run.book
+        links = {row["User"].value: row["User"].link for row in read_cells(book, "Users")}
+        console = "https://us-east-1.console.aws.amazon.com/iam/home#/users/details"
+        assert links == {name: f"{console}/{name}" for name in NAMES}
+        over = {cell.value: cell.link for cell in above_cells(book, "Users")}
+        docs = "https://docs.aws.amazon.com/IAM/latest/UserGuide/id_users.html"
+        assert over["AWS documentation"] == docs
 
+    def test_it_has_a_line_on_the_summary_and_on_the_terminal(self, run: Run) -> None:
+        book = run.book
+        (counts,) = (row for row in summary_table(book, "Check") if row["Check"] == "Users")
+        told = {name: number for name, number in counts.items() if number}
+        assert told == {"Check": "Users", "Medium": 1, "New": 1, "OK": 1, "ACCEPTED": 1}
+        worst = summary_section(book, "Worst findings")
+        assert ("Medium", "test-robot: Made for a test") in worst
+        assert re.search(r"^Users( +-){2} +1 +- +1 +1 +1 +-$", run.out, re.MULTILINE), run.out
+        assert "\n  Medium    test-robot: Made for a test\n" in run.out.partition("New:")[2]
 
-def test_its_rows_are_in_the_json(run: Run) -> None:
-    rows = in_json(run.folder)
-    assert [*rows] == [f"users/{name}" for name in NAMES]
-    one = rows["users/test-robot"]
-    assert re.match(TODAY, one["cells"].pop("Made"))
-    assert re.fullmatch(TODAY, one.pop("first_seen"))
-    assert one == {
-        "id": "users/test-robot",
-        "target": "test-robot",
-        "part": "",
-        "cells": {"User": "test-robot", "Path": "/team/"},
-        "dates": ["Made"],
-        "result": "Made for a test",
-        "brief": ["", "", ""],
-        "gap": None,
-        "acceptance": None,
-        "lapsed": False,
-        "severity": "Medium",
-        "control": "",
-        "status": "FINDING",
-        "new": True,
-        "mend": "",
-        "by_hand": "",
-    }
-    assert (rows["users/alice"]["status"], rows["users/alice"]["first_seen"]) == ("OK", "")
+    def test_its_rows_are_in_the_json(self, run: Run) -> None:
+        rows = in_json(run.folder)
+        assert [*rows] == [f"users/{name}" for name in NAMES]
+        one = rows["users/test-robot"]
+        assert re.match(TODAY, one["cells"].pop("Made"))
+        assert re.fullmatch(TODAY, one.pop("first_seen"))
+        assert one == {
+            "id": "users/test-robot",
+            "target": "test-robot",
+            "part": "",
+            "cells": {"User": "test-robot", "Path": "/team/"},
+            "dates": ["Made"],
+            "result": "Made for a test",
+            "brief": ["", "", ""],
+            "gap": None,
+            "acceptance": None,
+            "lapsed": False,
+            "severity": "Medium",
+            "control": "",
+            "status": "FINDING",
+            "new": True,
+            "mend": "",
+            "by_hand": "",
+        }
+        assert (rows["users/alice"]["status"], rows["users/alice"]["first_seen"]) == ("OK", "")
 
-
-def test_it_has_a_csv_file(run: Run) -> None:
-    with (run.folder / f"csv/{NUMBER}-users.csv").open(encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        rows = list(table)
-    assert table.fieldnames == read_header(run.book, "Users")
-    shown = [(row["User"], row["Path"], row["Status"], row["ID"]) for row in rows]
-    assert shown == [
-        ("test-robot", "/team/", "FINDING", "users/test-robot"),
-        ("test-bot", "/team/", "ACCEPTED", "users/test-bot"),
-        ("alice", "/team/", "OK", "users/alice"),
-    ]
-    assert all(re.fullmatch(TODAY, row["Made"]) for row in rows)
+    def test_it_has_a_csv_file(self, run: Run) -> None:
+        with (run.folder / f"csv/{NUMBER}-users.csv").open(encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            rows = list(table)
+        assert table.fieldnames == read_header(run.book, "Users")
+        shown = [(row["User"], row["Path"], row["Status"], row["ID"]) for row in rows]
+        assert shown == [
+            ("test-robot", "/team/", "FINDING", "users/test-robot"),
+            ("test-bot", "/team/", "ACCEPTED", "users/test-bot"),
+            ("alice", "/team/", "OK", "users/alice"),
+        ]
+        assert all(re.fullmatch(TODAY, row["Made"]) for row in rows)
 
 
 def test_it_may_be_asked_for_by_name_and_the_help_names_it(

@@ -15,14 +15,13 @@ from typing import NamedTuple
 import pytest
 import readme
 from cloud import DEFAULT_ACCOUNT_ID, Call, Cloud, Fault
+from conftest import in_an_account
 from example import fill, fill_organization
-from making import in_an_account
 from readme import TOP
 
 import security_check
 from security_check import ACTIONS, CHECKS, main
 
-README = readme.README  # for test_engine, too
 SOURCE = (TOP / "security_check.py").read_text()
 
 # What the account itself allows, what its auditor needs for others, and whom a role trusts.
@@ -30,11 +29,6 @@ POLICY = json.loads(readme.block("json", "cloudtrail:DescribeTrails"))["Statemen
 AUDITORS = json.loads(readme.block("json", "sts:AssumeRole", without="Principal"))["Statement"]
 TRUST = json.loads(readme.block("json", "sts:AssumeRole", "Principal"))["Statement"]
 ALLOWED = POLICY[0]["Action"]
-
-
-def block(language: str, number: int) -> str:
-    """By place: for test_engine alone, until that finds its blocks by what is in them too."""
-    return readme.blocks(language)[number]
 
 
 def actions_of(calls: Iterable[Call]) -> set[str]:
@@ -50,7 +44,7 @@ class Demo(NamedTuple):
     asked: set[str]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def demo(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Demo:
     out, unused = io.StringIO(), io.StringIO()
     with in_an_account(server, tmp_path_factory.mktemp("demo")) as cloud:
@@ -64,11 +58,20 @@ def demo(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Demo:
         return Demo(out.getvalue(), actions_of(cloud.layer.calls))
 
 
-def test_the_policy_allows_what_a_run_asks_and_nothing_else(demo: Demo) -> None:
-    assert demo.asked == {*ALLOWED}
-    assert sorted(ALLOWED) == ALLOWED
+class TestDemoAccount:
+    """Of two runs."""
+
+    def test_the_policy_allows_what_a_run_asks_and_nothing_else(self, demo: Demo) -> None:
+        assert demo.asked == {*ALLOWED}
+        assert sorted(ALLOWED) == ALLOWED
+
+    def test_the_worst_findings_are_those_of_the_demo(self, demo: Demo) -> None:
+        title, told = readme.block("console", "Worst:").split("\n", 1)
+        worst = demo.out.partition(f"{title}\n")[2].partition("\n  and ")[0]
+        assert re.sub(r"sg-\w+", "", told) in re.sub(r"sg-\w+", "", worst)
 
 
+@pytest.mark.first
 def test_the_policies_of_an_organization_allow_what_its_run_asks_and_nothing_else(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +101,7 @@ def test_the_template_of_the_role_is_the_readmes() -> None:
     assert {"RoleName", *re.findall(r"ParameterKey=(\w+)", command)} == {*parameters}
 
 
+@pytest.mark.first
 def test_cfn_lint_has_nothing_to_say_about_the_templates() -> None:
     lint = [str(Path(sys.executable).parent / "cfn-lint"), "--include-checks", "I", "--"]
     ran = subprocess.run(
@@ -198,9 +202,3 @@ def test_the_top_level_holds_what_it_may() -> None:
     allowed = {"security_check.py", "requirements.txt", "README.md", "tests", "LICENSE"}
     names = {path.name for path in TOP.iterdir() if not path.name.startswith(".")}
     assert {name for name in names if not name.endswith((".xls", "__pycache__"))} == allowed
-
-
-def test_the_worst_findings_are_those_of_the_demo(demo: Demo) -> None:
-    title, told = readme.block("console", "Worst:").split("\n", 1)
-    worst = demo.out.partition(f"{title}\n")[2].partition("\n  and ")[0]
-    assert re.sub(r"sg-\w+", "", told) in re.sub(r"sg-\w+", "", worst)

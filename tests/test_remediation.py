@@ -20,11 +20,11 @@ from botocore import xform_name
 from botocore.session import Session
 from botocore.validate import validate_parameters
 from cloud import Cloud
-from conftest import Canned
+from conftest import Canned, in_an_account
 from example import fill
 from hypothesis import example, given
 from hypothesis import strategies as st
-from making import accepted, check_result, finding, in_an_account, manual_of, not_checked
+from making import accepted, check_result, finding, manual_of, not_checked
 from reading import NUMBER, read_accounts, read_sheet, rows_by_id, summary_section
 
 from security_check import (
@@ -108,6 +108,7 @@ def mend(rows: Rows) -> list[str]:
     return [text for text in commands if text and '"47"' not in text]
 
 
+@pytest.mark.first
 @pytest.mark.posix
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_all_commands_in_any_order_leave_nothing_that_a_command_could_mend(
@@ -222,7 +223,7 @@ class Example(NamedTuple):
     book: bytes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def run_on_example(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Example:
     with in_an_account(server, tmp_path_factory.mktemp("example")) as cloud:
         fill(cloud)
@@ -230,39 +231,41 @@ def run_on_example(server: Cloud, tmp_path_factory: pytest.TempPathFactory) -> E
         return Example(audit("--accept", "accept.txt"), Path("x.xls").read_bytes())
 
 
-def test_where_there_is_no_command_the_cell_says_why(run_on_example: Example) -> None:
-    rows, book = run_on_example
-    shown = (row for check in CHECKS for row in read_sheet(book, check.title))
-    cells = {row["ID"]: row["Remediation"] for row in shown}
-    for start, words in {
-        "ec2-classic/eu-west-1/": "(move it by hand)",
-        f"access-keys/{ROOT}/keys": "(sign in as root)",
-        "access-keys/former.employee/": "(already inactive)",
-        "access-keys/deploy/": "",  # accepted
-        f"mfa/{ROOT}": "(sign in as root)",
-        "mfa/erin.novak": "(its owner must enrol a device)",
-        "cloudtrail/us-west-2/not-enabled": "(create a trail)",
-        "s3-acls/harbour-books-printer/7": "(ask the other account)",
-        "ec2-classic/us-west-2/not-checked": "",  # a gap
-    }.items():
-        found = [id for id in rows if id.startswith(start)]
-        assert found
-        assert {cells[id] for id in found} == {words}
-        assert {command_of(rows[id]) for id in found} == {""}
-    assert all(cells[id] == command_of(row) for id, row in rows.items() if command_of(row))
+class TestExampleAccount:
+    """Of one run."""
 
+    def test_where_there_is_no_command_the_cell_says_why(self, run_on_example: Example) -> None:
+        rows, book = run_on_example
+        shown = (row for check in CHECKS for row in read_sheet(book, check.title))
+        cells = {row["ID"]: row["Remediation"] for row in shown}
+        for start, words in {
+            "ec2-classic/eu-west-1/": "(move it by hand)",
+            f"access-keys/{ROOT}/keys": "(sign in as root)",
+            "access-keys/former.employee/": "(already inactive)",
+            "access-keys/deploy/": "",  # accepted
+            f"mfa/{ROOT}": "(sign in as root)",
+            "mfa/erin.novak": "(its owner must enrol a device)",
+            "cloudtrail/us-west-2/not-enabled": "(create a trail)",
+            "s3-acls/harbour-books-printer/7": "(ask the other account)",
+            "ec2-classic/us-west-2/not-checked": "",  # a gap
+        }.items():
+            found = [id for id in rows if id.startswith(start)]
+            assert found
+            assert {cells[id] for id in found} == {words}
+            assert {command_of(rows[id]) for id in found} == {""}
+        assert all(cells[id] == command_of(row) for id, row in rows.items() if command_of(row))
 
-def test_the_summary_says_what_to_run_and_what_to_allow(run_on_example: Example) -> None:
-    rows, book = run_on_example
-    worst = summary_section(book, "Worst findings")
-    shown = {text for _, text in worst if text.startswith("aws ")}
-    assert shown
-    assert shown <= {command_of(row) for row in rows.values()}
-    unread = summary_section(book, "Not checked")
-    (denied,) = (text for _, text in unread if text.startswith("add to the policy: "))
-    statement = json.loads(denied.partition(": ")[2])
-    actions = ["ec2:DescribeInstances", "ec2:DescribeSecurityGroups", "s3:GetBucketAcl"]
-    assert statement == {"Effect": "Allow", "Action": actions, "Resource": "*"}
+    def test_the_summary_says_what_to_run_and_what_to_allow(self, run_on_example: Example) -> None:
+        rows, book = run_on_example
+        worst = summary_section(book, "Worst findings")
+        shown = {text for _, text in worst if text.startswith("aws ")}
+        assert shown
+        assert shown <= {command_of(row) for row in rows.values()}
+        unread = summary_section(book, "Not checked")
+        (denied,) = (text for _, text in unread if text.startswith("add to the policy: "))
+        statement = json.loads(denied.partition(": ")[2])
+        actions = ["ec2:DescribeInstances", "ec2:DescribeSecurityGroups", "s3:GetBucketAcl"]
+        assert statement == {"Effect": "Allow", "Action": actions, "Resource": "*"}
 
 
 # --- the rules -------------------------------------------------------------------------------
