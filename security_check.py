@@ -29,9 +29,10 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                   offers: AuditInput, audit, to_aws_error, rank_of, StateChange, apply_change,
                     merge_history, merge_statuses, drop_ok_rows
     storage       files here and in S3; the accept file, the state and the report as JSON
-                  offers: LocalFile, S3_NAME, S3Object, File, read_errors_as_cannot_run,
-                    write_or_save_copy, read_accept_file, encode, to_json, reports_from_json,
-                    read_state_file, account_state, write_state_file
+                  offers: LocalFile, S3_NAME, S3Object, File, WRITTEN, WRITING,
+                    read_errors_as_cannot_run, write_or_save_copy, read_accept_file, encode,
+                    to_json, reports_from_json, read_state_file, account_state,
+                    write_state_file
     output        reports as people read them: sentences, terminal, workbook, CSV
                   offers: needed_permission, headline, describe_accounts, terminal_text,
                     build_workbook, csv_files, to_ocsf
@@ -74,6 +75,7 @@ import re
 import secrets
 import shlex
 import signal
+import stat
 import string
 import struct
 import sys
@@ -333,10 +335,6 @@ class Row:
     def new(self) -> bool:
         """Whether it was first seen on the day of the run."""
         return self.change == NEW
-
-    def shown_remediation(self) -> Remediation:
-        """Blank unless the row is a FINDING."""
-        return self.remediation if self.status == FINDING else Remediation()
 
 
 # What a check yields; it may return the number of resources evaluated, in total or by control.
@@ -2691,6 +2689,7 @@ def apply_acceptances(
                 ended = why_ended(acceptance, known, id, row, today)
                 row = replace(row, acceptance=acceptance, acceptance_ended=ended)
                 if not ended:
+                    row = replace(row, remediation=Remediation())  # nobody is to run it
                     covered[acceptance.line][id] = row
             rows.append(row)
         found.append(replace(result, rows=rows))
@@ -3057,58 +3056,94 @@ def drop_ok_rows(report: Report) -> Report:
 # --- files here -----------------------------------------------------------------------
 
 STATE_LOCK = threading.Lock()  # accounts that are audited side by side share a state file
+LOCK_PATIENCE = 60  # seconds; to change a state takes less than one
+WRITABLE_KINDS = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
+WRITTEN: list[str] = []  # the files of this run, for the message of a signal,
+WRITING: set[str] = set()  # and those that are being written
+
+
+@contextlib.contextmanager
+def writing(file: File) -> Iterator[None]:
+    """Keeps the name of a file in WRITING, and then, unless this fails, in WRITTEN."""
+    WRITING.add(name := str(file))
+    try:
+        yield
+        WRITTEN.append(name)
+    finally:
+        WRITING.discard(name)
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine that only its owner may read."""
+    """A file on this machine that only its owner may read, unless it was there with other rights.
+
+    Links are followed. A device or a pipe is written into, and so is a file that one of our
+    streams writes into, such as /dev/stdout: a new file in its place would reach nobody.
+    """
 
     path: Path
     create_folder: bool = False  # because its name has {account}, {date} or {time} in it
+    numbered: bool = False  # if the name is taken, it gets a number
 
     def __str__(self) -> str:
         return str(self.path)
 
     def absolute(self) -> str:
-        """The absolute path."""
-        return str(self.path.resolve())
+        """The absolute path, of a link that of its target."""
+        return str(self.path.absolute() if self.is_stream() else self.target)
+
+    @property
+    def target(self) -> Path:
+        """The absolute path at the end of links."""
+        return Path(os.path.realpath(self.path))
+
+    def is_stream(self) -> bool:
+        """Whether there is something that is written into, and not replaced."""
+        if not (found := file_status(self.path)):
+            return False
+        ours = filter(None, map(file_status, (1, 2)))
+        return not stat.S_ISREG(found.st_mode) or any(os.path.samestat(found, one) for one in ours)
 
     def ensure_writable(self) -> None:
         """Raises CannotRun if it cannot be written, before an audit and not after it."""
-        folder = self.path.parent
-        while self.create_folder and not folder.exists():
-            folder = folder.parent
-        if self.path.is_dir():
-            raise CannotRun(f"{self} is a folder, not a file")
-        if self.path.exists() and not os.access(self.path, os.W_OK):
-            raise CannotRun(f"{self} is write-protected")
         try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise CannotRun(f"cannot write into {folder}: {error_text(error)}") from error
+            found, folder = file_status(self.path), self.target.parent
+            if found and stat.S_IFMT(found.st_mode) not in WRITABLE_KINDS:
+                raise CannotRun(f"{self} is a folder, a disk or a socket, not a file")
+            if found and not os.access(self.path, os.W_OK):
+                raise CannotRun(f"{self} is write-protected")
+            while self.create_folder and not folder.exists():
+                folder = folder.parent
+            for part in [str(self.path.absolute()), *self.target.parts, lock_name(self.target)]:
+                with contextlib.suppress(FileNotFoundError):
+                    (folder / part).stat()  # fails if a name is too long, or a link to itself
+            if not self.is_stream():
+                with tempfile.TemporaryFile(dir=folder):
+                    str(self.target).encode()  # as text in the workbook
+        except (OSError, ValueError) as error:
+            raise CannotRun(f"cannot write {self}: {error_text(error)}") from error
 
     def read(self) -> bytes:
         """The content; OSError if there is none."""
         return self.path.read_bytes()
 
-    def write(self, data: bytes) -> None:
-        """Replaces the content in one move: after a crash it is the old one or the new one."""
-        self._make_folder()
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".security_check-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(temporary).replace(self.path)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
+    def write(self, data: bytes) -> str:
+        """Replaces the content in one move: after a crash it is the old one or the new one.
+
+        Returns the absolute path.
+        """
+        with writing(self):
+            if not self.is_stream():
+                return str(self._move_in(data))
+            with self.path.open("ab") as stream:
+                stream.write(data)
+        return self.absolute()
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replaces the content, None if there is no file, while no other run can."""
         self._make_folder()
-        with locked(self.path.parent):
-            self.write(change(self.read() if self.path.exists() else None))
+        with writing(self), locked(self.target):
+            self._move_in(change(self.read() if self.path.exists() else None))
 
     def list_json(self) -> list[LocalFile]:
         """The JSON files in this folder, or this file; OSError if there is neither."""
@@ -3117,30 +3152,85 @@ class LocalFile:
         return [LocalFile(path) for path in found]
 
     def _make_folder(self) -> None:
-        if self.create_folder:
-            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        for folder in reversed(self.target.parents) if self.create_folder else ():
+            folder.mkdir(0o700, exist_ok=True)
+
+    def _move_in(self, data: bytes) -> Path:
+        self._make_folder()
+        target = self.target
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".security_check-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                keep_rights(handle, file_status(self.path))
+            target = unused(target) if self.numbered else target
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+        return target
+
+
+def file_status(place: Path | int) -> os.stat_result | None:
+    """The status of a file, at the end of links, or of a descriptor; None if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return os.stat(place)  # noqa: PTH116 - Path knows no descriptors
+    return None
+
+
+def unused(path: Path, number: int = 1) -> Path:
+    """The path of an empty file that is made now, with a number if the name is taken."""
+    free = path.with_stem(f"{path.stem}-{number}") if number > 1 else path
+    try:
+        free.touch(0o600, exist_ok=False)
+    except FileExistsError:
+        return unused(path, number + 1)
+    return free
+
+
+def keep_rights(handle: int, old: os.stat_result | None) -> None:
+    """Gives an open file the group and the mode of an old one, and as root its owner."""
+    if old and os.name == "posix":
+        with contextlib.suppress(PermissionError):  # then it stays for its owner only
+            os.fchown(handle, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
+            os.fchmod(handle, stat.S_IMODE(old.st_mode))
+
+
+def lock_name(path: Path) -> str:
+    """The name of the file, beside another one, whose lock keeps other runs out."""
+    return f".{path.name}.lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other threads and other processes out; on Windows only other threads."""
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other threads and processes out of a file; on Windows only other threads.
+
+    A lock file that is there means nothing: the lock of a process ends with the process.
+    """
     with STATE_LOCK:
         try:
             import fcntl
         except ImportError:
             yield
             return
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock, until = path.with_name(lock_name(path)), time.monotonic() + LOCK_PATIENCE
+        with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
+            keep_rights(file.fileno(), file_status(path))
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() >= until:
+                        why = f"another run has held {lock} for {LOCK_PATIENCE} seconds"
+                        raise OSError(errno.ETIMEDOUT, why) from error
+                time.sleep(0.1)
             yield
-        finally:
-            os.close(handle)
 
 
 # --- files in S3 ----------------------------------------------------------------------
 
-S3_NAME = re.compile(r"s3://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
+S3_NAME = re.compile(r"(?i:s3)://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
 WRITE_CONFLICT_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
 MAX_WRITE_TRIES = 50  # of the state: each conflict means that another writer has finished
 CONFLICT_PAUSE = 100  # milliseconds at most, so that two writers do not meet again
@@ -3177,17 +3267,21 @@ class S3Object:
             if failed.error.code in WRITE_CONFLICT_CODES:
                 return
             raise CannotRun(f"cannot write {self}: {failed.error}") from failed
+        with contextlib.suppress(AwsCallFailed):
+            probe._ask("DeleteObject")
         raise CannotRun(f"cannot write {self}: this store ignores conditions, so it is not S3")
 
     def read(self) -> bytes:
         """The content; FileNotFoundError if there is no object."""
         return self._get()[0]
 
-    def write(self, data: bytes, **condition: str) -> None:
-        """Replaces the content, which S3 does completely or not at all."""
+    def write(self, data: bytes, **condition: str) -> str:
+        """Replaces the content, which S3 does completely or not at all. Returns the name."""
         content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
-        response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
-        response["ETag"]  # raises if something other than S3 answered
+        with writing(self):
+            response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
+            response["ETag"]  # raises if something other than S3 answered
+        return str(self)
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replaces the content, None if there is no object; again if another run was faster."""
@@ -3244,10 +3338,10 @@ def read_errors_as_cannot_run(file: File) -> Iterator[None]:
         raise CannotRun(f"cannot read {file}: {error_text(error)}") from error
 
 
-def write_or_save_copy(file: File, data: bytes) -> None:
-    """Write results, or save them elsewhere and raise CannotRun."""
+def write_or_save_copy(file: File, data: bytes) -> str:
+    """Write results, and return their absolute name; or save them elsewhere, raise CannotRun."""
     try:
-        file.write(data)
+        return file.write(data)
     except FILE_ERRORS as error:
         save_copy_and_fail(data, file, error)
 
@@ -3959,7 +4053,7 @@ def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[Summary
             group[0].row.severity,
             describe_resource(group, overview.multi_account),
             group[0].link(),
-            group[0].row.shown_remediation().command,
+            group[0].row.remediation.command,
         )
         for group in group_by_resource(lines)
     ]
@@ -4329,7 +4423,8 @@ def to_xls(value: Cell) -> Cell:
 #         kind (4)              8 a place in this workbook, 3 a URL, 1 a file in the same folder
 #         kind 8: number of letters with the final 0 (4), letters as UTF-16
 #         kind 3: E0C9EA79... (16), number of bytes (4), letters as UTF-16
-#         kind 1: 03030000... (16), 0 (2), number of bytes (4), letters, FFFF DEAD and zeros (28)
+#         kind 1: 03030000... (16), 0 (2), number of bytes (4), letters, FFFF DEAD and zeros (24),
+#             number of bytes (4) of what follows beyond ASCII: the same (4), 3 (2), UTF-16
 #
 #     Lbl, type 0x0018 ([MS-XLS] 2.4.150), a name of a sheet: 6 is Print_Area, 7 Print_Titles
 #         0x20 built in (2), 0 (1), length of the name (1), length of the formula (2)
@@ -4357,7 +4452,9 @@ def link_data(target: str) -> bytes:
         return struct.pack("<II", 8, len(text) // 2) + text
     if ":" in target:
         return struct.pack("<I", 3) + URL_ID + struct.pack("<I", len(text)) + text
-    path, end = target.encode() + b"\0", struct.pack("<HH20xI", 0xFFFF, 0xDEAD, 0)
+    path, wide = target.encode("ascii", "replace") + b"\0", target.encode("utf-16-le")
+    more = b"" if target.isascii() else struct.pack("<IH", len(wide), 3) + wide
+    end = struct.pack("<HH20xI", 0xFFFF, 0xDEAD, len(more)) + more
     return struct.pack("<I", 1) + FILE_ID + struct.pack("<HI", 0, len(path)) + path + end
 
 
@@ -4654,7 +4751,7 @@ def check_header(definition: Check, with_account: bool, with_state: bool) -> lis
 def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
     """A row of a check's sheet. In an overview the ID has the account's number in front."""
     report, definition, row, _ = line
-    command, manual = row.shown_remediation()
+    command, manual = row.remediation
     cells: TableRow = {
         **row.cells,
         "Account": report.account,
@@ -4854,7 +4951,7 @@ def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterat
     if overview.multi_account:
         yield accounts_table(overview)
     for definition, lines in sheets.items():
-        commands = any(line.row.shown_remediation().command for line in lines)
+        commands = any(line.row.remediation.command for line in lines)
         note = f"{definition.description}{REMEDIATION_NOTE if commands else ''}"
         header = check_header(definition, with_account, overview.with_state)
         empty = f"Nothing in {counted(len(reports), 'account')}"
@@ -4898,11 +4995,10 @@ def resolved_table(overview: Overview, with_account: bool) -> Table:
 
 
 def csv_files(overview: Overview) -> Iterator[tuple[str, bytes]]:
-    """The sheets as CSV files: their names and contents, with the columns of the account."""
-    whose = "overview" if overview.multi_account else overview.reports[0].account
+    """The sheets as CSV, by title, with the columns of the account."""
     sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
     for table in all_tables(overview, sheets, with_account=True):
-        yield f"{whose}-{table.title.lower().replace(' ', '-')}.csv", to_csv(table)
+        yield table.title, to_csv(table)
 
 
 def to_csv(table: Table) -> bytes:
@@ -5129,29 +5225,50 @@ def regex_type(pattern: str, what: str) -> Callable[[str], str]:
 ACCOUNT = regex_type(r"\d{12}", "an account number of twelve digits")
 DAYS = regex_type(r"\d{1,5}", "a number of days")
 # https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
-ROLE_NAME = regex_type(r"/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
+ROLE_NAME = regex_type(r"(?!arn:)/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
 
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
+FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
+FOLDER_NAME = re.compile(r"(^|[/\\])\.{0,2}$")  # such as `x/`, `..`
+NOT_TOGETHER = {
+    "merge": (
+        *("role", "region", "exclude_region", "check", "accept", "max_key_age", "fail_on", "list"),
+    ),
+    "list": (
+        *("role", "check", "output", "json", "ocsf", "csv", "state", "accept", "max_key_age"),
+        "fail_on",
+    ),
+    "no_workbook": ("output",),
+}
 
 
-def path_type(what: str) -> Callable[[str], str]:
-    """A type of argument for argparse: the name of a file or a folder, here or in S3."""
+def path_type(*own: str) -> Callable[[str], str]:
+    """A type of argument for argparse: the name of a file here or in S3; without `own` a folder.
+
+    If it ends in one of FORMATS, it has to be one of its own; with - in them that is a stream.
+    """
 
     def parse(text: str) -> str:
-        if unknown := UNKNOWN_PLACEHOLDER.search(text):
-            why = f"{unknown[0]}: only {{account}}, {{date}} and {{time}} are filled in"
-            raise argparse.ArgumentTypeError(why)
-        match = S3_NAME.fullmatch(text)
-        key = "" if match is None else match[2] or ""
-        if text.startswith("s3:") and (not match or (what == "file" and key[-1:] in ("", "/"))):
-            raise argparse.ArgumentTypeError(f"{text!r} is not the name of a {what} in S3")
+        path, match = Path(text), S3_NAME.fullmatch(text)
+        ending = (path.suffix or f".{path.name}").lower()
+        no_name = not text or "\0" in text or (text[:3].lower() == "s3:" and not match)
+        no_file = own and (FOLDER_NAME.search(text) or (match and not match[2]))
+        problems = {
+            "only {account}, {date} and {time} are filled in": UNKNOWN_PLACEHOLDER.search(text),
+            f"it is not the name of a {'file' if own else 'folder'}": no_name or no_file,
+            "only --json, --ocsf and --list can be standard output": text == "-"
+            and text not in own,
+            f"it promises another format than {in_words(sorted({*own} - {'-'}))}": own
+            and ending in FORMATS.difference(own),
+        }
+        for problem in (sentence for sentence, wrong in problems.items() if wrong):
+            raise argparse.ArgumentTypeError(f"{text!r}: {problem}")
         return text
 
     return parse
 
 
-FILE = path_type("file")
-FOLDER = path_type("folder")
+FOLDER = path_type()
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -5174,11 +5291,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Audit an AWS account with read-only checks, and write a workbook.",
         epilog=EPILOG.format(checks=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a new option must not make somebody's abbreviation ambiguous
     )
     repeated: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
-    file: dict[str, Any] = {"metavar": "FILE", "type": FILE}
+    named = repeated | {"type": regex_type(".+", "a name")}
     add = parser.add_argument
-    add("--profile", **repeated, metavar="NAME", help="a profile of the AWS configuration (*)")
+    add("--profile", **named, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--organization", action="store_true", help="audit every account of the organization")
     add("--account", **repeated, metavar="NUMBER", type=ACCOUNT,
         help="audit this account; with --organization, only this one of it (*)")  # fmt: skip
@@ -5186,18 +5304,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="leave this account of the organization out (*)")  # fmt: skip
     add("--role", metavar="NAME", type=ROLE_NAME, default=ROLE,
         help="the role to assume in other accounts (%(default)s)")  # fmt: skip
-    add("--region", **repeated, metavar="REGION", help="limit regional checks to a region (*)")
-    add("--exclude-region", **repeated, metavar="REGION", help="leave this region out (*)")
+    add("--region", **named, metavar="REGION", help="limit regional checks to a region (*)")
+    add("--exclude-region", **named, metavar="REGION", help="leave this region out (*)")
     add("--check", **repeated, metavar="CHECK", choices=names, help="run only this check (*)")
-    add("--output", **file, help="the workbook, or the overview of several accounts")
-    add("--json", **file, help="write the report as JSON too; - is standard output")
-    add("--ocsf", **file, help="write findings and gaps as OCSF, an object a line; or -")
+    add("--output", metavar="FILE", type=path_type(".xls"),
+        help="the workbook, or the overview of several accounts")  # fmt: skip
+    add("--no-workbook", action="store_true", help="write no workbook")
+    add("--json", metavar="FILE", type=path_type("-", ".json", ".txt"),
+        help="write the report as JSON too; - is standard output")  # fmt: skip
+    add("--ocsf", metavar="FILE", type=path_type("-", ".json", ".txt"),
+        help="write findings and gaps as OCSF, an object a line; or -")  # fmt: skip
     add("--csv", metavar="FOLDER", type=FOLDER, help="write every sheet as a CSV file too")
-    add("--state", **file, help="remember findings here, to tell new and resolved ones")
-    add("--accept", **file, help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")
+    add("--state", metavar="FILE", type=path_type(".json", ".txt"),
+        help="remember findings here, to tell new and resolved ones")  # fmt: skip
+    add("--accept", metavar="FILE", type=path_type(*FORMATS),
+        help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")  # fmt: skip
     add("--merge", **repeated, metavar="NAME", type=FOLDER,
         help="audit nothing: make the overview of these reports and folders")  # fmt: skip
-    add("--list", **file, help="audit nothing: write the numbers of the accounts, one a line")
+    add("--list", metavar="FILE", type=path_type("-", ".csv", ".txt"),
+        help="audit nothing: write the numbers of the accounts, one a line")  # fmt: skip
     add("--max-key-age", metavar="DAYS", type=DAYS, default=str(MAX_KEY_AGE),
         help="an access key older than this is a finding (%(default)s)")  # fmt: skip
     add("--fail-on", metavar="SEVERITY", type=str.capitalize, choices=SEVERITIES, default=LOW,
@@ -5212,13 +5337,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--exclude-account needs --organization")
     if len(set(options.profile)) > 1 and (options.organization or options.account):
         parser.error("--organization and --account take one --profile at most")
-    others = (
-        *("role", "region", "exclude_region", "check", "accept", "max_key_age", "list"),
-        "fail_on",
-    )
-    for name in others if options.merge else ():
-        if getattr(options, name) != parser.get_default(name):
-            parser.error(f"--merge audits nothing: it does not take --{name.replace('_', '-')}")
+    for mode, others in NOT_TOGETHER.items():
+        for name in others if getattr(options, mode) else ():
+            if getattr(options, name) != parser.get_default(name):
+                parser.error(f"--{mode} does not take --{name}".replace("_", "-"))
     return options
 
 
@@ -5394,21 +5516,33 @@ class Run:
         """The account that reads and writes files in S3: the one that started the run."""
         profiles = {*self.options.profile}
         profile = profiles.pop() if len(profiles) == 1 else None
-        return connect(self.options, profile, writes=("PutObject",))
+        return connect(self.options, profile, writes=("PutObject", "DeleteObject"))
+
+    def filled(self, name: str, account: str = OVERVIEW) -> str:
+        """A name with its account, date and time."""
+        parts = {"account": account, "date": self.today, "time": f"{self.started:%H%M}"}
+        return re.sub(r"\{(account|date|time)\}", lambda part: parts[part[1]], name)
 
     def file(self, name: str, account: str = OVERVIEW) -> File:
         """The file of a name in which account, date and time are to be filled in."""
-        date, minute = f"{self.started:%Y-%m-%d}", f"{self.started:%H%M}"
-        full = name.replace("{date}", date).replace("{time}", minute).replace("{account}", account)
+        full = self.filled(name, account)
         if match := S3_NAME.fullmatch(full):
             return S3Object(self.files_account, match[1], match[2] or "")
-        return LocalFile(Path(full), create_folder=full != name)
+        default = name.endswith(".xls") and name != self.options.output
+        return LocalFile(Path(full), create_folder=full != name, numbered=default)
 
-    def write(self, data: bytes, name: str, account: str = OVERVIEW) -> None:
-        """Write results under a name that is to be filled in."""
-        file = self.file(name, account)
-        write_or_save_copy(file, data)
-        self.written.append(file.absolute())
+    def write(self, data: bytes, name: str, account: str = OVERVIEW) -> str:
+        """Write results under a name that is to be filled in, and return the absolute name."""
+        self.written.append(written := write_or_save_copy(self.file(name, account), data))
+        return written
+
+    def try_write(self, data: bytes, name: str, account: str, errors: list[str]) -> str:
+        """The same; if it cannot be written, a blank name, and why is added to `errors`."""
+        try:
+            return self.write(data, name, account)
+        except CannotRun as why:
+            errors.append(str(why))
+        return ""
 
     def acceptances(self, account: str) -> list[Acceptance]:
         """The accept file of an account; empty without one."""
@@ -5489,32 +5623,66 @@ class Run:
 
 def default_name(account: str, started: datetime) -> str:
     """The name of a workbook without --output."""
-    return f"security_check_{account}_{started:%Y-%m-%d_%H%M}.xls"
+    return f"security_check_{account}_{started:%Y-%m-%d_%H%M%S}.xls"
 
 
-def join_path(folder: str, name: str) -> str:
-    """A name in a folder, here or in S3."""
-    return f"{folder.rstrip('/')}/{name}"
+def csv_name(folder: str, title: str) -> str:
+    """The name of a sheet as CSV, in a folder here or in S3."""
+    return f"{folder.rstrip('/')}/{{account}}-{title.lower().replace(' ', '-')}.csv"
 
 
 def check_before_start(run: Run) -> None:
-    """Raises CannotRun for everything that can be wrong before the first account is opened."""
-    options = run.options
+    """Raises CannotRun for everything that can be wrong before the first account is opened.
+
+    Files in S3 come last: for them AWS is called.
+    """
     for package in ("boto3", "xlwt"):
         if not importlib.util.find_spec(package):
             raise CannotRun(f"{package} is not installed: run `pip install boto3 xlwt`")
-    names = [options.output or "security_check.xls", options.json, options.ocsf]
-    names += [options.state] if not options.merge else []  # --merge only reads the state
-    names += [join_path(options.csv, "a.csv")] if options.csv else []
-    for name in [options.list] if options.list else names:
-        if name and name != "-":
-            run.file(name).ensure_writable()
-    if options.state and "{account}" not in options.state:
-        run.state_file("")
-    if "{account}" in (options.accept or ""):
-        run.file(options.accept)  # makes the session for S3, before the threads start
-    else:
+    options = run.options
+    pairs = [
+        (option, getattr(options, option)) for option in ("accept", "state", "json", "ocsf", "list")
+    ]
+    titles = [*(one.title for one in CHECKS), "Accounts", "Controls", "Resolved"]
+    pairs += [("csv", csv_name(options.csv, title)) for title in titles if options.csv]
+    pairs += [("merge", name) for name in options.merge]
+    if not (options.no_workbook or options.list):
+        pairs += [("output", run.overview_name())]
+    names = [pair for pair in pairs if pair[1] not in (None, "-")]
+    refuse_shared_files(run, names)
+    for option, name in sorted(names, key=lambda pair: bool(S3_NAME.fullmatch(pair[1]))):
+        check_file(run, option, name)
+
+
+def refuse_shared_files(run: Run, names: Sequence[tuple[str, str]]) -> None:
+    """Raises CannotRun if two options name one file: one would destroy what the other needs."""
+    for account in (OVERVIEW, *run.options.account, *re.findall(r"\d{12}", str(names))):
+        options: dict[str, str] = {}
+        for option, name in names:
+            full = run.filled(name, account)
+            place = f"s3{full[2:]}" if S3_NAME.fullmatch(full) else os.path.realpath(full)
+            other = options.setdefault(place, option)
+            if other != option and not LocalFile(Path(full)).is_stream():
+                raise CannotRun(f"--{other} and --{option} are one file: {full}")
+
+
+def check_file(run: Run, option: str, name: str) -> None:
+    """Raises CannotRun if a file cannot be read, or written, as its option needs it."""
+    file = run.file(name)  # makes the session for S3, before the threads start
+    here, one_for_all = isinstance(file, LocalFile), "{account}" not in name
+    if option == "merge" and here:
+        with read_errors_as_cannot_run(file):
+            file.list_json()
+    elif option == "accept" and one_for_all:
         run.acceptances("")
+    elif option not in ("merge", "accept") and not (option == "state" and run.options.merge):
+        for account in {OVERVIEW, "0" * 12, *run.options.account} if here else {OVERVIEW}:
+            run.file(name, account).ensure_writable()
+    if option == "state":
+        if isinstance(file, LocalFile) and file.is_stream():
+            raise CannotRun(f"{file} is a device or a pipe: it remembers nothing")
+        if one_for_all:
+            run.state_file("")
 
 
 # --- the accounts of a run ------------------------------------------------------------
@@ -5620,7 +5788,6 @@ def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
 # --- auditing accounts ----------------------------------------------------------------
 
 ACCOUNTS_AT_ONCE = 8  # AWS throttles each by itself; memory and sockets set the limit
-FINISHED_ACCOUNTS: list[str] = []  # with a workbook, for the message of a signal
 
 
 def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -> Report:
@@ -5631,8 +5798,7 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
     run.used_acceptances |= done.used_acceptances
     name = run.workbook_name(aws.number, done.report.started)
     report = run.with_question(done.report)
-    report = replace(report, workbook=run.file(name, aws.number).absolute())
-    report = write_account_files(run, report, name)
+    report = write_account_files(run, report, "" if run.options.no_workbook else name)
     if state and not report.file_errors:
         run.changes[aws.number] = done.change
     return report
@@ -5643,21 +5809,16 @@ def write_account_files(run: Run, report: Report, name: str) -> Report:
 
     What cannot be written is an error of this account.
     """
-    options, number = run.options, report.account
-    files = {name: build_workbook(Overview.of_one(report))} if name else {}
-    if options.csv and name and (not run.multi_account or "{account}" in options.csv):
-        for csv_name, data in csv_files(Overview.of_one(report)):
-            files[join_path(options.csv, csv_name)] = data
+    options, errors = run.options, list[str]()
+    account = report.account or file_name(report.name)
+    if name:
+        data = build_workbook(Overview.of_one(report))
+        report = replace(report, workbook=run.try_write(data, name, account, errors))
+    if report.results and options.csv and (not run.multi_account or "{account}" in options.csv):
+        for title, data in csv_files(Overview.of_one(report)):
+            run.try_write(data, csv_name(options.csv, title), account, errors)
     if "{account}" in (options.json or ""):
-        files[options.json] = to_json([report])
-    errors = []
-    for file, data in files.items():
-        try:
-            run.write(data, file, number or file_name(report.name))
-        except CannotRun as why:
-            errors.append(str(why))
-    if name and not errors:
-        FINISHED_ACCOUNTS.append(number)
+        run.try_write(to_json([report]), options.json, account, errors)
     return replace(report, file_errors=errors)
 
 
@@ -5887,7 +6048,7 @@ def write_list(run: Run, numbers: list[str]) -> Outcome:
 def run_program(argv: Sequence[str] | None) -> Outcome:
     """A run from its arguments to its end. Raises CannotRun if there is no report."""
     began, options = time.monotonic(), parse_arguments(argv)
-    FINISHED_ACCOUNTS.clear()
+    WRITTEN.clear()
     gc.set_threshold(100_000)  # botocore's models are large, and collecting them frees nothing
     log_calls(options.debug)
     run = Run(options)
@@ -5927,10 +6088,12 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     options, reports = run.options, overview.reports
     failures = [] if overview.multi_account else [*reports[0].file_errors]
     if overview.multi_account:
-        failures += write_failures(run, build_workbook(overview), run.overview_name())
+        name = "" if options.no_workbook else run.overview_name()
+        path = run.try_write(build_workbook(overview), name, OVERVIEW, failures) if name else ""
+        overview = replace(overview, path=path)
         if options.csv and "{account}" not in options.csv:
-            for name, data in csv_files(overview):
-                failures += write_failures(run, data, join_path(options.csv, name))
+            for title, data in csv_files(overview):
+                run.try_write(data, csv_name(options.csv, title), OVERVIEW, failures)
     attention = overview.needs_attention()
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
@@ -5940,8 +6103,9 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     if options.json == "-":
         print_safe(to_json(reports).decode())
     elif options.json and (options.merge or "{account}" not in options.json):
-        failures += write_failures(run, to_json(reports), options.json)
-    failures += write_ocsf(run, reports) if options.ocsf else []
+        run.try_write(to_json(reports), options.json, OVERVIEW, failures)
+    if options.ocsf:
+        write_ocsf(run, reports, failures)
     failures = failures or run.write_states()
     if failures:
         raise CannotRun("; ".join(failures))
@@ -5951,28 +6115,15 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     return Outcome(overview.exit_code(), f"{whose}: {headline(overview)}", attention, run.written)
 
 
-def write_ocsf(run: Run, reports: list[Report]) -> list[str]:
-    """Write the findings and gaps as OCSF; why not, if they cannot be written."""
+def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
+    """Write the findings and gaps as OCSF, in one file or in one for each account."""
     name = run.options.ocsf
     if name == "-":
         print_safe(to_ocsf(reports).decode().rstrip("\n"))
-        return []
-    if "{account}" not in name:
-        return write_failures(run, to_ocsf(reports), name)
-    return [
-        failure
-        for one in reports
-        for failure in write_failures(run, to_ocsf([one]), name, one.account or file_name(one.name))
-    ]
-
-
-def write_failures(run: Run, data: bytes, name: str, account: str = OVERVIEW) -> list[str]:
-    """Write results; why not, if they cannot be written."""
-    try:
-        run.write(data, name, account)
-    except CannotRun as why:
-        return [str(why)]
-    return []
+    elif "{account}" not in name:
+        run.try_write(to_ocsf(reports), name, OVERVIEW, failures)
+    for one in reports if "{account}" in name else ():
+        run.try_write(to_ocsf([one]), name, one.account or file_name(one.name), failures)
 
 
 def shows_colour() -> bool:
@@ -6048,16 +6199,18 @@ def exit_now(code: int) -> None:
 
 
 def on_signal(number: int, _: object) -> None:
-    """Say what was done, and end."""
-    accounts = counted(len(FINISHED_ACCOUNTS), "account")
-    done = f"{accounts} done, no overview was written" if FINISHED_ACCOUNTS else ""
-    warn(f"interrupted by {signal.Signals(number).name}: {done or 'no workbook was written'}")
+    """Say what was written, and end."""
+    done = f" but {in_words(WRITTEN)}" if WRITTEN else ""
+    perhaps = f"; perhaps {in_words(sorted(WRITING))}" if WRITING else ""
+    warn(f"interrupted by {signal.Signals(number).name}: nothing was written{done}{perhaps}")
     exit_now(128 + number)  # as shells report it
 
 
 if __name__ == "__main__":
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, on_signal)
+    for signal_name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal_number = getattr(signal, signal_name, None)  # Windows has no SIGHUP
+        if signal_number and signal.getsignal(signal_number) != signal.SIG_IGN:  # as by nohup
+            signal.signal(signal_number, on_signal)
     main_thread = ThreadPoolExecutor(1).submit(main)
     while not main_thread.done():  # an endless wait may not hear a signal, on Windows never
         wait([main_thread], timeout=0.2)
