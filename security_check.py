@@ -21,21 +21,21 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
     checks        the targets of checks, then six checks, each below its rules
                   offers: enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
-                  offers: Account, Account.ask, Account.fetch, Account.close, Account.number,
-                    Account.session, Account.now, Account.only_regions,
-                    Account.excluded_regions, Account.max_key_age,
-                    Account.fatal_error, Account.cache
+                  offers: LIMITS_USED_UP, READ_POLICY, CALL_LOG, SIGN_IN, sign_in, new_session,
+                    describe_failure, Account, Account.ask, Account.fetch, Account.close,
+                    Account.number, Account.session, Account.now, Account.only_regions,
+                    Account.excluded_regions, Account.max_key_age, Account.fatal_error,
+                    Account.cache
     audit         runs the checks on one account, compares with the state, applies acceptances
                   offers: AuditInput, audit, to_aws_error, rank_of, StateChange, apply_change,
                     merge_history, merge_statuses, drop_ok_rows
     storage       files here and in S3; the accept file, the state and the report as JSON
-                  offers: LocalFile, S3_NAME, S3Object, File, WRITTEN, WRITING,
+                  offers: WRITTEN, WRITING, LocalFile, S3_NAME, S3Object, File, error_text,
                     read_errors_as_cannot_run, write_or_save_copy, read_accept_file, encode,
-                    to_json, reports_from_json, read_state_file, account_state,
-                    write_state_file
+                    to_json, reports_from_json, read_state_file, account_state, write_state_file
     output        reports as people read them: sentences, terminal, workbook, CSV
                   offers: needed_permission, headline, describe_accounts, terminal_text,
-                    build_workbook, csv_files, to_ocsf
+                    printable, build_workbook, csv_files, to_ocsf
     command line  arguments, credentials, the accounts of a run, merging, main
                   offers: main, lambda_handler
 
@@ -58,13 +58,21 @@ rule; where there is no number, the rule and its severity are ours.
 
 from __future__ import annotations
 
+import sys
+
+# The file is parsed before this is run, so it keeps to the grammar of Python 3.8.
+if sys.version_info < (3, 10):  # noqa: UP036
+    if sys.stderr:
+        sys.stderr.write("security_check.py: run it with Python 3.10 or later, e.g. python3.12\n")
+    sys.exit(2)
+
 import argparse
 import contextlib
 import csv
 import errno
 import functools
 import gc
-import importlib.util
+import importlib
 import io
 import json
 import logging
@@ -78,7 +86,6 @@ import signal
 import stat
 import string
 import struct
-import sys
 import tempfile
 import textwrap
 import threading
@@ -87,13 +94,14 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field, is_dataclass, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import translate
 from ipaddress import collapse_addresses, ip_address, ip_network
 from itertools import accumulate
 from pathlib import Path
-from types import UnionType
+from types import SimpleNamespace, UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -138,9 +146,8 @@ MAX_CELL_TEXT = 32_767  # characters that a cell of the .xls format can hold
 PREFETCH_THREADS = 8  # IAM throttles the account as a whole
 
 EXPIRED_CODES = {
-    *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "CredentialRetrievalError"),
-    *("LoginRefreshRequired", "LoginTokenLoadError", "SSOTokenLoadError", "TokenRetrievalError"),
-    "UnauthorizedSSOTokenError",
+    *("ExpiredToken", "ExpiredTokenException", "LoginRefreshRequired", "LoginTokenLoadError"),
+    *("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
 }
 GONE_CODES = {"NoSuchEntity", "NoSuchBucket"}  # deleted between the list and the call
 
@@ -1696,17 +1703,15 @@ def advanced_selector_events(selector: dict[str, Any]) -> tuple[set[str], set[st
     events, left_out, management = {READ, WRITE}, set(), False
     for part in selector["FieldSelectors"]:
         conditions = {name: value for name, value in part.items() if name != "Field" and value}
-        match part["Field"], conditions:
-            case "eventCategory", _:
-                management = conditions == {"Equals": ["Management"]}
-            case "readOnly", {"Equals": ["true"], **rest} if not rest:
-                events = {READ}
-            case "readOnly", {"Equals": ["false"], **rest} if not rest:
-                events = {WRITE}
-            case "eventSource", {"NotEquals": sources, **rest} if not rest:
-                left_out = set(sources)
-            case _:
-                return set(), set()
+        name, values = part["Field"], conditions.get("Equals")
+        if name == "eventCategory":
+            management = conditions == {"Equals": ["Management"]}
+        elif name == "readOnly" and [*conditions] == ["Equals"] and values in (["true"], ["false"]):
+            events = {READ} if values == ["true"] else {WRITE}
+        elif name == "eventSource" and [*conditions] == ["NotEquals"]:
+            left_out = set(conditions["NotEquals"])
+        else:
+            return set(), set()
     return (events, left_out) if management else (set(), set())
 
 
@@ -2233,18 +2238,67 @@ def apply_access_block(
 # Seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only twice when
 # nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
+CALL_TIMEOUT = 60  # for all attempts together, also if the response comes in drops
 ATTEMPTS = 8  # with the waits of botocore's `standard` mode, about a minute
-MAX_TIMEOUTS = 3  # of one call in one region, before it is not made any more
+MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2  # seconds; as for a dropped connection
+MAX_FAILURES = 3  # of one call in one region, in a row, before it is not made any more
 CONNECTIONS = 32  # as many as a check has threads
+CALLERS = 128  # threads: those of a check, of all prefetch calls, and some for slow calls
 
 # A pace for a throttled client, in seconds between calls. AWS's limits for IAM and EC2 are
 # about 20 calls a second. Slower by a fifth after each volley of refusals, faster by half a
 # per cent after each answer, a run takes 1.1 to 1.2 times what the limit allows (measured).
 INITIAL_DELAY, SLOWER, FASTER = 0.05, 1.2, 0.995
 VOLLEY = 1  # seconds in which calls that are refused together slow us down once
+# A client that is refused at one call a second is not refused for its pace: others use up the
+# limits. It then goes on at half of them, and relies on its attempts.
+MAX_DELAY, SETTLED_DELAY = 1.0, 0.1
 
-THROTTLING_CODES = {"Throttling", "ThrottlingException", "RequestLimitExceeded", "SlowDown"}
+LIMITS_USED_UP = "(however slowly it is asked: others use up the account's limits)"
+NOT_AWS = "(something other than AWS answered: a proxy, or a sign-in page)"
+
+# Every role that we assume is held down to these permissions: a session can do what both its
+# role and its session policy allow.
+READ_POLICY: dict[str, Any] = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Allow",
+            "Action": [
+                "cloudtrail:DescribeTrails",
+                "cloudtrail:GetEventSelectors",
+                "cloudtrail:GetTrailStatus",
+                "ec2:DescribeInstances",
+                "ec2:DescribeNetworkInterfaces",
+                "ec2:DescribeRegions",
+                "ec2:DescribeSecurityGroups",
+                "ec2:DescribeVpcBlockPublicAccessExclusions",
+                "ec2:DescribeVpcBlockPublicAccessOptions",
+                "ec2:DescribeVpcs",
+                "ec2:GetManagedPrefixListEntries",
+                "iam:GenerateCredentialReport",
+                "iam:GetAccessKeyLastUsed",
+                "iam:GetAccountSummary",
+                "iam:GetCredentialReport",
+                "iam:GetLoginProfile",
+                "iam:ListAccessKeys",
+                "iam:ListAccountAliases",
+                "iam:ListMFADevices",
+                "iam:ListUsers",
+                "iam:ListVirtualMFADevices",
+                "s3:GetAccountPublicAccessBlock",
+                "s3:GetBucketAcl",
+                "s3:GetBucketPolicyStatus",
+                "s3:GetBucketPublicAccessBlock",
+                "s3:ListAllMyBuckets",
+            ],
+            "Resource": "*",
+        }
+    ],
+}
+
 CLIENT_LOCK = threading.Lock()  # accounts share what botocore has read of its models
+CALL_LOG = logging.getLogger("security_check")
 
 
 class Call(NamedTuple):
@@ -2257,6 +2311,12 @@ class Call(NamedTuple):
     def error(self, code: str, detail: str = "") -> AwsError:
         """The error of this call with a code."""
         return AwsError(code, self.service, self.operation, detail)
+
+
+SIGN_IN = Call("sign-in", "", "")  # stands for what botocore does for credentials
+CREDENTIALS = "credentials"  # in Account.failures
+# EC2 says RequestExpired of a token, and of a clock that is wrong
+RENEWABLE_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
 
 
 class Response(dict[str, Any]):
@@ -2277,6 +2337,339 @@ class Response(dict[str, Any]):
         raise AwsCallFailed(self.call.error("MalformedResponse", f"without {name}"))
 
 
+# --- sessions -------------------------------------------------------------------------
+
+READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
+# S3 asks for a session by itself, before it reads or writes in a directory bucket
+READ_OPERATIONS = {"CreateSession"}
+
+
+class ReadOnlyLoader:
+    """The descriptions of AWS's services in botocore, without the operations that write.
+
+    Our clients have no method that writes. They are read once for all accounts, because that
+    is slow.
+    """
+
+    def __init__(self, loader: Any, writes: Collection[str]) -> None:
+        self.loader = loader
+        self.kept = {*READ_OPERATIONS, *writes}
+        self.load_service_model = functools.cache(self._load_service_model)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def _load_service_model(
+        self, service_name: str, type_name: str, api_version: str | None = None
+    ) -> Any:
+        model = self.loader.load_service_model(service_name, type_name, api_version)
+        if type_name != "service-2":
+            return model
+        reads = {
+            name: operation
+            for name, operation in model["operations"].items()
+            if name.startswith(READ_PREFIXES) or name in self.kept
+        }
+        return model | {"operations": reads}
+
+
+@functools.cache
+def read_only_loader(data_path: str | None, writes: tuple[str, ...]) -> ReadOnlyLoader:
+    """The loader for all sessions with these writes."""
+    import botocore.loaders
+
+    return ReadOnlyLoader(botocore.loaders.create_loader(data_path), writes)
+
+
+class RoleCache:
+    """The credentials of the roles in profiles, where the AWS CLI keeps them too.
+
+    So an MFA code is asked once, and not at all if the AWS CLI asked within the hour.
+    """
+
+    def __init__(self) -> None:
+        from botocore.utils import JSONFileCache
+
+        self.memory: dict[str, Any] = {}
+        self.files = JSONFileCache(str(Path.home() / ".aws" / "cli" / "cache"))
+
+    def __contains__(self, key: str) -> bool:
+        with contextlib.suppress(KeyError, TypeError):  # a damaged file is none
+            if key not in self.memory:
+                found = self.files[key]
+                for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration"):
+                    found["Credentials"][name]
+                self.memory[key] = found
+        return key in self.memory
+
+    def __getitem__(self, key: str) -> Any:
+        return self.memory[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.memory[key] = value
+        with contextlib.suppress(OSError, ValueError):  # a home that cannot be written to
+            self.files[key] = value
+
+
+def client_config() -> Any:
+    """The time-outs and attempts of all clients, also of those that botocore makes itself."""
+    from botocore.config import Config
+
+    return Config(
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        max_pool_connections=CONNECTIONS,
+    )
+
+
+def core_session(profile: str | None) -> Any:
+    """A session of botocore with the configuration of the AWS CLI."""
+    import botocore.session
+
+    core: Any = botocore.session.Session(profile=profile)
+    if region := os.environ.get("AWS_REGION"):  # read by the AWS CLI, but not by botocore
+        core.set_config_variable("region", region)
+    return core
+
+
+def default_region(session: Any, only_regions: Iterable[str]) -> str:
+    """Where to start if no region is configured: us-east-1, or where the regions belong."""
+    from botocore.exceptions import UnknownRegionError
+
+    for name in only_regions:
+        with contextlib.suppress(UnknownRegionError):
+            if session.get_partition_for_region(name) != "aws":
+                return name
+    return "us-east-1"
+
+
+def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
+    """A session of botocore that has and refreshes credentials, and does nothing else.
+
+    The clients that botocore makes for that can do all that their services offer. Raises
+    AwsCallFailed, or ProfileNotFound.
+    """
+    from botocore.exceptions import ProfileNotFound
+
+    core = core_session(profile)
+    if not core.get_config_variable("region"):
+        core.set_config_variable("region", default_region(core, only_regions))
+    core.set_default_client_config(client_config())
+    events = core.get_component("event_emitter")
+    listen(events, lambda: "")
+    events.register("needs-retry", stop_after_timeouts)
+    try:
+        roles = core.get_component("credential_provider").get_provider("assume-role")
+        roles.cache, roles._prompter = RoleCache(), ask_mfa_code
+        if credentials := core.get_credentials():
+            credentials.get_frozen_credentials()  # may ask for a code, or run a program
+    except ProfileNotFound:
+        raise
+    except Exception as error:
+        raise AwsCallFailed(describe_failure(error, SIGN_IN)) from error
+    return core
+
+
+def ask_mfa_code(prompt: str) -> str:
+    """Asks on the terminal."""
+    import getpass
+
+    if not (sys.stdin and sys.stdin.isatty()):
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR))
+        except OSError as error:
+            raise AwsCallFailed(AwsError("NoTerminal")) from error
+    return getpass.getpass(prompt)
+
+
+def new_session(profile: str | None, base: Any, writes: Collection[str] = ()) -> boto3.Session:
+    """A session whose clients can only read, and do what `writes` names.
+
+    It has the configuration of a profile, and the credentials of `base`.
+    """
+    import boto3
+
+    core = core_session(profile)
+    loader = read_only_loader(core.get_config_variable("data_path"), tuple(writes))
+    core.register_component("data_loader", loader)
+    provider = SimpleNamespace(load_credentials=base.get_credentials)
+    core.register_component("credential_provider", provider)
+    return boto3.Session(botocore_session=core)
+
+
+# --- events of botocore ---------------------------------------------------------------
+
+
+WEB_PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b", re.IGNORECASE)
+
+
+def listen(events: Any, account: Callable[[], str]) -> None:
+    """Log the calls of a client or session, and refuse responses that are not from AWS."""
+    events.register("before-sign", note_start)
+    events.register("before-parse", check_body)
+    events.register("response-received", functools.partial(log_attempt, account))
+    events.register("after-call", raise_if_malformed)
+
+
+def note_start(request: Any, **_: Any) -> None:
+    """Notes when an attempt, and the first one, was sent."""
+    request.context["sent"] = now = time.monotonic()
+    request.context.setdefault("first_sent", now)
+
+
+def log_attempt(
+    account: Callable[[], str], event_name: str, response_dict: dict[str, Any] | None,
+    parsed_response: dict[str, Any] | None, context: dict[str, Any],
+    exception: Exception | None, **_: Any,
+) -> None:  # fmt: skip
+    """Logs an attempt in words of our own: the log of botocore holds tokens and passwords."""
+    if not CALL_LOG.isEnabledFor(logging.DEBUG):
+        return
+    service, operation = event_name.split(".")[1:]
+    status = response_dict["status_code"] if response_dict is not None else type(exception).__name__
+    about = (parsed_response or {}).get("ResponseMetadata", {})
+    found = str(about.get("RequestId", ""))
+    id = found if re.fullmatch(r"[\w.:=/+-]{1,64}", found, re.ASCII) else "-"
+    attempt = context.get("retries", {}).get("attempt", 1)
+    milliseconds = 1000 * (time.monotonic() - context.get("sent", time.monotonic()))
+    where = f"{context.get('client_region')} {account() or '-'}"
+    text = f"{service} {operation} {where} {status} {id} attempt {attempt} {milliseconds:.0f} ms"
+    CALL_LOG.debug(text)
+
+
+def check_body(
+    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any
+) -> None:
+    """Turns a response that is cut off, or no response of AWS, into an error.
+
+    botocore raises for it, or takes it for an empty one, and does not ask again.
+    """
+    body = response_dict["body"]
+    if not isinstance(body, bytes):  # S3 streams objects
+        return
+    page = WEB_PAGE.match(body)
+    if not page and not is_cut_off(body, response_dict["headers"]):
+        return
+    if response_dict["status_code"] < 500:  # above, it may be a load balancer of AWS
+        code = "NotAws" if page else "MalformedResponse"
+        customized_response_dict["Error"] = {"Code": code, "Message": ""}
+        response_dict["status_code"] = 503
+    response_dict["body"] = b""
+
+
+def is_cut_off(body: bytes, headers: Any) -> bool:
+    """Whether a part of a body, or all of its sense, was lost on the way."""
+    from xml.etree import ElementTree
+
+    length = str(headers.get("content-length", ""))
+    if length.isdigit() and len(body) < int(length):
+        return True
+    try:
+        if body.lstrip().startswith(b"<"):
+            ElementTree.fromstring(body)  # noqa: S314 - as botocore parses it
+        elif body.strip():
+            json.loads(body)
+    except (ElementTree.ParseError, ValueError):
+        return True
+    return False
+
+
+def raise_if_malformed(parsed: dict[str, Any], model: Any, **_: Any) -> None:
+    """Raises for what `check_body` found, because its HTTP status may be that of a success."""
+    from botocore.exceptions import ClientError
+
+    if parsed.get("Error", {}).get("Code") in ("NotAws", "MalformedResponse"):
+        raise ClientError(parsed, model.name)  # type: ignore[arg-type]
+
+
+def is_timeout(error: Exception | None) -> bool:
+    """Whether nothing answered in time."""
+    from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
+
+    return isinstance(error, (ConnectTimeoutError, ReadTimeoutError, TimeoutError, FutureTimeout))
+
+
+def stop_after_timeouts(attempts: int, caught_exception: Exception | None, **_: Any) -> None:
+    """Two attempts where nothing answers.
+
+    botocore has one number of attempts for all failures; raising is how to stop early.
+    """
+    if caught_exception and is_timeout(caught_exception) and attempts > 1:
+        raise caught_exception
+
+
+def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, Any]:
+    """The response with its body as bytes: S3 streams objects, and one may be cut off."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+    for tries_left in reversed(range(MALFORMED_ATTEMPTS)):
+        response = send(**params)
+        if "Body" not in response:
+            break
+        try:
+            return response | {"Body": response["Body"].read()}
+        except (HTTPClientError, IncompleteReadError):
+            if not tries_left:
+                raise
+    return response
+
+
+# --- what went wrong ------------------------------------------------------------------
+
+ERROR_CODE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+# The services that botocore asks for credentials, by operation; all others are of STS
+SIGN_IN_SERVICES = {
+    "GetRoleCredentials": "sso",
+    "CreateToken": "sso-oidc",
+    "CreateOAuth2Token": "signin",
+}
+
+
+def describe_failure(error: Exception, call: Call) -> AwsError:
+    """The error of a call, without the text of the exception: that may hold a secret.
+
+    Whatever is raised here comes from botocore, whose parsers raise all sorts of errors for
+    what is not a response of AWS.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
+
+    if isinstance(error, AwsCallFailed):
+        return error.error
+    if isinstance(error, CredentialRetrievalError):
+        return call.error("CredentialRetrievalError", program_words(error))
+    if isinstance(error, BotoCoreError) or (call == SIGN_IN and not isinstance(error, ClientError)):
+        return call.error(type(error).__name__)
+    if is_timeout(error):
+        return call.error("NoResponse", f"within {CALL_TIMEOUT} seconds")
+    if not isinstance(error, ClientError):
+        code = "InvalidEndpoint" if str(error).startswith("Invalid endpoint") else ""
+        return call.error(code or "MalformedResponse", "" if code else NOT_AWS)
+    name = error.operation_name
+    if name != call.operation:
+        call = Call(SIGN_IN_SERVICES.get(name, "sts"), name, call.region)
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    if code == "NotAws" or not ERROR_CODE.fullmatch(code):
+        return call.error("MalformedResponse", NOT_AWS)
+    return call.error(code, "(cut off)" if code == "MalformedResponse" else "")
+
+
+def program_words(error: Exception) -> str:
+    """The plain words that a program of `credential_process` says of its failure.
+
+    Whatever may be a secret is left out: long words, and those with digits or signs in them.
+    """
+    text = getattr(error, "kwargs", {}).get("error_msg", "")
+    plain = [
+        word if re.fullmatch(r"[(\"'`]?[A-Za-z][a-z'-]{0,15}[)\"'`]?[.,:;!?]?", word) else "***"
+        for word in str(text).split()
+    ]
+    return textwrap.shorten(" ".join(plain), 200, placeholder=" ***")
+
+
+# --- accounts -------------------------------------------------------------------------
+
+
 class Pace:
     """How fast one client may call: at will until AWS throttles it, then with a delay.
 
@@ -2285,25 +2678,29 @@ class Pace:
 
     def __init__(self) -> None:
         self.delay = self.next = self.slowed = 0.0
+        self.settled = False  # because a slower pace is refused as well
         self.lock = threading.Lock()
 
-    def before_send(self, **_: Any) -> None:
-        """Waits until the call may be sent."""
+    def wait(self, **_: Any) -> None:
+        """Waits until the call may be made. It is not signed yet: a signature ages."""
         with self.lock:
             now = time.monotonic()
             self.next = max(now, self.next + self.delay)
             pause = self.next - now
         time.sleep(pause)
 
-    def on_response(self, response: tuple[Any, dict[str, Any]] | None, **_: Any) -> None:
-        """Learns from a response, or from None if there was none."""
-        code = response[1].get("Error", {}).get("Code") if response else None
+    def learn(self, refused: bool) -> None:
+        """Learns from an attempt, unless refusals have nothing to do with the pace."""
         with self.lock:
             now = time.monotonic()
-            if code not in THROTTLING_CODES:
+            if self.settled:
+                return
+            if not refused:
                 self.delay *= FASTER
             elif now - self.slowed > VOLLEY:
                 self.delay, self.slowed = max(self.delay * SLOWER, INITIAL_DELAY), now
+                if self.delay > MAX_DELAY:
+                    self.delay, self.settled = SETTLED_DELAY, True
 
 
 @dataclass(eq=False)
@@ -2320,15 +2717,18 @@ class Account:
     profile: str = ""  # for the AWS CLI, to reach the account
     clients: dict[tuple[str, str], Any] = field(default_factory=dict)
     cache: dict[Any, Future[Any]] = field(default_factory=dict)  # of `once`
-    timeouts: Counter[Call | str] = field(default_factory=Counter)  # by call, and by region
+    failures: Counter[Call | str] = field(default_factory=Counter)  # in a row
+    refused: dict[Call, AwsError] = field(default_factory=dict)  # after all attempts
+    throttling_codes: set[str] = field(default_factory=set)  # seen in responses
+    renewed: float = -math.inf  # when credentials were renewed that botocore took for valid
     fatal_error: AwsError | None = None  # why no further call makes sense
     lock: Any = field(default_factory=threading.RLock)
+    callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CALLERS))
 
     @functools.cached_property
     def home_region(self) -> str:
-        """The region for global services: the configured one, else the partition's own."""
-        partitions = [name for name in self.only_regions if name.startswith(("cn-", "us-gov-"))]
-        return self.session.region_name or [*partitions, "us-east-1"][0]
+        """The region for global services: the configured one, else one of the same partition."""
+        return self.session.region_name or default_region(self.session, self.only_regions)
 
     def ask(
         self, service: str, operation: str, region: str = "",
@@ -2342,7 +2742,7 @@ class Account:
         call = Call(service, operation, region or self.home_region)
         pages = self._pages(call, params)
         try:
-            return Response(self._call(call, lambda: read_body(next(pages))), call)
+            return Response(self._call(call, lambda: next(pages)), call)
         except AwsCallFailed as failed:
             if failed.error.code not in absent:
                 raise
@@ -2371,61 +2771,56 @@ class Account:
             config = {"PageSize": size}
             yield from client.get_paginator(name).paginate(**params, PaginationConfig=config)
             return
-        yield (page := getattr(client, name)(**params))
+        send = functools.partial(read_whole, getattr(client, name))
+        yield (page := send(**params))
         while token := page.get("NextToken"):  # botocore has no paginator for some operations
-            yield (page := getattr(client, name)(**params, NextToken=token))
+            yield (page := send(**params, NextToken=token))
 
     def _call(self, call: Call, send: Callable[[], T]) -> T:
         """The result of `send`; every failure in it becomes AwsCallFailed.
 
-        Whatever is raised here comes from botocore, whose parsers raise all sorts of errors
-        for what is not a response of AWS.
+        It runs in a thread of its own, because that is the only way to stop waiting for a
+        response that comes in drops.
         """
         if self.fatal_error:
             raise AwsCallFailed(self.fatal_error)
-        if self.timeouts[call] >= MAX_TIMEOUTS:
-            raise AwsCallFailed(call.error("NoResponse", f"(asked {MAX_TIMEOUTS} times)"))
+        if self.failures[call] >= MAX_FAILURES:
+            silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
+            raise AwsCallFailed(self.refused.get(call, silent))
         try:
-            result = send()
+            result = self.callers.submit(send).result(CALL_TIMEOUT)
         except Exception as error:
             raise AwsCallFailed(self._error(error, call)) from error
-        self.timeouts[call] = self.timeouts[call.region] = 0
+        self.failures[call] = self.failures[call.region] = self.failures[CREDENTIALS] = 0
         return result
 
     def _error(self, error: Exception, call: Call) -> AwsError:
         """The error of a call; those that no further call can survive are kept."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        code = type(error).__name__ if isinstance(error, BotoCoreError) else "MalformedResponse"
-        if isinstance(error, ClientError):
-            code = error.response["Error"]["Code"]
-        failure = call.error(code)
+        failure = describe_failure(error, call)
         with self.lock:
             if is_timeout(error):
-                self.timeouts.update([call, call.region])
-            if code in EXPIRED_CODES:
+                self.failures.update([call, call.region])
+            if failure.code in self.throttling_codes:
+                self.refused[call] = failure = replace(failure, detail=LIMITS_USED_UP)
+                self.failures.update([call])
+            if failure.code == "CredentialRetrievalError":
+                self.failures.update([CREDENTIALS])
+            if failure.code in EXPIRED_CODES or self.failures[CREDENTIALS] >= MAX_FAILURES:
                 self.fatal_error = failure = self.fatal_error or failure
         return failure
 
     def client(self, service: str, region: str) -> Any:
         """The client of a service in a region, made once. Making one is not thread-safe."""
-        from botocore.config import Config
-
-        config = Config(
-            connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=READ_TIMEOUT,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            max_pool_connections=CONNECTIONS,
-        )
         with self.lock, CLIENT_LOCK:
             if (service, region) not in self.clients:
                 make: Callable[..., Any] = self.session.client
-                client = self.clients[service, region] = make(service, region, config=config)
+                client = make(service, region, config=client_config())
                 pace, events = Pace(), client.meta.events
-                limit_timeouts = functools.partial(self._limit_timeout_retries, region)
-                events.register("before-send", pace.before_send)
-                events.register("needs-retry", pace.on_response)
-                events.register_first("needs-retry", limit_timeouts)
+                events.register("before-sign", pace.wait)
+                listen(events, lambda: self.number)
+                on_attempt = functools.partial(self._on_attempt, region, pace)
+                events.register_first("needs-retry", on_attempt)
+                self.clients[service, region] = client
             return self.clients[service, region]
 
     def close(self) -> None:
@@ -2436,29 +2831,49 @@ class Account:
                 client.close()
             self.clients.clear()
             self.cache.clear()
+            self.callers.shutdown(wait=False)
 
-    def _limit_timeout_retries(
-        self, region: str, attempts: int, caught_exception: Exception | None, **_: Any
-    ) -> None:
-        """Two attempts where nothing answers, one where the region did not answer before.
+    def _on_attempt(self, region: str, pace: Pace, **event: Any) -> float | bool | None:
+        """Learns from an attempt, and decides on another where botocore would not, or too long.
 
-        botocore has one number of attempts for all failures; raising is how to stop early.
+        Returns the seconds to wait before the next attempt, False for none, or None if botocore
+        is to decide.
         """
-        timeout = is_timeout(caught_exception)
-        if caught_exception and timeout and (attempts > 1 or self.timeouts[region]):
-            raise caught_exception
+        from botocore.retries import standard
 
+        attempts, failed, response = (
+            event[name] for name in ("attempts", "caught_exception", "response")
+        )
+        if is_timeout(failed) and self.failures[region]:
+            raise failed
+        stop_after_timeouts(attempts, failed)
+        detector = standard.ThrottlingErrorDetector(standard.RetryEventAdapter())
+        throttled = detector.is_throttling_error(**event)
+        pace.learn(throttled)
+        code = response[1].get("Error", {}).get("Code", "") if response else ""
+        if throttled:
+            self.throttling_codes.add(code)
+        if time.monotonic() - event["request_dict"]["context"]["first_sent"] > CALL_TIMEOUT:
+            return False
+        if code == "MalformedResponse":
+            return MALFORMED_PAUSE if attempts < MALFORMED_ATTEMPTS else False
+        if code in RENEWABLE_CODES and attempts == 1 and self._renew_credentials():
+            return 0
+        return None
 
-def read_body(response: dict[str, Any]) -> dict[str, Any]:
-    """The response with its body as bytes: S3 streams objects."""
-    return response | {"Body": response["Body"].read()} if "Body" in response else response
+    def _renew_credentials(self) -> bool:
+        """Refresh credentials that botocore takes for valid; False if they cannot be refreshed."""
+        from botocore.credentials import RefreshableCredentials
 
-
-def is_timeout(error: Exception | None) -> bool:
-    """Whether nothing answered in time."""
-    from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
-
-    return isinstance(error, (ConnectTimeoutError, ReadTimeoutError))
+        credentials: Any = self.session.get_credentials()
+        if not isinstance(credentials, RefreshableCredentials):
+            return False
+        renew: Callable[..., None] = getattr(credentials, "_protected_refresh")  # noqa: B009
+        with self.lock:
+            if time.monotonic() - self.renewed > CALL_TIMEOUT:  # another thread may have done it
+                renew(is_mandatory=True)
+                self.renewed = time.monotonic()
+        return True
 
 
 # === audit ============================================================================
@@ -5042,11 +5457,11 @@ def ocsf_events(report: Report) -> Iterator[dict[str, Any]]:
             yield ocsf_row_event(report, result.check, row)
     for id, known in (report.resolved or {}).items():
         event = ocsf_event(report, id, known.result, "Resolved", 1, known.severity)
-        event["finding_info"]["first_seen_time"] = milliseconds(start_of_day(known.first_seen))
+        event["finding_info"]["first_seen_time"] = ocsf_time(start_of_day(known.first_seen))
         yield event
 
 
-def milliseconds(moment: datetime) -> int:
+def ocsf_time(moment: datetime) -> int:
     """A moment as OCSF has it."""
     return round(moment.timestamp() * 1000)
 
@@ -5066,7 +5481,7 @@ def ocsf_event(
             "event_code": source,
             "product": {**product, "version": __version__},
         },
-        "time": milliseconds(report.started),
+        "time": ocsf_time(report.started),
         "category_uid": 2,
         "category_name": "Findings",
         "class_uid": OCSF_CLASS,
@@ -5100,7 +5515,7 @@ def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any
     event = ocsf_event(report, id, text, status, 2 if row.error else 3, row.severity)
     event["finding_info"]["title"] = row.kind or text
     if row.first_seen:
-        event["finding_info"]["first_seen_time"] = milliseconds(start_of_day(row.first_seen))
+        event["finding_info"]["first_seen_time"] = ocsf_time(start_of_day(row.first_seen))
     event["finding_info"]["desc"] = definition.description
     if controls := [name for name in row.control.split(", ") if name]:
         event["compliance"] |= ocsf_controls(definition, controls)
@@ -5149,21 +5564,39 @@ def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
 # --- streams --------------------------------------------------------------------------
 
 
-def print_safe(text: str, stream: TextIO | Any = None) -> None:
-    """Print, whatever has become of the stream: a reader that went away undoes no audit."""
-    stream = stream or sys.stdout
+def print_message(text: str, stream: TextIO | None) -> None:
+    """Print for people. What cannot be printed is dropped: it undoes no audit."""
     if stream is None:  # closed by the caller
         return
+    with contextlib.suppress(OSError, ValueError):
+        print_line(text, stream)
+
+
+def print_result(text: str) -> None:
+    """Print what was asked for on standard output; CannotRun if that is not possible."""
+    if sys.stdout is None:
+        raise CannotRun("cannot write to standard output: it is closed")
     try:
-        encoding = stream.encoding or "utf-8"
+        print_line(text, sys.stdout)
+    except (OSError, ValueError) as error:
+        raise CannotRun(f"cannot write to standard output: {error_text(error)}") from error
+
+
+def print_line(text: str, stream: TextIO) -> None:
+    """Print a line; what the encoding does not know becomes a question mark."""
+    encoding = stream.encoding or "utf-8"
+    try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
-    except OSError:  # the interpreter would complain again when it flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError:
+        # Else the interpreter would complain again when it flushes at its end
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise
 
 
 def warn(text: str) -> None:
     """Print a line on standard error."""
-    print_safe(f"security_check.py: {text}", sys.stderr)
+    print_message(f"security_check.py: {printable(text)}", sys.stderr)
 
 
 def show_progress(started: float, wanted: bool, text: str) -> None:
@@ -5174,23 +5607,36 @@ def show_progress(started: float, wanted: bool, text: str) -> None:
         sys.stderr.flush()
 
 
-def redacted(record: logging.LogRecord) -> bool:
-    """Remove the session token and signatures from botocore's log."""
-    text = re.sub(r"(?i)(token|signature)(\W{1,6})[^\s'\",&]+", r"\1\2***", record.getMessage())
-    record.msg, record.args = text, ()
-    return True
+class CallLogHandler(logging.Handler):
+    """Prints the log of our calls on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        print_message(printable(record.getMessage()), sys.stderr)
 
 
 def log_calls(wanted: bool) -> None:
-    """Show botocore's log on standard error, without the responses: they hold reports."""
-    logging.getLogger("botocore").setLevel(logging.DEBUG if wanted else logging.NOTSET)
-    if not wanted:
-        return
-    handler = logging.StreamHandler()
-    handler.addFilter(redacted)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(name)s %(message)s")
-    for secretive in ("botocore.auth", "botocore.parsers", "botocore.hooks"):
-        logging.getLogger(secretive).setLevel(logging.INFO)
+    """Show a line for each call, if wanted. The logs of libraries are never shown.
+
+    They hold tokens and passwords; in AWS Lambda they would be shown by the handler that is
+    there from the start.
+    """
+    for name in ("botocore", "boto3", "urllib3", CALL_LOG.name):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
+    CALL_LOG.handlers = [CallLogHandler()]
+    CALL_LOG.setLevel(logging.DEBUG if wanted else logging.CRITICAL)
+
+
+def print_traceback(error: Exception) -> None:
+    """Print the traceback of a bug, without what a library says of it: that may hold a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and frames[-1].filename != __file__:
+        error.args = ()
+    error.__cause__, error.__suppress_context__ = None, True
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exc()
 
 
 # --- arguments ------------------------------------------------------------------------
@@ -5226,13 +5672,25 @@ ACCOUNT = regex_type(r"\d{12}", "an account number of twelve digits")
 DAYS = regex_type(r"\d{1,5}", "a number of days")
 # https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
 ROLE_NAME = regex_type(r"(?!arn:)/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
+# https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
+EXTERNAL_ID = regex_type(r"[\w+=,.@:/-]{2,1224}", "an external ID")
 
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
 FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
 FOLDER_NAME = re.compile(r"(^|[/\\])\.{0,2}$")  # such as `x/`, `..`
 NOT_TOGETHER = {
     "merge": (
-        *("role", "region", "exclude_region", "check", "accept", "max_key_age", "fail_on", "list"),
+        *(
+            "role",
+            "external_id",
+            "region",
+            "exclude_region",
+            "check",
+            "accept",
+            "max_key_age",
+            "list",
+        ),
+        "fail_on",
     ),
     "list": (
         *("role", "check", "output", "json", "ocsf", "csv", "state", "accept", "max_key_age"),
@@ -5304,6 +5762,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="leave this account of the organization out (*)")  # fmt: skip
     add("--role", metavar="NAME", type=ROLE_NAME, default=ROLE,
         help="the role to assume in other accounts (%(default)s)")  # fmt: skip
+    add("--external-id", metavar="ID", type=EXTERNAL_ID,
+        help="the external ID that the trust policy of the role asks for")  # fmt: skip
     add("--region", **named, metavar="REGION", help="limit regional checks to a region (*)")
     add("--exclude-region", **named, metavar="REGION", help="leave this region out (*)")
     add("--check", **repeated, metavar="CHECK", choices=names, help="run only this check (*)")
@@ -5346,89 +5806,64 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 # --- credentials ----------------------------------------------------------------------
 
-READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
 REFUSED_CODES = {
     *("AuthFailure", "InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch"),
+    *("InvalidSignatureException", "RequestExpired", "RequestTimeTooSkewed"),
     "UnrecognizedClientException",
+}
+CREDENTIALS_HELP = {  # by error code; {option} is --profile
+    "NoCredentialsError": "no AWS credentials found: "
+    "run `aws configure{option}` or set AWS_PROFILE",
+    "MissingDependencyException": "`aws login` needs one package more: "
+    "run `pip install 'boto3[crt]'`",
+    "NoTerminal": "the profile asks for an MFA code, and there is no terminal to type it",
+    **dict.fromkeys(
+        ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
+        "the SSO session has expired: run `aws sso login{option}`",
+    ),
+    **dict.fromkeys(EXPIRED_CODES, "the credentials have expired: renew them and run again"),
+    **dict.fromkeys(
+        REFUSED_CODES, "AWS does not accept these credentials: check the access key and the clock"
+    ),
+}
+CONNECTION_HELP = {
+    "EndpointConnectionError": "check the network, the region and AWS_ENDPOINT_URL",
+    "InvalidEndpoint": "check AWS_ENDPOINT_URL",
+    "NoRegionError": "set AWS_REGION",
+    "ProxyConnectionError": "check HTTPS_PROXY",
+    "SSLError": "check AWS_CA_BUNDLE",
+    "HTTPClientError": "check the access key and the token for characters that do not belong there",
+    "FileNotFoundError": "check credential_process",
+    "JSONDecodeError": "check what credential_process prints",
 }
 
 
-class ReadOnlyLoader:
-    """The descriptions of AWS's services in botocore, without the operations that write.
-
-    Our clients have no method that writes. They are read once for all accounts, because that
-    is slow.
-    """
-
-    def __init__(self, loader: Any, writes: Collection[str]) -> None:
-        self.loader = loader
-        self.writes = writes  # operations that are kept, for the client that writes reports
-        self.load_service_model = functools.cache(self._load_service_model)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def _load_service_model(
-        self, service_name: str, type_name: str, api_version: str | None = None
-    ) -> Any:
-        model = self.loader.load_service_model(service_name, type_name, api_version)
-        if type_name != "service-2":
-            return model
-        reads = {
-            name: operation
-            for name, operation in model["operations"].items()
-            if name.startswith(READ_PREFIXES) or name in self.writes
-        }
-        return model | {"operations": reads}
-
-
-@functools.cache
-def read_only_loader(writes: tuple[str, ...]) -> ReadOnlyLoader:
-    """The loader for all sessions with these writes."""
-    import botocore.session
-
-    return ReadOnlyLoader(botocore.session.Session().get_component("data_loader"), writes)
-
-
-def new_session(
-    profile: str | None = None, writes: Collection[str] = (), **keys: str
-) -> boto3.Session:
-    """A session whose clients can only read, and do what `writes` names."""
-    import boto3
-    import botocore.session
-
-    core = botocore.session.Session(profile=profile)
-    core.register_component("data_loader", read_only_loader(tuple(writes)))
-    return boto3.Session(botocore_session=core, **keys)
-
-
-def credentials_help(error: Exception, profile: str | None) -> str:
+def credentials_help(error: AwsError, profile: str | None) -> str:
     """Advice about credentials that do not work."""
-    code = error.error.code if isinstance(error, AwsCallFailed) else type(error).__name__
     option = f" --profile {profile}" if profile else ""
-    if code == "NoCredentialsError":
-        return f"no AWS credentials found: run `aws configure{option}` or set AWS_PROFILE"
-    if code.startswith("Login"):
+    if text := CREDENTIALS_HELP.get(error.code):
+        return text.format(option=option)
+    if error.code.startswith("Login"):
         return f"the login session has expired: run `aws login{option}`"
-    if code in ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"):
-        return f"the SSO session has expired: run `aws sso login{option}`"
-    if code in EXPIRED_CODES:
-        return "the credentials have expired: renew them and run again"
-    if code in REFUSED_CODES:
-        return "AWS does not accept these credentials: check the access key and the clock"
-    cause = error.__cause__ or error
-    return f"cannot reach the account: {' '.join(str(cause).split())}"
+    hint = CONNECTION_HELP.get(error.code, "")
+    return f"cannot reach the account: {error}{needed_permission(error)}{hint and f': {hint}'}"
 
 
 def connect(
     options: argparse.Namespace, profile: str | None, writes: Collection[str] = ()
 ) -> Account:
-    """The account whose credentials we have, by STS. Raises CannotRun."""
+    """The account whose credentials we have, by STS. Raises CannotRun.
+
+    One sign-in serves the whole run, so that an MFA code is asked once.
+    """
     from botocore.exceptions import BotoCoreError, ProfileNotFound
 
     now = utc_now()
+    sign_ins = vars(options).setdefault("sign_ins", {})
     try:
-        session = new_session(profile, writes)
+        if profile not in sign_ins:
+            sign_ins[profile] = sign_in(profile, options.region)
+        session = new_session(profile, sign_ins[profile], writes)
         limits = options.region, options.exclude_region, int(options.max_key_age)
         aws = Account(session, now, *limits, profile=profile or "")
         identity = aws.ask("sts", "GetCallerIdentity")
@@ -5438,41 +5873,59 @@ def connect(
 
         known = ", ".join(botocore.session.Session().available_profiles) or "none"
         raise CannotRun(f"{error} (profiles: {known})") from error
-    except (BotoCoreError, AwsCallFailed) as error:
-        raise CannotRun(credentials_help(error, profile)) from error
+    except AwsCallFailed as failed:
+        raise CannotRun(credentials_help(failed.error, profile)) from failed
+    except BotoCoreError as error:
+        raise CannotRun(credentials_help(describe_failure(error, SIGN_IN), profile)) from error
     return aws
 
 
-def assume_role(caller: Account, profile: str | None, role: str, number: str) -> Account:
+def assume_role(
+    caller: Account, profile: str | None, role: str, number: str, external_id: str | None = None
+) -> Account:
     """Another account, by its role; or the caller's own, as it is."""
     if number == caller.number:
         session, arn = caller.session, caller.arn
     else:
-        session, arn = role_session(caller, profile, role, number)
+        session, arn = role_session(caller, profile, role, number, external_id)
     profile = profile if number == caller.number else ""
     limits = caller.only_regions, caller.excluded_regions, caller.max_key_age
     return Account(session, utc_now(), *limits, number, arn, profile or "")
 
 
 def role_session(
-    caller: Account, profile: str | None, role: str, number: str
+    caller: Account, profile: str | None, role: str, number: str, external_id: str | None
 ) -> tuple[boto3.Session, str]:
-    """A session with the credentials of a role in another account, and its ARN."""
+    """A session with a role in another account, and its ARN. The role is assumed again in time."""
+    from botocore.credentials import RefreshableCredentials
+
     partition, who = caller.arn.split(":")[1], re.split("[/:]", caller.arn)[-1]
     name = re.sub(r"[^A-Za-z0-9_+=,.@-]", "-", f"security-check-{who}")[:64]
     wanted = f"arn:{partition}:iam::{number}:role/{role.lstrip('/')}"
-    try:
-        response = caller.ask("sts", "AssumeRole", RoleArn=wanted, RoleSessionName=name)
-    except AwsCallFailed as failed:
-        raise AwsCallFailed(replace(failed.error, detail=wanted)) from failed
-    keys = response["Credentials"]
-    session = new_session(
-        profile,
-        aws_access_key_id=keys["AccessKeyId"],
-        aws_secret_access_key=keys["SecretAccessKey"],
-        aws_session_token=keys["SessionToken"],
-        region_name=caller.home_region,
+    params = {"RoleArn": wanted, "RoleSessionName": name}
+    params["Policy"] = json.dumps(READ_POLICY, separators=(",", ":"))
+    params |= {"ExternalId": external_id} if external_id else {}
+
+    def assume() -> Response:
+        try:
+            return caller.ask("sts", "AssumeRole", **params)
+        except AwsCallFailed as failed:
+            raise AwsCallFailed(replace(failed.error, detail=wanted)) from failed
+
+    def metadata(response: Response) -> dict[str, str]:
+        keys = response["Credentials"]
+        return {
+            "access_key": keys["AccessKeyId"],
+            "secret_key": keys["SecretAccessKey"],
+            "token": keys["SessionToken"],
+            "expiry_time": keys["Expiration"].isoformat(),
+        }
+
+    response = assume()
+    credentials = RefreshableCredentials.create_from_metadata(
+        metadata(response), refresh_using=lambda: metadata(assume()), method="assume-role"
     )
+    session = new_session(profile, SimpleNamespace(get_credentials=lambda: credentials))
     return session, response["AssumedRoleUser"]["Arn"]
 
 
@@ -5636,9 +6089,6 @@ def check_before_start(run: Run) -> None:
 
     Files in S3 come last: for them AWS is called.
     """
-    for package in ("boto3", "xlwt"):
-        if not importlib.util.find_spec(package):
-            raise CannotRun(f"{package} is not installed: run `pip install boto3 xlwt`")
     options = run.options
     pairs = [
         (option, getattr(options, option)) for option in ("accept", "state", "json", "ocsf", "list")
@@ -5731,7 +6181,9 @@ def account_job(
     """A job for an account as ListAccounts describes it. Only active accounts are opened."""
     number = about["Id"]
     status = about.get("State") or about.get("Status") or ACTIVE  # AWS retired Status in 2026
-    open_account = functools.partial(assume_role, caller, profile, options.role, number)
+    open_account = functools.partial(
+        assume_role, caller, profile, options.role, number, options.external_id
+    )
     return AccountJob(
         number,
         about.get("Name", ""),
@@ -6039,7 +6491,7 @@ def write_list(run: Run, numbers: list[str]) -> Outcome:
     """Write the numbers of the accounts to audit, for whoever spreads the work."""
     text = "\n".join(numbers)
     if run.options.list == "-":
-        print_safe(text)
+        print_result(text)
     else:
         run.write(f"{text}\n".encode(), run.options.list)
     return Outcome(0, counted(len(numbers), "account"), False, run.written)
@@ -6049,6 +6501,7 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
     """A run from its arguments to its end. Raises CannotRun if there is no report."""
     began, options = time.monotonic(), parse_arguments(argv)
     WRITTEN.clear()
+    require_packages()
     gc.set_threshold(100_000)  # botocore's models are large, and collecting them frees nothing
     log_calls(options.debug)
     run = Run(options)
@@ -6098,10 +6551,10 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
     if "-" not in (options.json, options.ocsf) and shown and (attention or not options.quiet):
-        print_safe(terminal_text(overview, shows_colour(), options.quiet))
+        print_message(terminal_text(overview, shows_colour(), options.quiet), sys.stdout)
     warn_of_unused_acceptances(run, reports)
     if options.json == "-":
-        print_safe(to_json(reports).decode())
+        print_result(to_json(reports).decode())
     elif options.json and (options.merge or "{account}" not in options.json):
         run.try_write(to_json(reports), options.json, OVERVIEW, failures)
     if options.ocsf:
@@ -6119,7 +6572,7 @@ def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
     """Write the findings and gaps as OCSF, in one file or in one for each account."""
     name = run.options.ocsf
     if name == "-":
-        print_safe(to_ocsf(reports).decode().rstrip("\n"))
+        print_result(to_ocsf(reports).decode().rstrip("\n"))
     elif "{account}" not in name:
         run.try_write(to_ocsf(reports), name, OVERVIEW, failures)
     for one in reports if "{account}" in name else ():
@@ -6141,6 +6594,10 @@ def warn_of_errors(overview: Overview) -> None:
         prefix = f"{report.account}: " if overview.multi_account else ""
         if report.credentials_expired():
             warn(f"{prefix}the credentials expired during the audit: the rest was {NOT_CHECKED}")
+        if any(LIMITS_USED_UP in error.detail for error in report.errors()):
+            warn(
+                f"{prefix}AWS refused calls however slowly they were made: others use up its limits"
+            )
         if report.error and not overview.multi_account:
             warn(cannot_open(report.error))
 
@@ -6157,12 +6614,39 @@ def warn_of_unused_acceptances(run: Run, reports: Collection[Report]) -> None:
             warn(f"unused acceptance: {acceptance.pattern} matches no finding")
 
 
+MIN_BOTO3 = "1.44"  # as at the top of this file and in requirements.txt
+
+
+def require_packages() -> None:
+    """Raises CannotRun if a package is missing, broken or too old."""
+    advice = f"run `{sys.executable or 'python3'} -m pip install --upgrade boto3 xlwt`"
+    for name in ("boto3", "xlwt"):
+        try:
+            package = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise CannotRun(f"{error.name or name} is not installed: {advice}") from error
+        except Exception as error:
+            raise CannotRun(f"{name} is broken ({type(error).__name__}): {advice}") from error
+        version = str(getattr(package, "__version__", ""))
+        if name == "boto3" and release(version) < release(MIN_BOTO3):
+            raise CannotRun(f"boto3 {version} is too old, {MIN_BOTO3} is needed: {advice}")
+
+
+def release(version: str) -> list[int]:
+    """The numbers of a version, to compare it."""
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit accounts; the arguments are the command line's, the result is the exit code."""
     try:
         return run_program(argv).exit_code
     except CannotRun as why:
         warn(str(why))
+    except Exception as error:
+        print_traceback(error)
+        written = f"written before: {', '.join(WRITTEN)}" if WRITTEN else "nothing was written"
+        warn(f"this is a bug of the script ({type(error).__name__}): no report; {written}")
     return 2
 
 
@@ -6186,14 +6670,37 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
     return outcome._replace(files=kept)._asdict()
 
 
+TERMINAL: dict[int, Any] = {}  # the settings when the run began, by the device's descriptor
+
+
+def keep_terminal_settings() -> None:
+    """Note the settings of the terminal: a prompt for a code turns its echo off."""
+    with contextlib.suppress(ImportError, OSError):
+        import termios
+
+        device = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+        TERMINAL[device] = termios.tcgetattr(device)
+
+
+def restore_terminal() -> None:
+    """Set them again, unless the terminal belongs to another program meanwhile."""
+    for device, settings in TERMINAL.items():
+        import termios
+
+        with contextlib.suppress(OSError, termios.error):
+            if os.tcgetpgrp(device) == os.getpgrp():
+                termios.tcsetattr(device, termios.TCSANOW, settings)
+
+
 def exit_now(code: int) -> None:
     """End the process without waiting for threads that still wait for AWS.
 
     Nothing is taken down piece by piece either: that takes as long as the calls of a small
     audit.
     """
+    restore_terminal()
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
 
@@ -6206,12 +6713,21 @@ def on_signal(number: int, _: object) -> None:
     exit_now(128 + number)  # as shells report it
 
 
+def run_process() -> None:
+    """The program as a process: signals are heard while the audit runs in a thread."""
+    keep_terminal_settings()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, on_signal)
+    running = ThreadPoolExecutor(1).submit(main)
+    while not running.done():  # an endless wait may not hear a signal, on Windows never
+        wait([running], timeout=0.2)
+    code, error = 2, running.exception()
+    if isinstance(error, SystemExit):  # of argparse
+        code = error.code if isinstance(error.code, int) else 2
+    exit_now(code if error else running.result())
+
+
 if __name__ == "__main__":
-    for signal_name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signal_number = getattr(signal, signal_name, None)  # Windows has no SIGHUP
-        if signal_number and signal.getsignal(signal_number) != signal.SIG_IGN:  # as by nohup
-            signal.signal(signal_number, on_signal)
-    main_thread = ThreadPoolExecutor(1).submit(main)
-    while not main_thread.done():  # an endless wait may not hear a signal, on Windows never
-        wait([main_thread], timeout=0.2)
-    exit_now(main_thread.result())
+    run_process()
