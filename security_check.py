@@ -98,8 +98,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field, is_dataclass, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import translate
-from ipaddress import collapse_addresses, ip_address, ip_network
-from itertools import accumulate
+from ipaddress import collapse_addresses, ip_network
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import SimpleNamespace, UnionType
 from typing import (
@@ -240,7 +240,7 @@ class Control(NamedTuple):
     cis_5: str = ""  # CIS AWS Foundations Benchmark 5.0.0
     cis_3: str = ""  # CIS AWS Foundations Benchmark 3.0.0
     pci: str = ""  # PCI DSS 4.0.1
-    scope: str = ""  # ROOT or "account", if it is decided once and not for each resource
+    scope: str = ""  # the target that decides it, if it is not decided for each resource
 
 
 class ControlFinding(NamedTuple):
@@ -290,10 +290,9 @@ class Row:
     cells: dict[str, Cell]  # the check's own columns, by header
     message: Message = field(default=Message(""))
     severity: str = ""  # of a finding; blank if there is none
-    control: str = ""  # shown on the sheet
     error: AwsError | None = None  # why this is NOT CHECKED
     remediation: Remediation = field(default=Remediation(), compare=False)
-    control_findings: tuple[ControlFinding, ...] = field(default=(), compare=False)
+    control_findings: tuple[ControlFinding, ...] = ()  # what gives the severity comes first
     extent: frozenset[str] = frozenset()  # how far a finding goes: open ranges, flaws, ...
     resource: str = ""  # findings of one resource may turn into each other; blank: the target
     fully_read: bool = True  # False if severity or extent may be higher than they really are
@@ -326,6 +325,17 @@ class Row:
         if self.acceptance and not self.acceptance_ended:
             return ACCEPTED
         return NOT_CHECKED if self.error else FINDING if self.severity else OK
+
+    @property
+    def controls(self) -> list[str]:
+        """Every control that the row fails."""
+        failed = (one.control for one in self.control_findings if one.status == FAILED)
+        return [*dict.fromkeys(failed)]
+
+    @property
+    def control(self) -> str:
+        """Every control that the row fails: `EC2.19, EC2.13`."""
+        return ", ".join(self.controls)
 
     @property
     def level(self) -> str:
@@ -781,18 +791,33 @@ def compact_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def aws_cli(aws: Account, region: str, *words: str) -> Remediation:
-    """The command `aws ...`, to be pasted into a shell; a blank region is the home region.
+def cli_command(aws: Account, region: str, *words: str) -> str:
+    """The command `aws ...`, with every word quoted: resource names are chosen by others.
 
-    Resource names are chosen by others: everything is quoted, and a command with characters
-    that a terminal does not show is left out.
+    A blank region is the home region.
     """
     words = ("aws", *words, "--region", region or aws.home_region)
-    words += cli_option("profile", aws.profile) if aws.profile else ()
-    command = shlex.join(words)
-    if command.isprintable() and len(command) <= MAX_CELL_TEXT:
-        return Remediation(command)
+    return shlex.join((*words, *(cli_option("profile", aws.profile) if aws.profile else ())))
+
+
+def shell_line(line: str) -> Remediation:
+    """A line to be pasted into a shell, unless a terminal does not show all of its characters."""
+    if line.isprintable() and len(line) <= MAX_CELL_TEXT:
+        return Remediation(line)
     return Remediation(manual="too long, or odd characters: by hand")
+
+
+def aws_cli(aws: Account, region: str, *words: str) -> Remediation:
+    """A single command, to be pasted into a shell."""
+    return shell_line(cli_command(aws, region, *words))
+
+
+def answer_or_error(ask: Callable[[], T]) -> T | AwsError:
+    """The answer to a question, or why AWS did not give it."""
+    try:
+        return ask()
+    except AwsCallFailed as failed:
+        return failed.error
 
 
 # --- targets --------------------------------------------------------------------------
@@ -912,45 +937,63 @@ NON_PUBLIC_NETWORKS: list[Any] = [
     *map(ip_network, ("192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24")),
     *map(ip_network, ("224.0.0.0/3", "::/3", "4000::/2", "8000::/1")),
 ]
-# By IP version, the prefix length of a range that is a finding by itself. Two IPv4 /8, or an
-# IPv6 /12, which IANA gives to a regional registry as a whole, mean nobody in particular.
-WIDE_PREFIX_LENGTH = {4: 7, 6: 12}
+# By IP version, so many public addresses that they mean nobody in particular: as many as two
+# IPv4 /8 have, or an IPv6 /12, which IANA gives to a regional registry as a whole.
+MANY_ADDRESSES = {4: 2 * 2**24, 6: 2**116}
+WHOLE_INTERNET = {4: "0.0.0.0/0", 6: "::/0"}  # by IP version
 SOURCE_FIELDS = {"IpRanges": "CidrIp", "Ipv6Ranges": "CidrIpv6", "PrefixListIds": "PrefixListId"}
 FILTER_VALUES = 200  # in one filter of DescribeNetworkInterfaces
 
 
 class Exposure(NamedTuple):
-    """The part of the Internet that the sources of a rule let in together."""
+    """The part of the Internet that some sources let in together; blank if it is small."""
 
-    open_to: list[str]  # 0.0.0.0/0, ::/0, else ranges too wide to mean somebody in particular
-    prefix_lists: list[str]  # the lists of the rule that contribute to it
-    cidrs: list[str]  # all sources that were read
-    complete: bool = True  # False if a prefix list was not read
-    error: AwsError | None = None  # why not, if the list may open the rule further
+    whole: bool = False
+    versions: tuple[int, ...] = ()  # of IP, of which they let in the whole, or a large part
+    open_to: tuple[str, ...] = ()  # 0.0.0.0/0, ::/0, else the ranges
+    text: str = ""  # `the whole Internet`, `56 % of the Internet`
 
-    def describe(self) -> str:
-        """`the whole Internet through pl-1`."""
-        lists = f" through {', '.join(self.prefix_lists)}" if self.prefix_lists else ""
-        if not whole_internet(self.open_to):
-            return f"{in_words(self.open_to)}, a large part of the Internet{lists}"
-        return f"the whole {'IPv6 ' if self.open_to == ['::/0'] else ''}Internet{lists}"
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """By IP version: 2 for the whole Internet, 1 for a large part of it, 0 for neither."""
+        return tuple((1 + self.whole) * (version in self.versions) for version in WHOLE_INTERNET)
 
 
+@functools.lru_cache(maxsize=4096)
 def loose_network(cidr: str) -> Any:
     """The network of a CIDR. Host bits are ignored: AWS reads 10.0.0.0/0 as 0.0.0.0/0."""
     return ip_network(cidr, strict=False)
 
 
-def whole_internet(cidrs: Iterable[str]) -> list[str]:
-    """Those of 0.0.0.0/0 and ::/0 that the CIDRs cover together.
+def networks_of(cidrs: Iterable[str], version: int) -> list[Any]:
+    """The networks of the CIDRs of one IP version."""
+    return [net for net in map(loose_network, cidrs) if net.version == version]
 
-    >>> whole_internet(["0.0.0.0/1", "128.0.0.0/1", "2000::/4"])
-    ['0.0.0.0/0']
+
+def number_of_addresses(networks: Iterable[Any]) -> int:
+    """The number of different addresses in networks of one IP version."""
+    return sum(net.num_addresses for net in collapse_addresses(networks))
+
+
+def public_addresses(cidrs: Iterable[str], version: int) -> int:
+    """The number of addresses of the Internet that the CIDRs cover together.
+
+    >>> public_addresses(["8.0.0.0/8", "8.0.0.0/9", "10.0.0.0/8"], 4) == 2**24
+    True
     """
-    networks: list[Any] = [*map(loose_network, cidrs), *NON_PUBLIC_NETWORKS]
-    versions = ([net for net in networks if net.version == version] for version in (4, 6))
-    covered = (net for version in versions for net in collapse_addresses(version))
-    return [str(net) for net in covered if net.prefixlen == 0]
+    private = [net for net in NON_PUBLIC_NETWORKS if net.version == version]
+    covered = [*networks_of(cidrs, version), *private]
+    return number_of_addresses(covered) - number_of_addresses(private)
+
+
+ALL_ADDRESSES = {
+    version: public_addresses([cidr], version) for version, cidr in WHOLE_INTERNET.items()
+}
+
+
+def share_of(cidrs: Iterable[str], version: int) -> float:
+    """The share of the Internet that the CIDRs cover together: 1 is the whole of it."""
+    return public_addresses(cidrs, version) / ALL_ADDRESSES[version]
 
 
 def is_private(network: Any) -> bool:
@@ -959,53 +1002,58 @@ def is_private(network: Any) -> bool:
     return any(network.subnet_of(other) for other in same_version)
 
 
-def wide_sources(cidrs: Iterable[str]) -> list[str]:
-    """The public CIDRs that are too wide to mean somebody in particular.
+def public_ranges(cidrs: Collection[str], version: int) -> list[str]:
+    """The public CIDRs of one IP version, without repetitions and as few as possible."""
+    networks = (net for net in networks_of(cidrs, version) if not is_private(net))
+    return [str(net) for net in collapse_addresses(networks)]
 
-    >>> wide_sources(["8.0.0.0/7", "8.0.0.0/8", "10.0.0.0/7", "10.0.0.0/8"])
-    ['8.0.0.0/7', '10.0.0.0/7']
+
+def exposure(cidrs: Collection[str]) -> Exposure:
+    """The exposure of sources. It goes by their addresses, however they are written.
+
+    >>> exposure(["0.0.0.0/1", "128.0.0.0/1"]).text, exposure(["10.0.0.0/7"]).text
+    ('the whole Internet', '')
+    >>> exposure(["8.0.0.0/8", "9.0.0.0/8"]).text, exposure(["2000::/4"]).text
+    ('1 % of the Internet', '50 % of the IPv6 Internet')
     """
-    networks = map(loose_network, cidrs)
-    wide = (net for net in networks if net.prefixlen <= WIDE_PREFIX_LENGTH[net.version])
-    return [str(net) for net in wide if not is_private(net)]
+    counts = {}
+    for version, many in MANY_ADDRESSES.items():
+        sizes = sum(net.num_addresses for net in networks_of(cidrs, version))
+        counts[version] = public_addresses(cidrs, version) if sizes >= many else 0
+    if whole := tuple(version for version in counts if counts[version] == ALL_ADDRESSES[version]):
+        text = f"the whole {'' if 4 in whole else 'IPv6 '}Internet"
+        return Exposure(True, whole, tuple(WHOLE_INTERNET[version] for version in whole), text)
+    large = tuple(version for version in counts if counts[version] >= MANY_ADDRESSES[version])
+    ranges = (cidr for version in large for cidr in public_ranges(cidrs, version))
+    shares = {version: 100 * counts[version] / ALL_ADDRESSES[version] for version in large}
+    texts = [
+        f"{min(max(round(share), 1), 99)} % of the {'IPv6 ' if version == 6 else ''}Internet"
+        for version, share in shares.items()
+    ]
+    return Exposure(False, large, tuple(ranges), in_words(texts))
 
 
-def public_sources(cidrs: list[str]) -> list[str]:
-    """The CIDRs to remove from a rule so that it is no longer open.
+def sources_to_remove(cidrs: Collection[str], others: Collection[str] = ()) -> list[str]:
+    """The CIDRs to remove, so that the rest and the others open no more than the others alone.
 
-    These are the wide ones. If the others still cover the whole Internet in small pieces, all
-    public ones are.
+    These are the widest, and all that are as wide as the last of them.
+
+    >>> sources_to_remove(["0.0.0.0/0", "8.8.8.8/32"])
+    ['0.0.0.0/0']
+    >>> sources_to_remove(["8.0.0.0/8", "9.0.0.0/8", "11.0.0.0/16"])
+    ['8.0.0.0/8', '9.0.0.0/8']
     """
-    wide = [cidr for cidr in cidrs if wide_sources([cidr])]
-    if not whole_internet(cidr for cidr in cidrs if cidr not in wide):
-        return wide
-    return [cidr for cidr in cidrs if not is_private(loose_network(cidr))]
-
-
-@once
-def prefix_list(aws: Account, region: str, id: str) -> list[str]:
-    """The CIDRs of a managed prefix list."""
-    operation = "GetManagedPrefixListEntries"
-    entries = aws.fetch("ec2", operation, "Entries", region, page_size=100, PrefixListId=id)
-    return [entry["Cidr"] for entry in entries]
-
-
-def exposure(aws: Account, region: str, cidrs: list[str], prefix_lists: list[str]) -> Exposure:
-    """The exposure of these sources. Lists are read unless the CIDRs cover the whole Internet."""
-    if covered := whole_internet(cidrs):
-        return Exposure(covered, [], cidrs, complete=not prefix_lists)
-    entries: dict[str, list[str]] = {}
-    error = None
-    for id in prefix_lists:
-        try:
-            entries[id] = prefix_list(aws, region, id)
-        except AwsCallFailed as failed:
-            error = failed.error
-    sources = [*cidrs, *(cidr for listed in entries.values() for cidr in listed)]
-    wide = [id for id, listed in entries.items() if wide_sources(listed)]
-    if covered := whole_internet(sources):  # without a wide list, in small pieces of all lists
-        return Exposure(covered, wide or [*entries], sources, complete=not error)
-    return Exposure(sorted(set(wide_sources(sources))), wide, sources, not error, error)
+    widths = defaultdict[tuple[int, int], list[str]](list)
+    for cidr in cidrs:
+        if not is_private(net := loose_network(cidr)):
+            widths[net.prefixlen, net.version].append(cidr)
+    allowed, removed = exposure(others).levels, list[str]()
+    for (_, version), equally_wide in sorted(widths.items()):
+        left = [cidr for cidr in cidrs if cidr not in removed]
+        place = [*WHOLE_INTERNET].index(version)
+        if exposure([*left, *others]).levels[place] > allowed[place]:
+            removed += equally_wide
+    return removed
 
 
 # --- check 2: security groups, ports --------------------------------------------------
@@ -1017,9 +1065,11 @@ HIGH_RISK_PORTS = {  # the list of Security Hub EC2.19
     5500: "VNC", 5601: "OpenSearch Dashboards", 8080: "HTTP proxy", 8088: "HTTP", 8888: "HTTP",
     9200: "OpenSearch", 9300: "OpenSearch",
 }  # fmt: skip
+REMOTE_LOGIN_PORTS = {22, 3389}  # SSH and RDP
 WEB_PORTS = {80: "HTTP", 443: "HTTPS"}  # allowed by Security Hub EC2.18
-PORT_NAMES = HIGH_RISK_PORTS | WEB_PORTS
+PORT_NAMES = HIGH_RISK_PORTS | WEB_PORTS  # they are TCP
 ALL_PORTS = range(65536)
+PORT_PROTOCOLS = ("TCP", "UDP")  # the only ones whose rules have ports
 
 # https://www.iana.org/assignments/protocol-numbers
 PROTOCOLS = {
@@ -1053,7 +1103,7 @@ class PortRange(NamedTuple):
     @property
     def ports(self) -> range:
         """The ports that are opened; none for a protocol without ports."""
-        if self.protocol not in ("ALL", "TCP", "UDP"):
+        if self.protocol not in ("ALL", *PORT_PROTOCOLS):
             return range(0)
         if self.protocol == "ALL" or self.first is None or self.first == -1:
             return ALL_PORTS
@@ -1075,8 +1125,9 @@ class PortRange(NamedTuple):
         return f"{opened[0]}-{opened[-1]}" if len(opened) > 1 else f"{opened[0]}"
 
     def name(self) -> str:
-        """The usual service of a single port, such as SSH; else blank."""
-        return PORT_NAMES.get(self.ports[0], "") if len(self.ports) == 1 else ""
+        """The usual service of a single TCP port, such as SSH; else blank."""
+        single = self.protocol == "TCP" and len(self.ports) == 1
+        return PORT_NAMES.get(self.ports[0], "") if single else ""
 
     def cell(self) -> str:
         """The column Ports: `22 (SSH)`, `8000-9000`, `ALL`."""
@@ -1090,33 +1141,70 @@ class PortRange(NamedTuple):
         """
         if self.protocol == "ALL":
             return "all ports"
-        if self.protocol not in ("TCP", "UDP"):
+        if self.protocol not in PORT_PROTOCOLS:
             everything = self.numbers().startswith("ALL")
             return self.protocol if everything else f"{self.protocol} {self.numbers()}"
         if self.numbers() == "ALL":
             return f"all {self.protocol} ports"
-        if self.name() and self.protocol == "TCP":
-            return f"{self.name()} ({self.numbers()})"
-        return f"{self.protocol} {self.numbers()}"
+        return (
+            f"{self.name()} ({self.numbers()})"
+            if self.name()
+            else f"{self.protocol} {self.numbers()}"
+        )
 
-    def severity(self) -> tuple[str, str]:
-        """Severity and control (EC2.19, EC2.18) if these ports are open to the whole Internet."""
-        if any(port in self.ports for port in HIGH_RISK_PORTS):
-            return CRITICAL, "EC2.19"
-        web = self.protocol == "TCP" and len(self.ports) == 1 and self.ports[0] in WEB_PORTS
-        return (LOW, "") if web or self.protocol.startswith("ICMP") else (HIGH, "EC2.18")
+    def parts(self, others: Iterable[PortRange]) -> Iterator[PortRange]:
+        """The ports, cut where the ports of the others begin and end.
+
+        >>> [part.numbers() for part in PortRange("TCP", 20, 30).parts([PortRange("TCP", 22, 22)])]
+        ['20-21', '22', '23-30']
+        """
+        others = [*others]
+        if not self.ports:
+            yield self
+        for protocol in PORT_PROTOCOLS if self.ports else ():
+            if self.protocol not in ("ALL", protocol):
+                continue
+            edges = {self.ports.start, self.ports.stop}
+            for ports in (other.ports for other in others if other.protocol == protocol):
+                edges |= {edge for edge in (ports.start, ports.stop) if edge in self.ports}
+            for first, end in pairwise(sorted(edges)):
+                yield PortRange(protocol, first, end - 1)
+
+    def covers(self, part: PortRange) -> bool:
+        """Whether a rule for these ports opens a part, too."""
+        same = self.protocol == part.protocol and part.first in self.ports
+        return self.protocol == "ALL" or self == part or same
 
 
 # --- check 2: security groups, rules --------------------------------------------------
 
+# How each control decides, by the rule of AWS Config behind it (the pages of the user guide name
+# them; docs.aws.amazon.com/config/latest/developerguide/ has a page a rule): restricted-ssh and
+# restricted-common-ports (EC2.14, EC2.19) are about TCP, vpc-sg-port-restriction-check (EC2.53,
+# EC2.54) and vpc-sg-open-only-to-authorized-ports (EC2.18) about TCP and UDP. All of them look
+# for 0.0.0.0/0 and ::/0 themselves. By default, vpc-sg-port-restriction-check leaves out groups of
+# other accounts; we do so for all. restricted-common-ports speaks of groups in use; the controls
+# do not, and neither do we.
 GROUP_CONTROLS = {
-    "EC2.13": Control(HIGH, "SSH (22) is closed to the Internet", pci="1.3.1"),
-    "EC2.14": Control(HIGH, "RDP (3389) is closed to the Internet", pci="1.3.1"),
+    "EC2.13": Control(HIGH, "SSH (TCP 22) is closed to the Internet", pci="1.3.1"),
+    "EC2.14": Control(HIGH, "RDP (TCP 3389) is closed to the Internet", pci="1.3.1"),
     "EC2.18": Control(HIGH, "Only TCP 80 and 443 are open to the Internet"),
-    "EC2.19": Control(CRITICAL, "No high-risk port is open to the Internet"),
-    "EC2.53": Control(HIGH, "SSH and RDP are closed to IPv4", "5.3", "5.2", "1.3.1"),
-    "EC2.54": Control(HIGH, "SSH and RDP are closed to IPv6", "5.4", "5.3", "1.3.1"),
+    "EC2.19": Control(CRITICAL, "No high-risk TCP port is open to the Internet"),
+    "EC2.53": Control(HIGH, "TCP and UDP 22 and 3389 are closed to IPv4", "5.3", "5.2", "1.3.1"),
+    "EC2.54": Control(HIGH, "TCP and UDP 22 and 3389 are closed to IPv6", "5.4", "5.3", "1.3.1"),
 }
+
+
+class Sources(NamedTuple):
+    """The sources of the inbound rules of a group for one port range."""
+
+    cidrs: list[str]
+    lists: dict[str, list[str]]  # the CIDRs of its prefix lists
+    unread: dict[str, AwsError]  # the prefix lists that could not be read, and why
+
+    def all_cidrs(self) -> list[str]:
+        """The CIDRs of the rules and of their prefix lists."""
+        return [*self.cidrs, *(cidr for listed in self.lists.values() for cidr in listed)]
 
 
 class OpenRule(NamedTuple):
@@ -1124,118 +1212,196 @@ class OpenRule(NamedTuple):
 
     group: dict[str, Any]  # as DescribeSecurityGroups describes it
     ports: PortRange
-    cidrs: list[str]
-    prefix_lists: list[str]
+    sources: Sources
     exposure: Exposure
+    reached: PortRange  # the ports that are exposed so, if other rules take part in it
+    partners: dict[PortRange, list[str]]  # the other rules that take part, and their CIDRs
 
 
-def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[OpenRule]:
-    """Rules with the same ports are evaluated together, because their sources add up."""
-    sources: dict[PortRange, list[str]] = defaultdict(list)
-    for rule in group["IpPermissions"]:
-        for kind, name in SOURCE_FIELDS.items():
-            sources[PortRange.of_rule(rule)] += [one[name] for one in rule.get(kind) or ()]
-    for ports, names in sources.items():
-        prefix_lists = sorted({name for name in names if name.startswith("pl-")})
-        cidrs = [name for name in names if name not in prefix_lists]
-        found = exposure(aws, region, cidrs, prefix_lists)
-        if found.open_to or found.error:
-            yield OpenRule(group, ports, cidrs, prefix_lists, found)
+def owner_of(aws: Account, group: dict[str, Any]) -> str:
+    """The number of the account that a group belongs to, which may have shared it or its VPC."""
+    return str(group.get("OwnerId") or aws.number)
 
 
 def failed_group_controls(ports: PortRange, cidrs: Iterable[str]) -> list[str]:
-    """The controls that a rule with these sources fails.
+    """The controls that a rule with these sources fails, the most severe first.
 
     They match only 0.0.0.0/0 and ::/0 themselves, also inside prefix lists. They ignore usage
     and VPC block public access.
     """
     whole = [net for net in map(loose_network, cidrs) if net.prefixlen == 0]
-    if not whole:
-        return []
-    opened = ports.ports
+    opened = ports.ports if whole else range(0)
+    tcp = opened if ports.protocol in ("ALL", "TCP") else range(0)
     web = ports.protocol == "TCP" and all(port in WEB_PORTS for port in opened)
-    remote_login = 22 in opened or 3389 in opened
+    remote_login = any(port in opened for port in REMOTE_LOGIN_PORTS)
     failed = {
-        "EC2.13": 22 in opened,
-        "EC2.14": 3389 in opened,
+        "EC2.19": any(port in tcp for port in HIGH_RISK_PORTS),
+        "EC2.13": 22 in tcp,
+        "EC2.14": 3389 in tcp,
         "EC2.18": bool(opened) and not web,
-        "EC2.19": any(port in opened for port in HIGH_RISK_PORTS),
         "EC2.53": remote_login and any(net.version == 4 for net in whole),
         "EC2.54": remote_login and any(net.version == 6 for net in whole),
     }
     return [control for control, fails in failed.items() if fails]
 
 
-def rule_control_findings(rule: OpenRule) -> tuple[ControlFinding, ...]:
-    """The controls that the rule FAILED.
+def port_severity(ports: PortRange) -> str:
+    """The severity if these ports are open to the whole Internet.
 
-    If a prefix list was not read, those that it might fail as well are NOT CHECKED.
+    It is that of the controls that fail then. Where none does it is ours: High for protocols
+    without ports, Low for ICMP and the web.
     """
-    failed = failed_group_controls(rule.ports, rule.exposure.cidrs)
-    whole = () if rule.exposure.complete else ("0.0.0.0/0", "::/0")
-    possible = failed_group_controls(rule.ports, whole)
-    return (
-        *(ControlFinding(control, rule.group["GroupId"]) for control in failed),
-        *(ControlFinding(name, "", NOT_CHECKED) for name in possible if name not in failed),
-    )
+    if failed := failed_group_controls(ports, WHOLE_INTERNET.values()):
+        return GROUP_CONTROLS[failed[0]].severity
+    return LOW if ports.ports or ports.protocol.startswith("ICMP") else HIGH
 
 
-def revoke_command(rule: OpenRule) -> tuple[str, ...]:
-    """Removes the public sources, and no others, from the group's rules with these ports."""
-    public = {*public_sources(rule.cidrs), *rule.exposure.prefix_lists}
-    permissions = []
+Rules = dict[PortRange, list[str]]  # the CIDRs of a group's rules
+
+
+def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
+    """The exposure of rules that open the same ports, and the widest of them that make it."""
+    together = exposure([cidr for cidrs in rules.values() for cidr in cidrs])
+    widest = sorted(rules, key=lambda ports: -max(share_of(rules[ports], v) for v in (4, 6)))
+    for number in range(1, len(rules) + 1) if together.versions else ():
+        used = {ports: rules[ports] for ports in widest[:number]}
+        found = exposure([cidr for cidrs in used.values() for cidr in cidrs])
+        if found.levels == together.levels:
+            return found, used
+    return Exposure(), {}
+
+
+def most_exposed(rules: Rules, ports: PortRange) -> tuple[Exposure, PortRange, Rules]:
+    """The exposure of a rule; where other rules for some of its ports add to it, the greatest.
+
+    Also the ports that are exposed so, and these other rules.
+    """
+    alone = exposure(rules[ports])
+    found: list[tuple[Exposure, PortRange, Rules]] = [(alone, ports, {})]
+    for part in () if alone.whole else ports.parts(rules):
+        together, used = exposed_together({o: rules[o] for o in rules if o.covers(part)})
+        if ports in used and len(used) > 1:
+            found.append((together, part, {other: used[other] for other in used if other != ports}))
+    return max(found, key=lambda one: (one[0].levels, -SEVERITIES.index(port_severity(one[1]))))
+
+
+@once
+def prefix_list(aws: Account, region: str, id: str) -> list[str]:
+    """The CIDRs of a managed prefix list."""
+    operation = "GetManagedPrefixListEntries"
+    entries = aws.fetch("ec2", operation, "Entries", region, page_size=100, PrefixListId=id)
+    return [entry["Cidr"] for entry in entries]
+
+
+def read_sources(aws: Account, region: str, names: Iterable[str]) -> Sources:
+    """The sources of a rule. Its prefix lists are read unless they can add nothing."""
+    sources = Sources([name for name in names if not name.startswith("pl-")], {}, {})
+    if exposure(sources.cidrs).levels == (2, 2):
+        return sources
+    for id in sorted({name for name in names if name.startswith("pl-")}):
+        try:
+            sources.lists[id] = prefix_list(aws, region, id)
+        except AwsCallFailed as failed:
+            sources.unread[id] = failed.error
+    return sources
+
+
+def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[OpenRule]:
+    """The rules of a group that are open to the Internet, or may be."""
+    names: dict[PortRange, list[str]] = defaultdict(list)
+    for rule in group["IpPermissions"]:
+        for kind, name in SOURCE_FIELDS.items():
+            names[PortRange.of_rule(rule)] += [one[name] for one in rule.get(kind) or ()]
+    sources = {ports: read_sources(aws, region, names[ports]) for ports in names}
+    rules = {ports: sources[ports].all_cidrs() for ports in names}
+    closed = not exposure([cidr for cidrs in rules.values() for cidr in cidrs]).versions
+    for ports in names:
+        found = (Exposure(), ports, {}) if closed else most_exposed(rules, ports)
+        if found[0].versions or sources[ports].unread:
+            yield OpenRule(group, ports, sources[ports], *found)
+
+
+def lists_in(rule: OpenRule) -> list[str]:
+    """The prefix lists of an open rule without which its exposure would not be what it is."""
+    others = [cidr for cidrs in rule.partners.values() for cidr in cidrs]
+    if exposure([*rule.sources.cidrs, *others]).levels == rule.exposure.levels:
+        return []
+    lists = rule.sources.lists
+    return [id for id, cidrs in lists.items() if exposure(cidrs).versions] or [*lists]
+
+
+def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
+    """Commands that remove public sources, one each: one that is gone stops no other.
+
+    AWS removes nothing at all if one of several sources is not there. What remains of the rule
+    is no finding.
+    """
+    lists = lists_in(rule)
+    kept = [cidr for id, cidrs in rule.sources.lists.items() if id not in lists for cidr in cidrs]
+    others = [cidr for cidrs in (kept, *rule.partners.values()) for cidr in cidrs]
+    removed = {*sources_to_remove(rule.sources.cidrs, others), *lists}
+    operation, group_id = "revoke-security-group-ingress", rule.group["GroupId"]
     for permission in rule.group["IpPermissions"]:
         if PortRange.of_rule(permission) != rule.ports:
             continue
         names = ("IpProtocol", "FromPort", "ToPort")
-        revoked = {name: permission[name] for name in names if name in permission}
+        about = {name: permission[name] for name in names if name in permission}
         for kind, name in SOURCE_FIELDS.items():
-            sources = [one[name] for one in permission.get(kind) or () if one[name] in public]
-            revoked |= {kind: [{name: source} for source in sources]} if sources else {}
-        if revoked.keys() & SOURCE_FIELDS.keys():
-            permissions.append(revoked)
-    operation, group_id = "revoke-security-group-ingress", rule.group["GroupId"]
-    return ("ec2", operation, "--group-id", group_id, "--ip-permissions", compact_json(permissions))
+            for source in (one[name] for one in permission.get(kind) or () if one[name] in removed):
+                text = compact_json([{**about, kind: [{name: source}]}])
+                yield "ec2", operation, "--group-id", group_id, "--ip-permissions", text
 
 
 # --- check 2: security groups, usage --------------------------------------------------
 
 
-def describe_usage(interfaces: Sequence[dict[str, Any]], blocker: str) -> tuple[str, str]:
+def describe_usage(interfaces: Sequence[dict[str, Any]]) -> tuple[str, str]:
     """The cell `2 interfaces, 1 public`, and the end of the sentence."""
-    stopped = f"; {blocker} stops it" if blocker else ""
     if not interfaces:
-        return "not in use", f"; nothing uses it{stopped}"
+        return "no interface", "; no interface has it now"
     number, public = counted(len(interfaces), "interface"), sum(map(is_public, interfaces))
     use, some = "uses" if len(interfaces) == 1 else "use", f"{public:,}" if public else "none"
-    text = f"; {number} {use} it, {some} with a public address{stopped}"
-    return f"{number}, {public:,} public", text
+    return f"{number}, {public:,} public", f"; {number} {use} it, {some} with a public address"
+
+
+def interfaces_with(
+    aws: Account, region: str, filter_name: str, values: Iterable[str]
+) -> Iterator[dict[str, Any]]:
+    """The network interfaces that pass a filter for one of the values."""
+    wanted = sorted(set(values))
+    for batch in (wanted[n : n + FILTER_VALUES] for n in range(0, len(wanted), FILTER_VALUES)):
+        yield from aws.fetch(
+            "ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", region,
+            Filters=[{"Name": filter_name, "Values": batch}], IncludeManagedResources=True,
+        )  # fmt: skip
 
 
 def interfaces_by_group(
     aws: Account, region: str, group_ids: set[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """The network interfaces that have each of the groups."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    ids = sorted(group_ids)
-    for batch in (ids[n : n + FILTER_VALUES] for n in range(0, len(ids), FILTER_VALUES)):
-        filters = [{"Name": "group-id", "Values": batch}]
-        for interface in aws.fetch(
-            "ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", region,
-            Filters=filters, IncludeManagedResources=True,
-        ):  # fmt: skip
-            for id in {group["GroupId"] for group in interface["Groups"]} & set(batch):
-                found[id].append(interface)
-    return found
+    found: dict[str, dict[str, dict[str, Any]]] = {id: {} for id in group_ids}
+    for interface in interfaces_with(aws, region, "group-id", group_ids):
+        for id in {group["GroupId"] for group in interface["Groups"]} & group_ids:
+            found[id][interface["NetworkInterfaceId"]] = interface
+    return {id: [*interfaces.values()] for id, interfaces in found.items()}
 
 
 def is_public(interface: dict[str, Any]) -> bool:
-    """Whether an interface has a public IPv4, an Elastic IP or a global IPv6 address."""
-    addresses = interface.get("PrivateIpAddresses") or ()
-    if any(address.get("Association") for address in (interface, *addresses)):
+    """Whether an interface has an address that the Internet reaches.
+
+    A customer-owned address (Outposts) belongs to a network of the customer, a carrier address
+    (Wavelength) to that of a telephone company: the Internet reaches neither.
+    https://docs.aws.amazon.com/wavelength/latest/developerguide/how-wavelengths-work.html
+    """
+    if interface.get("DenyAllIgwTraffic"):
+        return False
+    addresses = (interface, *(interface.get("PrivateIpAddresses") or ()))
+    if any((address.get("Association") or {}).get("PublicIp") for address in addresses):
         return True
-    ipv6 = interface.get("Ipv6Addresses") or ()
-    return any(ip_address(address["Ipv6Address"]).is_global for address in ipv6)
+    ipv6 = [one["Ipv6Address"] for one in interface.get("Ipv6Addresses") or ()]
+    ipv6 += [one["Ipv6Prefix"] for one in interface.get("Ipv6Prefixes") or ()]
+    return any(ip_network(one, strict=False).is_global for one in ipv6)
 
 
 @dataclass(frozen=True)
@@ -1244,20 +1410,20 @@ class VpcBlockPublicAccess:
 
     mode: str
     own_vpcs: frozenset[str] = frozenset()
-    excluded: frozenset[str] = frozenset()  # VPCs and subnets
+    excluded: frozenset[str] = frozenset()  # VPCs, also those of an excluded subnet
 
     def blocks(self, group_vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
         """The mode, if it stops inbound traffic to the group; else blank.
 
+        A load balancer in an excluded subnet reaches targets in all of its VPC:
         https://docs.aws.amazon.com/vpc/latest/userguide/security-vpc-bpa.html
         """
         # a group may be used in other VPCs than its own
         vpcs = {group_vpc, *(interface.get("VpcId", group_vpc) for interface in interfaces)}
-        subnets = {interface.get("SubnetId", "") for interface in interfaces}
         stops = self.mode.startswith("block-") and vpcs <= self.own_vpcs
-        if not stops or (vpcs | subnets) & self.excluded:
-            return ""
-        return f"VPC block public access ({self.mode})"
+        return (
+            f"VPC block public access ({self.mode})" if stops and not vpcs & self.excluded else ""
+        )
 
 
 @once
@@ -1271,13 +1437,57 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
     own = frozenset(vpc["VpcId"] for vpc in vpcs if vpc["OwnerId"] == aws.number)
     operation, items = "DescribeVpcBlockPublicAccessExclusions", "VpcBlockPublicAccessExclusions"
     inactive = ("create-failed", "delete-complete", "disable-complete")
-    excluded = frozenset(
+    excluded = {
         one["ResourceArn"].rpartition("/")[2]
         for one in aws.fetch("ec2", operation, items, region)
         if one["InternetGatewayExclusionMode"] == "allow-bidirectional"
         and one["State"] not in inactive
+    }
+    subnets = {id for id in excluded if id.startswith("subnet-")}
+    inside = interfaces_with(aws, region, "subnet-id", subnets)
+    return VpcBlockPublicAccess(mode, own, frozenset(excluded | {one["VpcId"] for one in inside}))
+
+
+class Usage(NamedTuple):
+    """The interfaces of each group of a region and what blocks them, or why that is not known."""
+
+    interfaces: dict[str, list[dict[str, Any]]] | AwsError
+    block: VpcBlockPublicAccess | AwsError
+
+
+class GroupUsage(NamedTuple):
+    """The use of a group, and what blocks inbound traffic to it."""
+
+    used_by: str
+    blocked_by: str  # blank if nothing does
+    text: str = ""  # the end of the sentence
+    unused: bool = False  # as far as is known
+    public: bool = False  # whether the Internet reaches an interface
+
+
+def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
+    """The usage of these groups. No call is made if there are none."""
+    block: VpcBlockPublicAccess | AwsError = VpcBlockPublicAccess("off")
+    if group_ids:
+        block = answer_or_error(lambda: vpc_block_public_access(aws, region))
+    return Usage(answer_or_error(lambda: interfaces_by_group(aws, region, group_ids)), block)
+
+
+def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
+    """The usage of one group. Instances outside a VPC have a group, but no interface."""
+    if isinstance(usage.interfaces, AwsError):
+        return GroupUsage(NOT_CHECKED, NOT_CHECKED)
+    if not (vpc := group.get("VpcId")):
+        return GroupUsage("instances outside a VPC", "", "; instances outside a VPC may use it")
+    interfaces = usage.interfaces[group["GroupId"]]
+    used_by, text = describe_usage(interfaces)
+    used = GroupUsage(used_by, NOT_CHECKED, text, not interfaces, any(map(is_public, interfaces)))
+    if isinstance(usage.block, AwsError):
+        return used
+    blocked = usage.block.blocks(vpc, interfaces)
+    return used._replace(
+        blocked_by=blocked, text=text + (f"; {blocked} stops it" if blocked else "")
     )
-    return VpcBlockPublicAccess(mode, own, excluded)
 
 
 # --- check 2: security groups ---------------------------------------------------------
@@ -1308,37 +1518,33 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
 def check_security_groups(aws: Account, region: str) -> Rows:
     """Inbound rules open to the whole Internet, or to a large part of it.
 
-    A rule of an unused group is one severity lower, one behind VPC block public access is Low.
-    If usage cannot be read, open rules keep their severity and the region is NOT CHECKED too.
+    A rule of a group that no interface has is one severity lower; one behind VPC block public
+    access, or of another account, is Low. What of that cannot be read lowers nothing, and is a
+    row NOT CHECKED.
     """
-    groups, rules = 0, list[OpenRule]()
+    groups, own, rules, failure = 0, 0, list[OpenRule](), None
     try:
         for group in aws.fetch("ec2", "DescribeSecurityGroups", "SecurityGroups", region):
-            groups += 1
+            groups, own = groups + 1, own + (owner_of(aws, group) == aws.number)
             rules += open_rules(aws, region, group)
-        interfaces = interfaces_by_group(aws, region, {rule.group["GroupId"] for rule in rules})
-        block = vpc_block_public_access(aws, region) if rules else None
-    except AwsCallFailed:
-        for rule in rules:
-            yield from rule_rows(aws, region, rule, [], None)
-        raise
+    except AwsCallFailed as failed:
+        failure = failed
+    ours = {one.group["GroupId"] for one in rules if owner_of(aws, one.group) == aws.number}
+    usage = read_usage(aws, region, ours)
     for rule in rules:
-        yield from rule_rows(aws, region, rule, interfaces[rule.group["GroupId"]], block)
-    return Counter(dict.fromkeys(["", *GROUP_CONTROLS], groups))
+        yield from rule_rows(aws, region, rule, usage)
+    for name, answer in usage._asdict().items():
+        if isinstance(answer, AwsError):
+            yield not_checked_row(region, name, {"Region": region}, answer)
+    if failure:
+        raise failure
+    return Counter({"": groups, **dict.fromkeys(GROUP_CONTROLS, own)})
 
 
-def rule_rows(
-    aws: Account, region: str, rule: OpenRule,
-    interfaces: list[dict[str, Any]], block: VpcBlockPublicAccess | None,
-) -> Iterator[Row]:  # fmt: skip
-    """A finding if the rule is open, a row NOT CHECKED if a prefix list may open it further.
-
-    Without `block` the usage could not be read.
-    """
-    group, ports, open_to = rule.group, rule.ports, rule.exposure.open_to
-    via = ", ".join(rule.exposure.prefix_lists)
-    id = group["GroupId"]
-    item = f"{id}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
+def rule_rows(aws: Account, region: str, rule: OpenRule, usage: Usage) -> Iterator[Row]:
+    """A finding if the rule is open, a row NOT CHECKED if a prefix list may open it further."""
+    group, ports = rule.group, rule.ports
+    item = f"{group['GroupId']}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
     cells: dict[str, Cell] = {
         "Region": region,
         "Group ID": group["GroupId"],
@@ -1346,51 +1552,93 @@ def rule_rows(
         "VPC": group.get("VpcId", ""),
         "Protocol": ports.protocol,
         "Ports": ports.cell(),
-        "Used by": NOT_CHECKED,
-        "Blocked by": NOT_CHECKED,
     }
-    if error := rule.exposure.error:
-        unread = cells | {"Open to": ", ".join(rule.prefix_lists)}
-        yield not_checked_row(region, item, unread, error)
-    if not open_to:
-        return
-    severity, control = ports.severity() if whole_internet(open_to) else (MEDIUM, "")
-    usage = ""
-    if block:
-        blocker = block.blocks(group.get("VpcId", ""), interfaces)
-        cells["Used by"], usage = describe_usage(interfaces, blocker)
-        cells["Blocked by"] = blocker
-        severity = LOW if blocker else severity if interfaces else one_level_lower(severity)
-    yield Row(
-        region,
-        item,
-        cells | {"Open to": ", ".join(open_to) + (f" ({via})" if via else "")},
-        Message(f"lets {rule.exposure.describe()} reach ", ports.service(), usage),
-        severity,
-        control,
-        remediation=aws_cli(aws, region, *revoke_command(rule)),
-        control_findings=rule_control_findings(rule),
-        extent=frozenset(open_to)
-        | ({"public address"} if any(map(is_public, interfaces)) else set()),
-        resource=f"{region}/{id}",
-        fully_read=block is not None,
-        kind=f"{ports.service()} open to {rule.exposure.describe()}",
-        priority=rule_priority(open_to, interfaces, severity),
-        facts={
-            "from_port": ports.first,
-            "to_port": ports.last,
-            "interfaces": len(interfaces) if block else None,
-            "public_interfaces": sum(map(is_public, interfaces)) if block else None,
-        },
+    foreign = owner_of(aws, group) != aws.number
+    failed = [] if foreign else failed_group_controls(ports, rule.sources.all_cidrs())
+    for error in [*rule.sources.unread.values()][:1]:
+        possible = [] if foreign else failed_group_controls(ports, WHOLE_INTERNET.values())
+        undecided = (ControlFinding(one, "", NOT_CHECKED) for one in possible if one not in failed)
+        unread = cells | {"Open to": ", ".join(rule.sources.unread)}
+        yield Row(region, item, unread, error=error, control_findings=tuple(undecided))
+    if rule.exposure.versions:
+        findings = tuple(ControlFinding(one, group["GroupId"]) for one in failed)
+        row = Row(
+            region, item, cells, control_findings=findings, resource=f"{region}/{group['GroupId']}"
+        )
+        yield foreign_rule_row(aws, row, rule) if foreign else open_rule_row(aws, row, rule, usage)
+
+
+def open_rule_row(aws: Account, row: Row, rule: OpenRule, usage: Usage) -> Row:
+    """The finding that a rule of this account is open."""
+    used = usage_of(rule.group, usage)
+    severity = port_severity(rule.reached) if rule.exposure.whole else MEDIUM
+    severity = one_level_lower(severity) if used.unused else severity
+    commands = (cli_command(aws, row.target, *words) for words in revoke_commands(rule))
+    return replace(
+        row,
+        cells=row.cells
+        | {"Open to": open_to(rule), "Used by": used.used_by, "Blocked by": used.blocked_by},
+        message=describe_rule(rule, used.text),
+        severity=LOW if used.blocked_by not in ("", NOT_CHECKED) else severity,
+        remediation=shell_line("; ".join(commands)),
+        extent=frozenset(rule.exposure.open_to) | ({"public address"} if used.public else set()),
+        fully_read=NOT_CHECKED not in (used.used_by, used.blocked_by),
+        kind=f"{rule.reached.service()} open to {rule.exposure.text}",
+        priority=rule_priority(rule, used),
+        facts=rule_facts(rule, usage),
     )
 
 
-def rule_priority(
-    open_to: Iterable[str], interfaces: Collection[dict[str, Any]], severity: str
-) -> int:
+def rule_priority(rule: OpenRule, used: GroupUsage) -> int:
     """Public addresses come first, then other use; the whole Internet before a part of it."""
-    used = 2 if any(map(is_public, interfaces)) else 1 if interfaces else 0
-    return 0 if severity == LOW else 2 * used + bool(whole_internet(open_to))
+    use = 0 if used.unused or used.blocked_by not in ("", NOT_CHECKED) else 1 + used.public
+    return 2 * use + rule.exposure.whole
+
+
+def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
+    """The ports of a rule, and how many interfaces use its group."""
+    facts: dict[str, Fact] = {"from_port": rule.ports.first, "to_port": rule.ports.last}
+    if isinstance(usage.interfaces, AwsError):
+        return facts
+    found = usage.interfaces[rule.group["GroupId"]]
+    return facts | {"interfaces": len(found), "public_interfaces": sum(map(is_public, found))}
+
+
+def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
+    """The finding that a rule of another account is open, whose users are not all shown to us."""
+    owner = owner_of(aws, rule.group)
+    return replace(
+        row,
+        cells=row.cells | {"Open to": open_to(rule)},
+        message=describe_rule(rule, f"; account {owner} owns the group"),
+        severity=LOW,
+        remediation=Remediation(manual=f"account {owner} must close it"),
+        extent=frozenset(rule.exposure.open_to),
+        kind=f"{rule.reached.service()} open to {rule.exposure.text}, by another account",
+        arn=":".join(
+            [
+                *aws.arn.split(":")[:2],
+                "ec2",
+                row.target,
+                owner,
+                f"security-group/{rule.group['GroupId']}",
+            ]
+        ),
+    )
+
+
+def open_to(rule: OpenRule) -> str:
+    """The column Open to: `0.0.0.0/0, ::/0 (pl-1)`."""
+    lists = ", ".join(lists_in(rule))
+    return ", ".join(rule.exposure.open_to) + (f" ({lists})" if lists else "")
+
+
+def describe_rule(rule: OpenRule, usage: str) -> Message:
+    """The sentence of an open rule: who reaches what."""
+    lists, others = ", ".join(lists_in(rule)), in_words(one.service() for one in rule.partners)
+    before = f"lets {rule.exposure.text}{f' through {lists}' if lists else ''} reach "
+    together = f", together with its rule for {others}" if others else ""
+    return Message(before, rule.reached.service(), f"{together}{usage}")
 
 
 def one_level_lower(severity: str) -> str:
@@ -1402,8 +1650,14 @@ def one_level_lower(severity: str) -> str:
 
 DUE_SOON = timedelta(days=31)  # before the next monthly run
 KEY_CONTROLS = {
+    # Security Hub counts from the day on which the key was created or last activated, as the
+    # credential report does; we count from the creation, which no reactivation changes.
     "IAM.3": Control(
-        MEDIUM, "No active access key is older than 90 days", "1.13", "1.14", "8.3.9, 8.6.3"
+        MEDIUM,
+        "No active access key was created more than 90 days ago",
+        "1.13",
+        "1.14",
+        "8.3.9, 8.6.3",
     ),
     "IAM.4": Control(CRITICAL, "Root has no access key", "1.3", "1.4", scope=ROOT),
 }
@@ -1456,19 +1710,15 @@ def check_access_keys(aws: Account, user: str) -> Rows:
     """
     if user == ROOT:
         if account_summary(aws)["AccountAccessKeysPresent"]:
-            yield root_key_row()
+            yield root_key_row(aws)
         return Counter({"IAM.4": 1})
     keys = access_keys(aws, user)
     for key in keys:
-        try:
-            yield key_row(aws, user, key)
-        except AwsCallFailed as failed:
-            if failed.error.code not in GONE_CODES:
-                raise
+        yield from key_rows(aws, user, key)
     return Counter({"IAM.3": sum(key["Status"] == "Active" for key in keys)})
 
 
-def root_key_row() -> Row:
+def root_key_row(aws: Account) -> Row:
     """The finding that root has access keys."""
     return Row(
         ROOT,
@@ -1476,15 +1726,23 @@ def root_key_row() -> Row:
         {"User": ROOT},
         Message("has access keys"),
         CRITICAL,
-        "IAM.4",
         kind="Root has access keys",
         priority=4,
-        remediation=Remediation(manual="sign in as root"),
+        remediation=root_remediation(aws),
         control_findings=(ControlFinding("IAM.4", ROOT),),
     )
 
 
-def key_row(aws: Account, user: str, key: dict[str, Any]) -> Row:
+def root_remediation(aws: Account) -> Remediation:
+    """The way to root's credentials. In GovCloud root neither signs in nor has MFA.
+
+    https://docs.aws.amazon.com/govcloud-us/latest/UserGuide/govcloud-account-root-user.html
+    """
+    govcloud = aws.home_region.startswith("us-gov-")
+    return Remediation(manual="have AWS Support delete its keys" if govcloud else "sign in as root")
+
+
+def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
     """A key, and whether it is too old. The last use is asked only of old keys."""
     id, created, active = key["AccessKeyId"], key["CreateDate"], key["Status"] == "Active"
     age = key_age(created, aws.now)
@@ -1496,34 +1754,40 @@ def key_row(aws: Account, user: str, key: dict[str, Any]) -> Row:
         "Age (days)": age,
         "Last used": "",
     }
-    # IAM.3 is about 90 days, whatever --max-key-age says
-    failed = (ControlFinding("IAM.3", id),) if active and age > MAX_KEY_AGE else ()
+    # IAM.3 is about 90 days: of what a longer --max-key-age lets pass it is not decided
+    status = FAILED if age > aws.max_key_age else NOT_CHECKED
+    findings = (ControlFinding("IAM.3", id, status),) if active and age > MAX_KEY_AGE else ()
+    row = Row(user, id, cells, control_findings=findings, resource=id)
     if age <= aws.max_key_age:
         due = due_day(created, aws.max_key_age)
         soon = f", due {due:%Y-%m-%d}" if due - aws.now <= DUE_SOON else ""
-        return Row(user, id, cells, Message(f"Key is rotated{soon}"), control_findings=failed)
-    try:
-        response = aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=id)["AccessKeyLastUsed"]
-    except AwsCallFailed as unknown:
-        if unknown.error.code in GONE_CODES:
-            raise
-        return Row(user, id, cells, error=unknown.error, control_findings=failed, resource=id)
-    last = response.get("LastUsedDate")
-    used = f"used on {last:%Y-%m-%d}" if last else "never used"
-    fix = deactivate_key(aws, user, id) if active else Remediation(manual="already inactive")
-    return Row(
-        user,
-        id,
-        cells | {"Last used": last or "never"},
-        Message(f"{'key' if active else 'inactive key'} is {age:,} days old and was {used}"),
-        MEDIUM if active else LOW,
-        "IAM.3" if active else "",
+        yield replace(row, message=Message(f"Key is rotated{soon}"))
+        return
+    used = answer_or_error(lambda: aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=id))
+    if not isinstance(used, AwsError):
+        yield old_key_row(aws, row, active, used["AccessKeyLastUsed"].get("LastUsedDate", "never"))
+    elif used.code not in GONE_CODES:
+        yield old_key_row(aws, row, active, NOT_CHECKED)
+        yield replace(row, error=used, control_findings=())
+
+
+def old_key_row(aws: Account, row: Row, active: bool, last: Cell) -> Row:
+    """The finding that a key is too old; `last` is a date, never or NOT CHECKED."""
+    age, what = row.cells["Age (days)"], "key" if active else "inactive key"
+    used = f"was used on {last:%Y-%m-%d}" if isinstance(last, datetime) else f"was {last} used"
+    fix = deactivate_key(aws, row.target, row.item) if active else None
+    return replace(
+        row,
+        cells=row.cells | {"Last used": last},
+        message=Message(
+            f"{what} is {age:,} days old and "
+            f"{'its last use is NOT CHECKED' if last == NOT_CHECKED else used}"
+        ),
+        severity=MEDIUM if active else LOW,
+        remediation=fix or Remediation(manual="already inactive"),
         kind=f"{'Access' if active else 'Inactive access'} key older than {aws.max_key_age} days",
-        priority=2 if last else 1,
-        facts={"age_days": age, "active": active},
-        remediation=fix,
-        control_findings=failed,
-        resource=id,
+        priority=0 if last == "never" else 1,
+        facts={"age_days": int(str(age)), "active": active},
     )
 
 
@@ -1585,10 +1849,13 @@ def has_mfa(aws: Account, user: str) -> bool:
     return any(aws.fetch("iam", "ListMFADevices", "MFADevices", UserName=user))
 
 
-def has_password(aws: Account, user: str) -> bool:
-    """Whether the user has a console password."""
-    _, report = credential_report(aws)
-    if user in report:
+def has_password(aws: Account, user: str, mfa: bool) -> bool:
+    """Whether the user has a console password.
+
+    An older report is believed only of users with MFA, of whom the password decides nothing.
+    """
+    fresh, report = credential_report(aws)
+    if user in report and (fresh or mfa):
         return report[user]["password_enabled"].lower() == "true"
     return bool(aws.ask("iam", "GetLoginProfile", UserName=user, absent={"NoSuchEntity"}))
 
@@ -1598,8 +1865,10 @@ def report_date(text: str) -> Cell:
     return datetime.fromisoformat(text.replace("Z", "+00:00")) if text[:1].isdigit() else ""
 
 
-def describe_sign_in(password: bool, last: Cell) -> str:
-    """How a user without MFA signs in."""
+def describe_sign_in(password: bool | None, last: Cell) -> str:
+    """How a user without MFA signs in; None if it is not known whether there is a password."""
+    if password is None:
+        return "has no MFA device"
     if not password:
         return "has no MFA device, and no console password"
     if isinstance(last, datetime):
@@ -1629,12 +1898,28 @@ def check_mfa(aws: Account, user: str) -> Rows:
     if user == ROOT:
         yield root_mfa_row(aws)
         return Counter({"IAM.9": 1})
-    mfa, password = has_mfa(aws, user), has_password(aws, user)
+    mfa = has_mfa(aws, user)
+    password = answer_or_error(lambda: has_password(aws, user, mfa))
+    yield user_mfa_row(aws, user, mfa, None if isinstance(password, AwsError) else password)
+    if isinstance(password, AwsError):
+        undecided = () if mfa else (ControlFinding("IAM.5", user, NOT_CHECKED),)
+        row = not_checked_row(user, "password", {"User": user}, password)
+        yield replace(row, control_findings=undecided)
+    return Counter(("IAM.5", "IAM.19") if password is True else ("IAM.19",))
+
+
+def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> Row:
+    """The row of an IAM user."""
     about = users_by_name(aws).get(user, {})
     last = about.get("PasswordLastUsed", "never" if password else "")
     controls = ("IAM.5", "IAM.19") if password else ("IAM.19",)
-    yield mfa_row(user, password, last, mfa, MEDIUM, controls, about.get("UserId", ""))
-    return Counter(controls)
+    row = mfa_row(user, password, last, mfa, controls)
+    return replace(
+        row,
+        severity="" if mfa else MEDIUM,
+        remediation=Remediation(manual="" if mfa else "its owner must enrol a device"),
+        resource=about.get("UserId", ""),  # the same after a renaming
+    )
 
 
 def root_mfa_row(aws: Account) -> Row:
@@ -1643,43 +1928,42 @@ def root_mfa_row(aws: Account) -> Row:
     An organization can remove the password and the keys of its members' root users.
     """
     summary = account_summary(aws)
-    govcloud = aws.home_region.startswith("us-gov-")  # root cannot sign in there
     mfa = bool(summary["AccountMFAEnabled"])
+    govcloud = aws.home_region.startswith("us-gov-")  # root cannot sign in there
     password = bool(summary.get("AccountPasswordPresent", 1)) and not govcloud
     _, report = credential_report(aws)
     last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
-    row = mfa_row(ROOT, password, last, mfa, CRITICAL, ("IAM.9",))
-    if not mfa and not password and not summary["AccountAccessKeysPresent"]:
+    row = mfa_row(ROOT, password, last, mfa, ("IAM.9",))
+    if mfa:
+        return row
+    if not password and not summary["AccountAccessKeysPresent"]:
         return Row(ROOT, "", row.cells, Message("Root has no credentials"))
-    return row
+    return replace(row, severity=CRITICAL, remediation=root_remediation(aws))
 
 
 def mfa_row(
-    user: str, password: bool, last: Cell, mfa: bool, severity: str, controls: Sequence[str],
-    user_id: str = "",
-) -> Row:  # fmt: skip
-    """A user; without MFA a finding, which fails the controls. The ID survives a renaming."""
+    user: str, password: bool | None, last: Cell, mfa: bool, controls: Sequence[str]
+) -> Row:
+    """A user or root; without MFA one that fails the controls."""
     cells: dict[str, Cell] = {
         "User": user,
-        "Console password": yes_no(password),
+        "Console password": NOT_CHECKED if password is None else yes_no(password),
         "Last sign-in": last,
         "MFA": yes_no(mfa),
     }
     facts: dict[str, Fact] = {"console_password": password, "mfa": mfa}
     if mfa:
-        return Row(user, "", cells, Message("Enabled"), facts=facts)
-    manual = "sign in as root" if user == ROOT else "its owner must enrol a device"
+        return Row(
+            user, "", cells, Message("Enabled"), fully_read=password is not None, facts=facts
+        )
     return Row(
         user,
         "",
         cells,
         Message(describe_sign_in(password, last)),
-        severity,
-        controls[0],
-        remediation=Remediation(manual=manual),
         control_findings=tuple(ControlFinding(control, user) for control in controls),
         extent=frozenset({"password"} if password else ()),
-        resource=user_id,
+        fully_read=password is not None,
         kind=f"{'Root' if user == ROOT else 'User'} with{'' if password else 'out'} a console "
         "password, and without MFA",
         priority=3 if password else 0,
@@ -1693,13 +1977,14 @@ READ, WRITE = "read", "write"
 READ_WRITE_TYPES = {"All": {READ, WRITE}, "ReadOnly": {READ}, "WriteOnly": {WRITE}}
 DEFAULT_SELECTORS = {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
 
+# The management events that are recorded, of READ and WRITE, and the event sources that are
+# left out.
+Recording = tuple[set[str], set[str]]
+EVERYTHING: Recording = ({READ, WRITE}, set())
 
-def advanced_selector_events(selector: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """The management events that an advanced event selector records, and those it leaves out.
 
-    The first are of READ and WRITE, the second are event sources. A selector with conditions
-    unknown to us records nothing.
-    """
+def advanced_selector_events(selector: dict[str, Any]) -> Recording:
+    """The recording of an advanced event selector; nothing if its conditions are unknown to us."""
     events, left_out, management = {READ, WRITE}, set(), False
     for part in selector["FieldSelectors"]:
         conditions = {name: value for name, value in part.items() if name != "Field" and value}
@@ -1715,17 +2000,26 @@ def advanced_selector_events(selector: dict[str, Any]) -> tuple[set[str], set[st
     return (events, left_out) if management else (set(), set())
 
 
-def recorded_events(selectors: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """The management events that a trail records, and the event sources that it leaves out.
+def selector_recordings(selectors: dict[str, Any]) -> list[Recording]:
+    """The recording of each selector in a response of GetEventSelectors."""
+    if advanced := selectors.get("AdvancedEventSelectors"):
+        return [*map(advanced_selector_events, advanced)]
+    return [
+        (
+            READ_WRITE_TYPES[one["ReadWriteType"]],
+            {*(one.get("ExcludeManagementEventSources") or ())},
+        )
+        for one in selectors["EventSelectors"]
+        if one["IncludeManagementEvents"]
+    ]
 
-    `selectors` is the response of GetEventSelectors. What one leaves out, another may record:
+
+def recorded_together(recordings: Iterable[Recording]) -> Recording:
+    """The recording of several selectors, or of several trails: one may record what others miss.
+
     https://docs.aws.amazon.com/awscloudtrail/latest/userguide/logging-management-events-with-cloudtrail.html
     """
-    found = [advanced_selector_events(one) for one in selectors.get("AdvancedEventSelectors") or ()]
-    for selector in () if found else selectors["EventSelectors"]:
-        if selector["IncludeManagementEvents"]:
-            left_out = set(selector.get("ExcludeManagementEventSources") or ())
-            found.append((READ_WRITE_TYPES[selector["ReadWriteType"]], left_out))
+    found = [*recordings]
     recorded = {event for events, _ in found for event in events}
     missed = (
         set.intersection(*(left_out for events, left_out in found if event in events))
@@ -1734,35 +2028,46 @@ def recorded_events(selectors: dict[str, Any]) -> tuple[set[str], set[str]]:
     return recorded, set().union(*missed)
 
 
+def describe_recording(recording: Recording) -> str:
+    """The column Management events.
+
+    >>> describe_recording(({READ, WRITE}, {"kms.amazonaws.com"}))
+    'read and write without kms.amazonaws.com'
+    """
+    events, left_out = recording
+    text = ("none", f"{min(events, default='')} only", "read and write")[len(events)]
+    return f"{text} without {in_words(sorted(left_out))}" if left_out else text
+
+
 # --- check 5: CloudTrail, trails ------------------------------------------------------
 
+ACCOUNT_TARGET = "<account>"  # the target of what is asked once for the account
+# A trail of one region gets the events of global services only in the partition's leading region:
+# https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-concepts.html
+LEADING_REGIONS = {"us-east-1", "us-gov-west-1", "cn-north-1"}
+GLOBAL_SERVICES = "global services"
 TRAIL_CONTROLS = {
     "CloudTrail.1": Control(
-        HIGH, "A multi-region trail records all management events", "3.1", "3.1", scope="account"
+        HIGH,
+        "One multi-region trail records all management events",
+        "3.1",
+        "3.1",
+        scope=ACCOUNT_TARGET,
     ),
     "CloudTrail.4": Control(LOW, "Log files of every trail are validated", "3.2", "3.2", "10.3.2"),
 }
-
-
-class Flaw(NamedTuple):
-    """A shortcoming of a trail that records."""
-
-    id: str  # a word of the row's extent
-    text: str
-    control: str = ""
-    fix: str = ""  # an option of `aws cloudtrail update-trail`; blank: by hand
 
 
 @dataclass(frozen=True)
 class Trail:
     """A trail as DescribeTrails describes it, and what its other two responses say."""
 
-    description: dict[str, Any]  # empty if there is no trail
-    logging: str = ""
-    events: str = ""
-    problems: tuple[str, ...] = ()  # why it does not record
-    flaws: tuple[Flaw, ...] = ()
-    error: AwsError | None = None  # why that is not known
+    description: dict[str, Any]
+    recordings: tuple[Recording, ...]  # of its selectors; EVERYTHING if they were not read
+    logging: bool | None  # None if its status was not read, as are the following
+    delivery_error: str = ""  # of its log files
+    digest_error: str = ""  # of the files by which they are validated
+    error: AwsError | None = None  # why a part of it was not read
 
     @property
     def arn(self) -> str:
@@ -1770,21 +2075,36 @@ class Trail:
         return str(self.description["TrailARN"])
 
     @property
+    def home(self) -> str:
+        """The region in which the trail can be changed."""
+        return str(self.description["HomeRegion"])
+
+    @property
     def owner(self) -> str:
         """The number of the account that the trail belongs to."""
         return self.arn.split(":")[4]
 
+    def problems(self) -> list[str]:
+        """Why it records nothing, whatever its selectors say."""
+        stopped = ["logging stopped"] if self.logging is False else []
+        return stopped + ([f"no delivery ({self.delivery_error})"] if self.delivery_error else [])
+
+    def certain(self) -> Sequence[Recording]:
+        """The recordings that are known to be made."""
+        return () if self.problems() or self.error else self.recordings
+
+    def possible(self) -> Sequence[Recording]:
+        """The recordings that may be made, as far as could be read."""
+        return () if self.problems() else self.recordings
+
+    def validates(self) -> bool:
+        """Whether changes of its log files would show."""
+        return bool(self.description.get("LogFileValidationEnabled"))
+
     def rank(self) -> tuple[bool, bool, int]:
-        """Sorts the trail that proves most first."""
-        return bool(self.problems), self.error is not None, len(self.flaws)
-
-    def records_everything(self) -> bool:
-        """Whether it is known to record all management events."""
-        left_out = any(flaw.id == "events-left-out" for flaw in self.flaws)
-        return not self.problems and not self.error and not left_out
-
-
-NO_TRAIL = Trail({}, problems=("no trail",))
+        """Sorts the trail that records most, or could, first."""
+        complete = recorded_together(self.recordings) == EVERYTHING
+        return not self.certain(), not complete, len(self.problems())
 
 
 @once
@@ -1797,94 +2117,87 @@ def trails_of(aws: Account, region: str) -> list[dict[str, Any]]:
 @once
 def status_and_selectors(
     aws: Account, arn: str, home: str, custom: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The responses of GetTrailStatus and GetEventSelectors, asked in the trail's home region.
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, AwsError | None]:
+    """The responses of GetTrailStatus and GetEventSelectors, or why there is none.
 
-    Default selectors are not read: a member account may not read those of its organization's
-    trail.
+    They are asked in the trail's home region. Default selectors are not read: a member account
+    may not read those of its organization's trail.
     """
-    status = aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn)
+    status = answer_or_error(lambda: aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn))
+    if isinstance(status, AwsError):
+        return None, None, status
     if not custom:
-        return status, DEFAULT_SELECTORS
-    return status, aws.ask("cloudtrail", "GetEventSelectors", home, TrailName=arn)
+        return status, DEFAULT_SELECTORS, None
+    ask = functools.partial(aws.ask, "cloudtrail", "GetEventSelectors", home, TrailName=arn)
+    selectors = answer_or_error(ask)
+    return (
+        (status, None, selectors) if isinstance(selectors, AwsError) else (status, selectors, None)
+    )
 
 
 def load_trail(aws: Account, description: dict[str, Any]) -> Trail:
-    """The trail, evaluated; with an error if it cannot be."""
+    """The trail, evaluated as far as its responses can be read."""
     arn, home = description["TrailARN"], description["HomeRegion"]
     custom = description.get("HasCustomEventSelectors", True)
-    try:
-        return evaluate_trail(description, *status_and_selectors(aws, arn, home, custom))
-    except AwsCallFailed as failed:
-        return Trail(description, error=failed.error)
+    return evaluate_trail(description, *status_and_selectors(aws, arn, home, custom))
 
 
 def evaluate_trail(
-    description: dict[str, Any], status: dict[str, Any], selectors: dict[str, Any]
+    description: dict[str, Any],
+    status: dict[str, Any] | None,
+    selectors: dict[str, Any] | None,
+    error: AwsError | None = None,
 ) -> Trail:
     """A trail from DescribeTrails, GetTrailStatus and GetEventSelectors."""
-    recorded, left_out = recorded_events(selectors)
-    events = ("none", f"{min(recorded, default='')} only", "read and write")[len(recorded)]
-    problems = [] if status["IsLogging"] else ["logging stopped"]
-    problems += [] if len(recorded) == 2 else [f"management events: {events}"]
-    flaws = []
-    if left_out:
-        sources = ", ".join(sorted(left_out))
-        events = f"{events} without {sources}"
-        text = f"it leaves out events of {sources}"
-        flaws.append(Flaw("events-left-out", text, "CloudTrail.1"))
-    if not description.get("LogFileValidationEnabled"):
-        text, fix = "its log files are not validated", "--enable-log-file-validation"
-        flaws.append(Flaw("log-file-validation", text, "CloudTrail.4", fix))
-    if not description.get("IncludeGlobalServiceEvents", True):
-        fix = "--include-global-service-events"
-        flaws.append(Flaw("global-events", "it leaves out global services", fix=fix))
-    if error := status.get("LatestDeliveryError"):
-        flaws.append(Flaw("delivery", f"it cannot deliver its logs ({error})"))
-    return Trail(description, yes_no(status["IsLogging"]), events, tuple(problems), tuple(flaws))
+    found = selector_recordings(selectors) if selectors is not None else [EVERYTHING]
+    leads = description["HomeRegion"] in LEADING_REGIONS
+    if leads and not description.get("IncludeGlobalServiceEvents", True):
+        found = [(events, left_out | {GLOBAL_SERVICES}) for events, left_out in found]
+    if status is None:
+        return Trail(description, tuple(found), None, error=error)
+    return Trail(
+        description,
+        tuple(found),
+        bool(status["IsLogging"]),
+        status.get("LatestDeliveryError", ""),
+        status.get("LatestDigestDeliveryError", ""),
+        error,
+    )
 
 
-def covering_trail(aws: Account, region: str) -> Trail | None:
-    """The best multi-region trail that other regions show: it covers this one too."""
-    found = []
-    for other in regions(aws):
-        with contextlib.suppress(AwsCallFailed):
-            found += trails_of(aws, other) if other != region else []
-    trails = (load_trail(aws, one) for one in found if one["IsMultiRegionTrail"])
-    return min(trails, key=Trail.rank, default=None)
-
-
-def fix_trail(aws: Account, trail: Trail) -> Remediation:
-    """The command that makes a trail record as it should, if one command can."""
-    if not trail.description:
-        return Remediation(manual="create a trail")
-    if trail.owner != aws.number:
-        return Remediation(manual="the trail of another account")
-    home, name = trail.description["HomeRegion"], ("--name", trail.arn)
-    if trail.problems == ("logging stopped",):
-        return aws_cli(aws, home, "cloudtrail", "start-logging", *name)
-    if trail.problems or not all(flaw.fix for flaw in trail.flaws):
-        return Remediation(manual="change the trail by hand")
-    fixes = (flaw.fix for flaw in trail.flaws)
-    return aws_cli(aws, home, "cloudtrail", "update-trail", *name, *fixes)
+def multi_region_trails(aws: Account, names: Iterable[str]) -> dict[str, Trail]:
+    """The multi-region trails that these regions show, by ARN; the error if none can be read."""
+    answers = [answer_or_error(functools.partial(trails_of, aws, name)) for name in names]
+    read = [answer for answer in answers if not isinstance(answer, AwsError)]
+    errors = [answer for answer in answers if isinstance(answer, AwsError)]
+    if errors and not read:
+        raise AwsCallFailed(errors[0])
+    trails = {one["TrailARN"]: one for found in read for one in found if one["IsMultiRegionTrail"]}
+    return {arn: load_trail(aws, one) for arn, one in trails.items()}
 
 
 # --- check 5: CloudTrail --------------------------------------------------------------
 
 
+def account_and_regions(aws: Account) -> Iterator[str]:
+    """The targets: what is asked once, and the regions."""
+    yield ACCOUNT_TARGET
+    yield from regions(aws)
+
+
 @check(
     "CloudTrail",
-    targets=REGIONS,
+    targets=TargetKind("regions", account_and_regions, regional=True),
     prefetch=(for_each(trails_of, regions),),
     columns=(
         *("Region", "Trail", "Home region", "Multi-region", "Logging"),
         *("Management events", "Log file validation"),
     ),
     name_columns=("Trail", "Home region"),
-    row_noun="region",
+    row_noun="row",
     coverage=(
-        "Regions; of each the trail that records most. Data events, CloudTrail Lake, and who may "
-        "read or delete the logs are not looked at."
+        "Regions, the trails of the account, and the account itself. Data events, CloudTrail Lake, "
+        "and who may read or delete the logs are not looked at."
     ),
     controls=TRAIL_CONTROLS,
     description=(
@@ -1894,90 +2207,217 @@ def fix_trail(aws: Account, trail: Trail) -> Remediation:
     console_links={"Trail": "cloudtrailv2/home?region={Home region}#/trails"},
     empty_message="No region",
 )
-def check_cloudtrail(aws: Account, region: str) -> Rows:
-    """The best of the trails that cover a region, in one row (CloudTrail.1, CloudTrail.4).
+def check_cloudtrail(aws: Account, target: str) -> Rows:
+    """Whether a trail records all (CloudTrail.1), each region, each flawed trail (CloudTrail.4).
 
-    A region that does not show its trails is OK if another region shows a multi-region trail
-    that records.
+    A region that does not show its trails is OK if others show multi-region trails that record.
     """
-    unread: list[ControlFinding] = []
+    if target == ACCOUNT_TARGET:
+        yield from account_rows(aws)
+        return Counter({"CloudTrail.1": 1})
     try:
-        found = [load_trail(aws, one) for one in trails_of(aws, region)]
+        found = [load_trail(aws, one) for one in trails_of(aws, target)]
     except AwsCallFailed:
-        unread = [ControlFinding("CloudTrail.4", region, NOT_CHECKED)]  # of the region's own trails
-        best = covering_trail(aws, region)
-        if best is None or best.problems or best.error:
+        others = (name for name in regions(aws) if name != target)
+        row = region_row(aws, target, [*multi_region_trails(aws, others).values()])
+        if row.error or row.severity == HIGH:
             raise
-        found = [best]
-    failed, evaluated = trail_control_findings(found, aws.number, region)
-    yield trail_row(aws, region, min(found, key=Trail.rank, default=NO_TRAIL), (*failed, *unread))
-    return evaluated
+        # the region's own trails are not known
+        undecided = ControlFinding("CloudTrail.4", target, NOT_CHECKED)
+        yield replace(row, control_findings=(undecided,))
+        return Counter({"": 1})
+    yield region_row(aws, target, found)
+    own = [one for one in found if one.home == target and one.owner == aws.number]
+    yield from (trail_row(aws, one) for one in own if trail_flaws(one))
+    return Counter({"": 1, "CloudTrail.4": len(own)})
 
 
-def trail_row(
-    aws: Account, region: str, trail: Trail, control_findings: tuple[ControlFinding, ...]
-) -> Row:
-    """The row of a region; its best trail may be NO_TRAIL."""
-    about = trail.description
-    cells: dict[str, Cell] = {
-        "Region": region,
-        "Trail": about.get("Name", ""),
-        "Home region": about.get("HomeRegion", ""),
-        "Multi-region": yes_no(about["IsMultiRegionTrail"]) if about else "",
-        "Logging": trail.logging,
-        "Management events": trail.events,
-        "Log file validation": yes_no(about.get("LogFileValidationEnabled")) if about else "",
+def trail_cells(region: str, trails: Sequence[Trail]) -> dict[str, Cell]:
+    """The cells of trails that record together, or of a single one, or of none."""
+    cells: dict[str, Cell] = {"Region": region}
+    if not trails:
+        return cells
+    unread = any(trail.logging is None for trail in trails)
+    records = recorded_together(one for trail in trails for one in trail.recordings)
+    return cells | {
+        "Trail": ", ".join(trail.description["Name"] for trail in trails),
+        "Home region": ", ".join(dict.fromkeys(trail.home for trail in trails)),
+        "Multi-region": yes_no(all(trail.description["IsMultiRegionTrail"] for trail in trails)),
+        "Logging": NOT_CHECKED if unread else yes_no(all(trail.logging for trail in trails)),
+        "Management events": NOT_CHECKED
+        if any(trail.error for trail in trails)
+        else describe_recording(records),
+        "Log file validation": yes_no(all(trail.validates() for trail in trails)),
     }
-    severity, control, extent = "", "", [flaw.id for flaw in trail.flaws]
-    message = Message("Enabled")
-    if not about:
-        message = Message("No trail records the API calls of ", region)
-    elif trail.problems:
-        why = f": {', '.join(trail.problems)}"
-        message = Message("does not record the API calls of ", region, why)
-    elif trail.flaws:
-        severity = LOW
-        control = ", ".join(sorted(flaw.control for flaw in trail.flaws if flaw.control))
-        but = f", but {in_words(flaw.text for flaw in trail.flaws)}"
-        message = Message("records ", region, but)
-    if trail.problems:
-        severity, control, extent = HIGH, "CloudTrail.1", [*extent, *trail.problems]
-    if trail.error:
-        message = Message("")
-    fix = fix_trail(aws, trail) if severity else Remediation()
-    return Row(
-        region, "", cells, message, severity, control, trail.error, fix, control_findings,
-        extent=frozenset(extent), arn=str(about.get("TrailARN", "")),
-        kind=trail_kind(trail) if severity else "", priority=0 if about else 1,
-        facts={"logging": trail.logging == "yes"} if about and not trail.error else {},
-    )  # fmt: skip
 
 
-def trail_kind(trail: Trail) -> str:
-    """The finding, the same for all trails like this one."""
-    if not trail.description:
-        return "No trail records the API calls"
-    if trail.problems:
-        return f"The trail does not record the API calls: {', '.join(trail.problems)}"
-    return f"The trail records, but {in_words(flaw.text for flaw in trail.flaws)}"
+# --- check 5: CloudTrail, the account -------------------------------------------------
 
 
-def trail_control_findings(
-    found: Collection[Trail], account: str, region: str
-) -> tuple[list[ControlFinding], Counter[str]]:
-    """The controls that FAILED, and how many resources of each were evaluated.
+def fulfils_cloudtrail_1(trail: Trail) -> bool | None:
+    """Whether a multi-region trail records all management events; None if that is not known.
 
-    CloudTrail.1 asks for one multi-region trail that leaves nothing out. CloudTrail.4 asks
-    about each trail of the account, here those at home in the region.
+    The rule behind the control (multi-region-cloudtrail-enabled) wants nothing left out, and does
+    not look at the delivery of log files.
     """
-    multi_region = [trail for trail in found if trail.description["IsMultiRegionTrail"]]
-    proven = any(trail.records_everything() for trail in multi_region)
-    unknown = any(trail.error for trail in multi_region) and not proven
-    own = [one for one in found if one.description["HomeRegion"] == region and one.owner == account]
-    not_validated = [one for one in own if not one.description.get("LogFileValidationEnabled")]
-    failed = [] if proven or unknown else [ControlFinding("CloudTrail.1", account)]
-    failed += [ControlFinding("CloudTrail.4", trail.arn) for trail in not_validated]
-    return failed, Counter({"CloudTrail.1": int(not unknown), "CloudTrail.4": len(own)})
+    complete = recorded_together(trail.recordings) == EVERYTHING
+    if trail.logging is False or not complete:
+        return False
+    return None if trail.error else True
+
+
+def account_rows(aws: Account) -> Iterator[Row]:
+    """A finding if no multi-region trail records everything. Every region shows these trails."""
+    trails = [*multi_region_trails(aws, regions(aws)).values()]
+    answers = [fulfils_cloudtrail_1(trail) for trail in trails]
+    if True in answers:
+        return
+    for trail, answer in zip(trails, answers, strict=True):
+        if answer is None and trail.error:
+            raise AwsCallFailed(trail.error)
+    yield Row(
+        ACCOUNT_TARGET,
+        "",
+        {"Region": ACCOUNT_TARGET},
+        Message(
+            "the account has no multi-region trail that records all management events",
+            after=f": {in_words(map(describe_trail, trails))}" if trails else "",
+        ),
+        HIGH,
+        kind="No multi-region trail records all management events",
+        priority=2,
+        remediation=Remediation(manual="create a multi-region trail, or complete one by hand"),
+        control_findings=(ControlFinding("CloudTrail.1", aws.number),),
+    )
+
+
+def describe_trail(trail: Trail) -> str:
+    """Why a trail does not record everything: `main records read only`."""
+    stopped = trail.logging is False
+    records = f"records {describe_recording(recorded_together(trail.recordings))}"
+    return f"{trail.description['Name']} {'is stopped' if stopped else records}"
+
+
+# --- check 5: CloudTrail, a region ----------------------------------------------------
+
+
+def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
+    """Whether the trails that cover a region record its API calls together."""
+    certain = recorded_together(one for trail in found for one in trail.certain())
+    possible = recorded_together(one for trail in found for one in trail.possible())
+    if certain not in (EVERYTHING, possible):
+        return unread_region_row(aws, region, found)
+    shown, (events, left_out) = shown_trails(found, certain), certain
+    row = Row(region, "", trail_cells(region, shown), arn=shown[0].arn if shown else "")
+    if events != {READ, WRITE}:
+        problems = {one for trail in shown for one in trail.problems()}
+        return replace(
+            row,
+            message=describe_region(region, shown, certain),
+            severity=HIGH,
+            kind="A region's API calls are not recorded",
+            priority=1,
+            remediation=start_or_create(aws, found),
+            extent=frozenset({describe_recording(certain), *problems}),
+        )
+    if left_out:
+        return replace(
+            row,
+            message=Message("records ", region, f", but not {in_words(sorted(left_out))}"),
+            severity=LOW,
+            kind="The API calls of some services are not recorded",
+            remediation=complete_trail(aws, shown, left_out),
+            extent=frozenset(left_out),
+        )
+    others = in_words(sorted({trail.owner for trail in shown} - {aws.number}))
+    return replace(row, message=Message(f"Enabled by account {others}" if others else "Enabled"))
+
+
+def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
+    """A row NOT CHECKED, because of the best of the trails that could not be read."""
+    unread = min((trail for trail in found if trail.error), key=Trail.rank)
+    undecided = ControlFinding("CloudTrail.1", aws.number, NOT_CHECKED)
+    cells = trail_cells(region, [unread])
+    return Row(region, "", cells, error=unread.error, control_findings=(undecided,))
+
+
+def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
+    """The one trail that records all that is recorded, else all that record, else the best."""
+    by_rank = sorted(found, key=Trail.rank)
+    recording = [trail for trail in by_rank if trail.certain()]
+    alone = [trail for trail in recording if recorded_together(trail.certain()) == records]
+    return alone[:1] or recording or by_rank[:1]
+
+
+def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> Message:
+    """Why the API calls of a region are not recorded, or not all."""
+    if not shown:
+        return Message("No trail records the API calls of ", region)
+    if records[0]:
+        return Message(f"records only the {min(records[0])} events of ", region)
+    why = [*(one for trail in shown for one in trail.problems()), "no management events"]
+    return Message("does not record the API calls of ", region, f": {why[0]}")
+
+
+def start_or_create(aws: Account, found: Sequence[Trail]) -> Remediation:
+    """The command that starts a trail of this account, if that is all that is missing."""
+    for trail in sorted(found, key=Trail.rank):
+        complete = recorded_together(trail.recordings)[0] == {READ, WRITE} and not trail.error
+        if complete and trail.problems() == ["logging stopped"] and trail.owner == aws.number:
+            return aws_cli(aws, trail.home, "cloudtrail", "start-logging", "--name", trail.arn)
+    return trail_by_hand(aws, found)
+
+
+def complete_trail(aws: Account, shown: Sequence[Trail], left_out: set[str]) -> Remediation:
+    """The command that includes global services in a trail of this account, if only they miss."""
+    first = shown[0]
+    if left_out != {GLOBAL_SERVICES} or first.owner != aws.number:
+        return trail_by_hand(aws, shown)
+    words = ("cloudtrail", "update-trail", "--name", first.arn, "--include-global-service-events")
+    return aws_cli(aws, first.home, *words)
+
+
+def trail_by_hand(aws: Account, trails: Sequence[Trail]) -> Remediation:
+    """Says who has to change a trail, or that there is none."""
+    owners = {trail.owner for trail in trails}
+    if owners and aws.number not in owners:
+        return Remediation(manual=f"a trail of account {in_words(sorted(owners))}")
+    return Remediation(manual="change the trail by hand" if trails else "create a trail")
+
+
+# --- check 5: CloudTrail, a trail -----------------------------------------------------
+
+
+def trail_flaws(trail: Trail) -> dict[str, str]:
+    """The shortcomings of a trail, whatever it records, by a word for the extent."""
+    found = {
+        "log-file-validation": "" if trail.validates() else "does not validate its log files",
+        "delivery": trail.delivery_error and f"cannot deliver its logs ({trail.delivery_error})",
+        "digests": trail.digest_error and f"cannot deliver its digests ({trail.digest_error})",
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def trail_row(aws: Account, trail: Trail) -> Row:
+    """The finding that a trail of this account has flaws."""
+    flaws, failed = trail_flaws(trail), not trail.validates()
+    fix = Remediation(manual="mend its bucket, or the policy of the bucket")
+    if failed:
+        words = ("update-trail", "--name", trail.arn, "--enable-log-file-validation")
+        fix = aws_cli(aws, trail.home, "cloudtrail", *words)
+    return Row(
+        trail.home,
+        trail.description["Name"],
+        trail_cells(trail.home, [trail]),
+        Message("", in_words(flaws.values())),
+        LOW,
+        remediation=fix,
+        control_findings=(ControlFinding("CloudTrail.4", trail.arn),) if failed else (),
+        extent=frozenset(flaws),
+        resource=trail.arn,
+        arn=trail.arn,
+        kind=f"A trail {in_words(flaws.values())}",
+    )
 
 
 # --- check 6: S3 ACLs, grants ---------------------------------------------------------
@@ -1985,6 +2425,12 @@ def trail_control_findings(
 EVERYONE = "http://acs.amazonaws.com/groups/global/AllUsers"
 ANY_AWS_ACCOUNT = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"
 LOG_DELIVERY = "http://acs.amazonaws.com/groups/s3/LogDelivery"
+# The canonical users of CloudFront, in China and elsewhere:
+# https://docs.aws.amazon.com/AmazonCloudFront/latest/DeveloperGuide/AccessLogs.html
+CLOUDFRONT_LOG_DELIVERY = {
+    "c4c1ede66af53448b93c283ce9448c4ba468c9432aa01d700d3878632f77d2d0",
+    "a52cb28745c0c06e84ec548334e44bfa7fc2a85c54af20cd59e4969344b7af56",
+}
 PUBLIC_GRANTEES = {
     EVERYONE: "everyone on the Internet",
     ANY_AWS_ACCOUNT: "anyone with an AWS account",
@@ -1996,12 +2442,14 @@ ACL_GROUPS = {  # for the ID, and for the column Grantee
 }
 # What a permission allows, and the controls that fail if it is granted to the public.
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/acl-overview.html#permissions
-PERMISSION_TEXT = {
-    "READ": ("list it", "S3.2"),
-    "READ_ACP": ("read its ACL", "S3.2"),
-    "WRITE": ("write to it", "S3.3"),
-    "WRITE_ACP": ("change its ACL", "S3.3"),
-    "FULL_CONTROL": ("have full control of it", "S3.2, S3.3"),
+# S3 calls an ACL public that grants "any permissions" to the public groups, also to its ACL:
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-control-block-public-access.html
+PERMISSIONS = {
+    "READ": ("list it", ("S3.2",)),
+    "READ_ACP": ("read its ACL", ("S3.2",)),
+    "WRITE": ("write to it", ("S3.3",)),
+    "WRITE_ACP": ("change its ACL", ("S3.3",)),
+    "FULL_CONTROL": ("have full control of it", ("S3.2", "S3.3")),
 }
 BUCKET_CONTROLS = {
     "S3.2": Control(CRITICAL, "No bucket may be read by the public"),
@@ -2017,34 +2465,22 @@ def grantee_names(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
     id = grantee.get("ID") or grantee.get("EmailAddress", "")
     if id == owner:
         return "Owner", "Owner"
+    if id in CLOUDFRONT_LOG_DELIVERY:
+        return id, "CloudFront log delivery"
     name = grantee.get("DisplayName")
     return id, f"{name} ({id})" if name else id
 
 
-def grant_severity(grantee: dict[str, Any], owner: str, permission: str) -> tuple[str, str]:
-    """Severity and control (S3.2, S3.3, S3.12), before any public access block.
+def failed_bucket_controls(grantee: dict[str, Any], owner: str, permission: str) -> list[str]:
+    """The controls that a grant fails, before any public access block; the most severe first.
 
-    Both are blank for the owner and for log delivery.
+    None for the owner, and for AWS's own delivery of logs.
     """
-    if grantee.get("URI") in PUBLIC_GRANTEES:
-        return CRITICAL, PERMISSION_TEXT[permission][1]
-    if grantee.get("URI") == LOG_DELIVERY or grantee.get("ID") == owner:
-        return "", ""
-    return MEDIUM, "S3.12"
-
-
-def grant_control_findings(
-    bucket: str, severity: str, permission: str
-) -> tuple[ControlFinding, ...]:
-    """The controls that a grant fails: S3.12 for any other user, S3.2 and S3.3 for the public.
-
-    Whether a public ACL that can itself be read or changed fails S3.2 and S3.3, the pages of
-    AWS do not say.
-    """
-    public = PERMISSION_TEXT[permission][1].split(", ") if severity == CRITICAL else ()
-    status = NOT_CHECKED if permission.endswith("_ACP") else FAILED
-    users_let_in = (ControlFinding("S3.12", bucket),) if severity else ()
-    return (*users_let_in, *(ControlFinding(control, bucket, status) for control in public))
+    uri, id = grantee.get("URI"), grantee.get("ID")
+    if uri == LOG_DELIVERY or id == owner or id in CLOUDFRONT_LOG_DELIVERY:
+        return []
+    public = PERMISSIONS.get(permission, ("", ("S3.2", "S3.3")))[1]
+    return [*(public if uri in PUBLIC_GRANTEES else ()), "S3.12"]
 
 
 # --- check 6: S3 ACLs, public access blocks -------------------------------------------
@@ -2081,24 +2517,34 @@ def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
     return ""
 
 
-def put_acl_command(bucket: str, acl: dict[str, Any]) -> tuple[str, ...]:
-    """Removes the public grants of a bucket, and no others."""
-    names, grants = ("Type", "ID", "URI", "EmailAddress"), []
-    for grant in acl["Grants"]:
-        if (grantee := grant["Grantee"]).get("URI") not in PUBLIC_GRANTEES:
-            kept = {name: grantee[name] for name in names if name in grantee}
-            grants.append({"Grantee": kept, "Permission": grant["Permission"]})
-    policy = compact_json({"Owner": {"ID": acl["Owner"]["ID"]}, "Grants": grants})
-    return ("s3api", "put-bucket-acl", "--bucket", bucket, "--access-control-policy", policy)
+def remove_grant(aws: Account, bucket: str, uri: str, permission: str) -> Remediation:
+    """Removes a grant to a group from the ACL, as it is when the command is run.
+
+    S3 only replaces whole ACLs. If the present one cannot be read, nothing is replaced.
+    """
+    region, about = bucket_regions(aws)[bucket], ("--bucket", bucket)
+    kept = f'Grants[?Grantee.URI!=`"{uri}"` || Permission!=`"{permission}"`]'
+    query = ("--query", f"{{Owner:Owner,Grants:{kept}}}", "--output", "json")
+    read = cli_command(aws, region, "s3api", "get-bucket-acl", *about, *query)
+    write = cli_command(aws, region, "s3api", "put-bucket-acl", *about)
+    return shell_line(f'{write} --access-control-policy "$({read})"')
 
 
-def restrict_bucket_command(bucket: str, block: dict[str, Any] | None) -> tuple[str, ...]:
-    """Turns RestrictPublicBuckets on, and keeps the other three settings."""
-    settings = {name: bool((block or {}).get(name)) for name in BLOCK_SETTINGS}
-    settings["RestrictPublicBuckets"] = True
-    text = ",".join(f"{name}={str(value).lower()}" for name, value in settings.items())
-    option = ("--public-access-block-configuration", text)
-    return ("s3api", "put-public-access-block", "--bucket", bucket, *option)
+def restrict_bucket(aws: Account, bucket: str) -> Remediation:
+    """Turns RestrictPublicBuckets on, and keeps the other settings as they are then.
+
+    S3 only replaces all four. Where the bucket had none, a command could not tell settings that
+    somebody made meanwhile from settings that it may not read.
+    """
+    region, about = bucket_regions(aws)[bucket], ("--bucket", bucket)
+    if public_access_block(aws, bucket, region) is None:
+        return Remediation(manual="turn on Block Public Access of the bucket by hand")
+    kept = ",".join(f"{name}:{name}" for name in BLOCK_SETTINGS if name != "RestrictPublicBuckets")
+    settings = f"PublicAccessBlockConfiguration.{{{kept},RestrictPublicBuckets:`true`}}"
+    query = ("--query", settings, "--output", "json")
+    read = cli_command(aws, region, "s3api", "get-public-access-block", *about, *query)
+    write = cli_command(aws, region, "s3api", "put-public-access-block", *about)
+    return shell_line(f'{write} --public-access-block-configuration "$({read})"')
 
 
 # --- check 6: S3 ACLs -----------------------------------------------------------------
@@ -2145,7 +2591,7 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """Every grant on a bucket (S3.2, S3.3, S3.12), and whether its policy makes it public."""
     acl = bucket_acl(aws, bucket)
     for grant in acl["Grants"]:
-        yield grant_row(aws, bucket, acl, grant["Grantee"], grant["Permission"])
+        yield from grant_rows(aws, bucket, acl, grant["Grantee"], grant["Permission"])
     status = policy_status(aws, bucket)
     if status and status["PolicyStatus"]["IsPublic"]:
         yield policy_row(aws, bucket, acl)
@@ -2159,77 +2605,95 @@ def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cel
     return {"Bucket": bucket, "Region": region, "Owner": name, "Blocked by": ""}
 
 
-def grant_row(
+def grant_rows(
     aws: Account, bucket: str, acl: dict[str, Any], grantee: dict[str, Any], permission: str
-) -> Row:
-    """The row of a grant."""
+) -> Iterator[Row]:
+    """The row of a grant, and one NOT CHECKED if it is public unless a block makes it void."""
     owner = acl["Owner"]["ID"]
     id, name = grantee_names(grantee, owner)
-    item = f"{id}/{permission}"
     cells = grant_cells(aws, bucket, acl) | {"Grantee": name, "Permission": permission}
-    severity, control = grant_severity(grantee, owner, permission)
-    if not severity:
-        return Row(bucket, item, cells, Message(f"{name} has {permission}"))
-    who = PUBLIC_GRANTEES.get(grantee.get("URI", ""), "another AWS account")
-    may, _ = PERMISSION_TEXT.get(permission, (f"{permission} on it", ""))
+    failed = failed_bucket_controls(grantee, owner, permission)
+    may = PERMISSIONS.get(permission, (f"{permission} on it", ()))[0]
+    other = f"the group {name}" if "URI" in grantee else "another AWS account"
+    uri = grantee.get("URI", "")
+    message = Message(f"{PUBLIC_GRANTEES.get(uri, other)} may ", may)
+    findings = tuple(ControlFinding(control, bucket) for control in failed)
     row = Row(
-        bucket, item, cells, Message(f"{who} may ", may), severity, control,
-        kind=f"Bucket: {who} may {may}",
-        priority=5 if permission in ("WRITE", "WRITE_ACP", "FULL_CONTROL") else 4,
-        remediation=Remediation(manual="ask the other account"),
-        control_findings=grant_control_findings(bucket, severity, permission),
+        bucket, f"{id}/{permission}", cells, message, control_findings=findings,
+        kind=f"Bucket: {PUBLIC_GRANTEES.get(uri, other)} may {may}",
     )  # fmt: skip
-    if severity != CRITICAL:
-        return row
-    fix = aws_cli(aws, bucket_regions(aws)[bucket], *put_acl_command(bucket, acl))
-    return apply_access_block(aws, row, "IgnorePublicAcls", lambda _: fix)
+    if not failed:
+        yield replace(row, message=Message(f"{name} has {permission}"))
+    elif uri in PUBLIC_GRANTEES:
+        row = replace(
+            row, priority=5 if "WRITE" in permission or permission == "FULL_CONTROL" else 4
+        )
+        yield from public_grant_rows(aws, row, remove_grant(aws, bucket, uri, permission))
+    else:
+        ask = "remove the grant by hand" if uri else "ask the other account"
+        yield replace(row, severity=MEDIUM, remediation=Remediation(manual=ask))
 
 
-def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
-    """A policy that makes the bucket public. Whether it lets them read or write is not known."""
-    region = bucket_regions(aws)[bucket]
-    cells = grant_cells(aws, bucket, acl)
-    cells |= {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
-    unknown = (ControlFinding(name, bucket, NOT_CHECKED) for name in ("S3.2", "S3.3"))
+def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]:
+    """The finding of a public grant, which a public access block may make void.
 
-    def restrict(blocked: str) -> Remediation:
-        if blocked:
-            return Remediation(manual="already void")
-        block = public_access_block(aws, bucket, region)
-        return aws_cli(aws, region, *restrict_bucket_command(bucket, block))
-
-    row = Row(
-        bucket, "policy", cells,
-        Message(f"its policy lets in {PUBLIC_GRANTEES[EVERYONE]}"), CRITICAL, "S3.2, S3.3",
-        kind=f"Bucket: its policy lets in {PUBLIC_GRANTEES[EVERYONE]}", priority=4,
-        control_findings=tuple(unknown),
-    )  # fmt: skip
-    return apply_access_block(aws, row, "RestrictPublicBuckets", restrict)
-
-
-def apply_access_block(
-    aws: Account, row: Row, setting: str, fix: Callable[[str], Remediation]
-) -> Row:
-    """The row of something public: Low if a public access block with this setting makes it void.
-
-    It is NOT CHECKED if that cannot be read. `fix` gets the name of the block.
+    It fails S3.12 in any case; if the block cannot be read, that is all that is known.
     """
-    unaffected = tuple(one for one in row.control_findings if one.control == "S3.12")
-    try:
-        blocked = blocked_by(aws, row.target, str(row.cells["Region"]), setting)
-        remediation = fix(blocked)
-    except AwsCallFailed as failed:
-        cells, error = row.cells, failed.error
-        return Row(row.target, row.item, cells, error=error, control_findings=unaffected)
-    if not blocked:
-        return replace(row, remediation=remediation)
+    blocked = answer_or_error(
+        lambda: blocked_by(aws, row.target, str(row.cells["Region"]), "IgnorePublicAcls")
+    )
+    only_grant = tuple(one for one in row.control_findings if one.control == "S3.12")
+    if blocked == "":
+        yield replace(row, severity=CRITICAL, remediation=fix)
+    elif isinstance(blocked, AwsError):
+        text = row.message._replace(after=", unless a public access block makes that void")
+        cells = row.cells | {"Blocked by": NOT_CHECKED}
+        yield replace(
+            row, cells=cells, message=text, severity=MEDIUM, remediation=fix,
+            control_findings=only_grant, fully_read=False,
+        )  # fmt: skip
+        public = (one for one in row.control_findings if one.control != "S3.12")
+        undecided = tuple(one._replace(status=NOT_CHECKED) for one in public)
+        yield replace(row, error=blocked, control_findings=undecided, message=Message(""))
+    else:
+        yield replace(blocked_row(row, blocked), control_findings=only_grant, remediation=fix)
+
+
+def blocked_row(row: Row, blocked: str) -> Row:
+    """The row of something public that a public access block makes void."""
     return replace(
         row,
         cells=row.cells | {"Blocked by": blocked},
         message=row.message._replace(after=f", but the {blocked} makes that void"),
         severity=LOW,
-        remediation=remediation,
-        control_findings=unaffected,
+    )
+
+
+def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
+    """A policy that makes the bucket public.
+
+    Whether it lets the public read (S3.2) or write (S3.3), AWS does not say.
+    """
+    cells = grant_cells(aws, bucket, acl)
+    cells |= {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
+    message = Message(f"its policy lets in {PUBLIC_GRANTEES[EVERYONE]}")
+    undecided = tuple(ControlFinding(name, bucket, NOT_CHECKED) for name in ("S3.2", "S3.3"))
+    row = Row(bucket, "policy", cells, message, kind=f"Bucket: {''.join(message)}", priority=4)
+    try:
+        blocked = blocked_by(aws, bucket, str(cells["Region"]), "RestrictPublicBuckets")
+        if blocked:
+            fix = Remediation(manual="void now: make the policy private by hand")
+            return replace(blocked_row(row, blocked), remediation=fix)
+        fix = restrict_bucket(aws, bucket)
+    except AwsCallFailed as failed:
+        return replace(row, error=failed.error, control_findings=undecided, message=Message(""))
+    after = "; RestrictPublicBuckets also shuts out a web site's visitors, and named accounts"
+    return replace(
+        row,
+        message=message._replace(after=after),
+        severity=CRITICAL,
+        remediation=fix,
+        control_findings=undecided,
     )
 
 
@@ -2330,7 +2794,16 @@ class Response(dict[str, Any]):
         self.call = call
 
     def __getitem__(self, name: str) -> Any:
-        value = super().__getitem__(name)
+        return self._wrap(super().__getitem__(name))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field, or the default if it is missing."""
+        return self._wrap(super().get(name, default))
+
+    def _wrap(self, value: Any) -> Any:
+        """The value, with the structures in it as responses too."""
+        if isinstance(value, list):
+            return [*map(self._wrap, value)]
         return Response(value, self.call) if isinstance(value, dict) else value
 
     def __missing__(self, name: str) -> Any:
@@ -3419,28 +3892,37 @@ def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
 def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
     """The status of a control, from the rows of the check that decides it.
 
-    It is PASSED only if everything that the control asks about was read. An accepted row that
-    is a finding or an error makes it ACCEPTED.
+    It is FAILED if a row that is a finding names it, and PASSED only if everything that it asks
+    about was read. An accepted row makes it ACCEPTED.
     """
     failed, accepted, undecided = set[str](), set[str](), set[str]()
     scope = result.check.controls[name].scope
     for row in result.rows:
-        named = [one for one in row.control_findings if one.control == name]
-        if row.error and not named and (row.target == ROOT) == (scope == ROOT):
+        if is_target_lost(result.check, row, scope):
             undecided.add(row.status)
-        for one in named:
+        for one in (one for one in row.control_findings if one.control == name):
             if one.status == NOT_CHECKED:
                 undecided.add(ACCEPTED if row.status == ACCEPTED else NOT_CHECKED)
             else:
                 (accepted if row.status == ACCEPTED else failed).add(one.resource)
     evaluated = result.evaluated_by_control[name]
-    if scope and evaluated:  # a region or user that was read decides it for the account
+    if scope and evaluated:  # the target that decides it was read
         evaluated, undecided = 1, set()
     elif not result.complete or (scope and not undecided):
         undecided.add(NOT_CHECKED)
     decided = ACCEPTED if accepted or undecided else PASSED
     status = FAILED if failed else NOT_CHECKED if NOT_CHECKED in undecided else decided
     return ControlStatus(status, evaluated, len(failed | accepted))
+
+
+def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
+    """Whether the row is about a target, or all, that could not be read and that decides.
+
+    A row that is NOT CHECKED for another reason names the controls that it is about.
+    """
+    scopes = {control.scope for control in definition.controls.values()}
+    lost = bool(row.error) and not row.item and not row.control_findings
+    return lost and scope == (row.target if row.target in scopes else "")
 
 
 def merge_statuses(reports: Iterable[Report]) -> dict[str, ControlStatus]:
@@ -3827,7 +4309,6 @@ def current_id(id: str) -> str:
 
 REPORT_SCHEMA = 5
 MALFORMED_REPORT = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-ONLY_FOR_THE_AUDIT = {"control_findings"}  # of a row
 MAX_NUMBER = 10**15  # readers of JSON and the .xls format hold numbers below exactly
 
 
@@ -3861,7 +4342,8 @@ def encode_result(result: CheckResult) -> dict[str, Any]:
             "id": result.check.id(row),
             "status": row.status,
             "result": row.result,
-            "controls": [name for name in row.control.split(", ") if name],
+            "control": row.control,
+            "controls": row.controls,
             **encode(row),
             "dates": [name for name, cell in row.cells.items() if isinstance(cell, datetime)],
         }
@@ -3878,9 +4360,8 @@ def encode_result(result: CheckResult) -> dict[str, Any]:
 
 @functools.cache
 def reported_fields(kind: Any) -> dict[str, Any]:
-    """The types of the fields of a class, without those that only the audit needs."""
-    hints = get_type_hints(kind)
-    return {name: hint for name, hint in hints.items() if name not in ONLY_FOR_THE_AUDIT}
+    """The types of the fields of a class."""
+    return get_type_hints(kind)
 
 
 @functools.cache
@@ -4023,11 +4504,13 @@ def check_values(report: Report) -> None:
         start_of_day(day)
     if report.account_status == ACTIVE and not report.error and not report.results:
         raise ValueError("a report without a result")
-    words = {*(row.severity for row in rows), *(one.status for one in report.controls.values())}
-    words |= {report.question.fail_on or "none"} if report.question else set()
-    unknown = words - {"", *SEVERITIES, *CONTROL_STATUSES}
+    named: list[ControlFinding] = [one for row in rows for one in row.control_findings]
+    statuses = {*(one.status for one in named), *(one.status for one in report.controls.values())}
+    statuses |= {report.question.fail_on or "none"} if report.question else set()
+    unknown = {*(row.severity for row in rows), *statuses} - {"", *SEVERITIES, *CONTROL_STATUSES}
     known_controls = {name for one in CHECKS for name in one.controls}
-    if unknown or report.controls.keys() - known_controls or not 0 <= report.seconds < 1e9:
+    controls = {*report.controls, *(one.control for one in named)}
+    if unknown or controls - known_controls or not 0 <= report.seconds < 1e9:
         raise ValueError("an unknown severity, status or control, or an impossible duration")
 
 
@@ -5513,12 +5996,12 @@ def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any
     status = "Suppressed" if row.status == ACCEPTED else status
     id, text = definition.id(row), describe_result(row)
     event = ocsf_event(report, id, text, status, 2 if row.error else 3, row.severity)
-    event["finding_info"]["title"] = row.kind or text
+    event["finding_info"]["title"] = text if row.error else row.kind or text
     if row.first_seen:
         event["finding_info"]["first_seen_time"] = ocsf_time(start_of_day(row.first_seen))
     event["finding_info"]["desc"] = definition.description
-    if controls := [name for name in row.control.split(", ") if name]:
-        event["compliance"] |= ocsf_controls(definition, controls)
+    if row.controls:
+        event["compliance"] |= ocsf_controls(definition, row.controls)
     fix = row.remediation.command or row.remediation.manual or needed_permission(row.error).strip()
     event["remediation"] = {"desc": fix or definition.description, "references": [definition.docs]}
     if row.acceptance:
@@ -6707,9 +7190,9 @@ def exit_now(code: int) -> None:
 
 def on_signal(number: int, _: object) -> None:
     """Say what was written, and end."""
-    done = f" but {in_words(WRITTEN)}" if WRITTEN else ""
+    done = f"{in_words(WRITTEN)} written" if WRITTEN else "nothing was written"
     perhaps = f"; perhaps {in_words(sorted(WRITING))}" if WRITING else ""
-    warn(f"interrupted by {signal.Signals(number).name}: nothing was written{done}{perhaps}")
+    warn(f"interrupted by {signal.Signals(number).name}: {done}{perhaps}")
     exit_now(128 + number)  # as shells report it
 
 

@@ -102,7 +102,7 @@ def test_a_key_of_91_days(
     expected = finding(
         "alice",
         item=FIRST,
-        message=f"{start} of alice is 91 days old and was {end}",
+        message=f"{start.lower()} is 91 days old and was {end}",
         severity=severity,
         control=control,
         cells=key_cells(one, age=91, last_used=shown),
@@ -116,7 +116,7 @@ def test_another_age_may_be_asked_for() -> None:
     answer_used(aws)
     young, old = seen(check_access_keys(aws, "alice"))
     assert young.result == "Key is rotated, due 2026-11-24"
-    assert old.result == "Key of alice is 31 days old and was never used"
+    assert old.result == "Key is 31 days old and was never used"
 
 
 def test_two_keys_on_two_pages(aws: Canned) -> None:
@@ -155,7 +155,7 @@ def test_root_with_keys_whatever_their_age(aws: Canned) -> None:
     expected = finding(
         ROOT,
         item="keys",
-        message="Root has access keys",
+        message="has access keys",
         severity="Critical",
         control="IAM.4",
         cells={"User": ROOT},
@@ -192,4 +192,4 @@ def test_a_user_deleted_meanwhile_gives_no_row(aws: Canned) -> None:
     answer_summary(aws, keys=1)
     found = run_check("access-keys", aws, targets=["alice", ROOT], threads=1)
     assert [row.id for row in found.rows] == [f"{ROOT}/keys"]
-    assert found.unread == set()
+    assert found.failed_targets == set()

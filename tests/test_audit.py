@@ -11,20 +11,31 @@ import pytest
 from conftest import Canned
 from making import finding, fine, not_checked
 
-from security_check import Account, Check, Row, Sheet, AwsError, gap, describe_result, run_check
+from security_check import (
+    Account,
+    AwsCallFailed,
+    AwsError,
+    Check,
+    CheckResult,
+    Row,
+    TargetKind,
+    describe_result,
+    run_check,
+    to_aws_error,
+)
 
 
-def some_check(rows: Any, targets: Any = ("a", "b", "c"), nothing: str = "nothing") -> Check:
+def some_check(rows: Any, targets: Any = ("a", "b", "c"), empty: str = "nothing") -> Check:
     def over(aws: Account) -> Iterator[str]:
         yield from targets() if callable(targets) else targets
 
     return Check(
         title="Some check",
-        over=over,
+        targets=TargetKind("things", over),
         columns=("Target", "Value"),
-        about="about",
+        description="description",
         docs="https://docs.aws.amazon.com/",
-        nothing=nothing,
+        empty_message=empty,
         rows=rows,
     )
 
@@ -37,7 +48,7 @@ def row(target: str) -> Row:
     return fine(target, cells={"Target": target, "Value": 1})
 
 
-def results(sheet: Sheet) -> list[str]:
+def results(sheet: CheckResult) -> list[str]:
     return [describe_result(row) for row in sheet.rows]
 
 
@@ -45,7 +56,7 @@ def results(sheet: Sheet) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("row", "id", "status", "grade"),
+    ("row", "id", "status", "level"),
     [
         pytest.param(fine("t"), "t", "OK", "OK", id="fine"),
         pytest.param(fine("t", item="p/q"), "t/p/q", "OK", "OK", id="a part that is fine"),
@@ -55,24 +66,26 @@ def results(sheet: Sheet) -> list[str]:
         ),
         pytest.param(not_checked("t"), "t/not-checked", "NOT CHECKED", "NOT CHECKED", id="gap"),
         pytest.param(
-            not_checked("t", item="p"), "t/p", "NOT CHECKED", "NOT CHECKED", id="gap of a part"
+            not_checked("t", item="p"),
+            "t/p/not-checked",
+            "NOT CHECKED",
+            "NOT CHECKED",
+            id="gap of a part",
         ),
     ],
 )
-def test_a_row_says_what_it_is(row: Row, id: str, status: str, grade: str) -> None:
-    assert (row.id, row.status, row.grade) == (id, status, grade)
+def test_a_row_says_what_it_is(row: Row, id: str, status: str, level: str) -> None:
+    assert (row.id, row.status, row.level) == (id, status, level)
 
 
-def test_a_gap_keeps_what_was_asked_but_not_who_asked() -> None:
-    lack = AwsError("AccessDenied", "s3", "ListBuckets")
+def test_an_error_is_kept_without_the_traceback_that_holds_on_to_the_account() -> None:
+    denied = AwsError("AccessDenied", "s3", "ListBuckets")
     try:
-        raise lack
-    except AwsError as error:
-        kept = gap("t", "", {}, error).error
-    assert kept == lack
-    assert kept is not None
-    assert kept.__traceback__ is None
-    assert kept.permission == "s3:ListAllMyBuckets"
+        raise AwsCallFailed(denied)
+    except AwsCallFailed as failed:
+        kept = to_aws_error(failed)
+    assert kept is denied
+    assert kept.missing_permission == "s3:ListAllMyBuckets"
 
 
 # --- the runner -------------------------------------------------------------------------
@@ -96,7 +109,7 @@ def test_a_failure_costs_the_rest_of_its_target_and_says_so(aws: Canned) -> None
     def rows(aws: Account, target: str) -> Iterator[Row]:
         yield row(target)
         if target == "b":
-            raise denied
+            raise AwsCallFailed(denied)
         yield row(target)
 
     sheet = run_check(some_check(rows), aws, quiet)
@@ -104,7 +117,7 @@ def test_a_failure_costs_the_rest_of_its_target_and_says_so(aws: Canned) -> None
     assert sheet.rows == [row("a"), row("a"), row("b"), unread, row("c"), row("c")]
     assert (unread.id, unread.status) == ("b/not-checked", "NOT CHECKED")
     assert describe_result(unread) == "AccessDenied: ec2 DescribeInstances"
-    assert (sheet.unread, sheet.listed) == ({"b"}, True)
+    assert (sheet.failed_targets, sheet.targets_complete) == ({"b"}, True)
 
 
 @pytest.mark.parametrize("code", ["NoSuchEntity", "NoSuchBucket"])
@@ -112,11 +125,11 @@ def test_what_vanished_since_it_was_listed_gives_no_row(aws: Canned, code: str) 
     def rows(aws: Account, target: str) -> Iterator[Row]:
         yield row(target)
         if target == "b":
-            raise AwsError(code, "s3", "GetBucketAcl")
+            raise AwsCallFailed(AwsError(code, "s3", "GetBucketAcl"))
 
     sheet = run_check(some_check(rows), aws, quiet)
     assert sheet.rows == [row("a"), row("c")]
-    assert sheet.unread == set()
+    assert sheet.failed_targets == set()
 
 
 @pytest.mark.survives_bugs
@@ -136,12 +149,12 @@ def test_a_bug_costs_its_target_only_and_leaves_a_traceback(
 def test_targets_that_cannot_be_listed_are_a_gap_after_those_that_could(aws: Canned) -> None:
     def targets() -> Iterator[str]:
         yield "a"
-        raise AwsError("AccessDenied", "iam", "ListUsers")
+        raise AwsCallFailed(AwsError("AccessDenied", "iam", "ListUsers"))
 
     sheet = run_check(some_check(lambda aws, target: iter([row(target)]), targets), aws, quiet)
     assert results(sheet) == ["Fine", "AccessDenied: iam ListUsers"]
-    assert sheet.rows[1].id == "over/not-checked"
-    assert (sheet.unread, sheet.listed) == ({"over"}, False)
+    assert sheet.rows[1].id == "<things>/not-checked"
+    assert (sheet.failed_targets, sheet.targets_complete) == ({"<things>"}, False)
 
 
 @pytest.mark.parametrize(
@@ -160,11 +173,11 @@ def test_an_empty_sheet_says_how_much_was_looked_at(
 ) -> None:
     def rows(aws: Account, target: str) -> Any:
         if target in denied:
-            raise AwsError("Denied", target)
+            raise AwsCallFailed(AwsError("Denied", target))
         yield from ()
         return 10
 
-    check = some_check(rows, targets, nothing="nothing among {looked_at} in {targets}")
+    check = some_check(rows, targets, empty="nothing among {evaluated} in {targets}")
     assert results(run_check(check, aws, quiet)) == words
 
 
@@ -179,5 +192,5 @@ def test_expired_credentials_are_said_once_a_check_and_nobody_asks_again(aws: Ca
     sheet = run_check(check, aws, quiet)
     (expired,) = (found for found in sheet.rows if found.status == "NOT CHECKED")
     assert describe_result(expired) == "ExpiredToken: iam ListAccessKeys"
-    assert (expired.id, expired.cells) == ("expired/not-checked", {"Target": "100 over"})
-    assert set(sheet.unread) == set(check.over(aws))
+    assert (expired.id, expired.cells) == ("<expired>/not-checked", {"Target": "100 things"})
+    assert set(sheet.failed_targets) == set(check.targets.names(aws))

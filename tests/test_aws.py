@@ -10,7 +10,7 @@ from cloud import Bucket, Cloud, Fault
 from conftest import Canned
 
 import security_check
-from security_check import READ_PREFIXES, Pace, AwsError, main
+from security_check import READ_PREFIXES, AwsCallFailed, Pace, main
 
 # --- clients ------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ def test_the_clients_have_no_method_that_writes() -> None:
 
 def test_only_who_writes_has_the_one_method_for_it(cloud: Cloud) -> None:
     run = security_check.Run(security_check.parse_arguments([]))
-    names = run.writer.client("s3", "us-east-1").meta.method_to_api_mapping.values()
+    names = run.files_account.client("s3", "us-east-1").meta.method_to_api_mapping.values()
     assert [name for name in names if not name.startswith(READ_PREFIXES)] == ["PutObject"]
     caller = security_check.connect(run.options, None)
     names = caller.client("s3", "us-east-1").meta.method_to_api_mapping.values()
@@ -39,7 +39,7 @@ def test_nothing_is_asked_of_an_account_that_is_done(cloud: Cloud) -> None:
     run = security_check.Run(security_check.parse_arguments([]))
     aws = security_check.connect(run.options, None)
     aws.close()
-    with pytest.raises(AwsError, match="Closed"):
+    with pytest.raises(AwsCallFailed, match="Closed"):
         aws.ask("iam", "GetAccountSummary")
     assert aws.clients == {}
 
@@ -74,14 +74,14 @@ def test_partitions_start_from_a_region_of_their_own(
     monkeypatch: pytest.MonkeyPatch, configured: str | None, only: list[str], home: str, sts: str
 ) -> None:
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
-    aws = Canned(region=configured, only=only)
-    assert aws.region == home
-    assert aws.client("sts", aws.region).meta.endpoint_url == sts
+    aws = Canned(region=configured, only_regions=only)
+    assert aws.home_region == home
+    assert aws.client("sts", aws.home_region).meta.endpoint_url == sts
 
 
 # --- the pace of calls --------------------------------------------------------------------
 
-THROTTLING_CODES = (None, {"Error": {"Code": "Throttling"}})
+THROTTLED = (None, {"Error": {"Code": "Throttling"}})
 ANSWERED: tuple[None, dict[str, Any]] = (None, {})
 
 
@@ -109,40 +109,40 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Waiting:
 def test_nobody_waits_before_aws_throttles(waiting: Waiting) -> None:
     pace = Pace()
     for response in (ANSWERED, None, (None, {"Error": {"Code": "AccessDenied"}})) * 100:
-        pace.wait()
-        pace.learn(response)
+        pace.before_send()
+        pace.on_response(response)
     assert waiting.now == 1000
 
 
 def test_a_volley_of_refusals_slows_down_once(waiting: Waiting) -> None:
     pace = Pace()
     for _ in range(30):
-        pace.learn(THROTTLING_CODES)
-    pace.wait()
-    pace.wait()
-    assert waiting.now == 1000 + security_check.FIRST_GAP
+        pace.on_response(THROTTLED)
+    pace.before_send()
+    pace.before_send()
+    assert waiting.now == 1000 + security_check.INITIAL_DELAY
 
 
 @pytest.mark.parametrize("rate", [1, 5, 20, 30])
 def test_the_pace_finds_what_aws_allows(waiting: Waiting, rate: float) -> None:
     pace, bucket, refused, answered = Pace(), Bucket(rate, burst=20), 0, 0
     while answered < 1000:
-        pace.wait()
+        pace.before_send()
         waiting.now += 0.001
         if bucket.take():
             answered += 1
-            pace.learn(ANSWERED)
+            pace.on_response(ANSWERED)
         else:
             refused += 1
-            pace.learn(THROTTLING_CODES)
+            pace.on_response(THROTTLED)
     assert waiting.now - 1000 <= 1.1 * (answered - bucket.burst) / rate
     assert refused <= answered / 5
 
 
 def test_every_call_keeps_the_pace(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
-    monkeypatch.setattr(Pace, "wait", lambda pace, **_: heard.append("wait"))
-    monkeypatch.setattr(Pace, "learn", lambda pace, **_: heard.append("learn"))
+    monkeypatch.setattr(Pace, "before_send", lambda pace, **_: heard.append("wait"))
+    monkeypatch.setattr(Pace, "on_response", lambda pace, **_: heard.append("learn"))
     cloud.layer.faults.append(Fault("Throttling", "iam", "ListUsers", times=1))
     main([])
     assert heard.count("wait") == heard.count("learn") == len(cloud.layer.calls)

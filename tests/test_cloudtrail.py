@@ -8,7 +8,7 @@ import pytest
 from conftest import NUMBER, Canned
 from making import finding, fine, not_checked, run_check, seen
 
-from security_check import AwsError, check_cloudtrail, recorded_events, weigh
+from security_check import AwsCallFailed, check_cloudtrail, evaluate_trail, recorded_events
 
 HOME, REGION = "eu-central-1", "eu-west-1"
 ARN = f"arn:aws:cloudtrail:{HOME}:{NUMBER}:trail/main"
@@ -191,11 +191,12 @@ def test_management_events(
         pytest.param({}, {"LatestDeliveryError": ""}, ALL, "", [], id="delivery does not fail"),
     ],
 )
-def test_weighing_a_trail(
+def test_what_a_trail_does(
     about: Any, status: Any, selectors: Any, problem: str, flaws: list[Any]
 ) -> None:
-    load_trail = weigh(trail(**about), {"IsLogging": True, **status}, selectors)
-    assert (load_trail.problem, list(load_trail.flaws)) == (problem, flaws)
+    found = evaluate_trail(trail(**about), {"IsLogging": True, **status}, selectors)
+    assert ", ".join(found.problems) == problem
+    assert [(flaw.id, flaw.text, flaw.control) for flaw in found.flaws] == flaws
 
 
 # --- region by region ----------------------------------------------------------------------------
@@ -205,7 +206,6 @@ def test_no_trail(aws: Canned) -> None:
     answer_trails(aws, REGION)
     expected = finding(
         REGION,
-        item="not-enabled",
         message="No trail records the API calls of eu-west-1",
         severity="High",
         control="CloudTrail.1",
@@ -241,8 +241,7 @@ def test_a_trail_that_has_been_stopped(aws: Canned) -> None:
     answer_status(aws, logging=False)
     expected = finding(
         REGION,
-        item="not-enabled",
-        message="Trail main does not record the API calls of eu-west-1: logging stopped",
+        message="does not record the API calls of eu-west-1: logging stopped",
         severity="High",
         control="CloudTrail.1",
         cells=trail_cells(logging="no"),
@@ -256,7 +255,7 @@ def test_selectors_are_read_where_they_are_custom(aws: Canned) -> None:
     selectors = {"AdvancedEventSelectors": [advanced(WRITES)]}
     aws.answer("cloudtrail", "GetEventSelectors", selectors, HOME, {"TrailName": ARN})
     (row,) = seen(check_cloudtrail(aws, REGION))
-    said = "Trail main does not record the API calls of eu-west-1: management events: write only"
+    said = "Does not record the API calls of eu-west-1: management events: write only"
     assert row.result == said
 
 
@@ -265,8 +264,7 @@ def test_flaws_are_named_and_low(aws: Canned) -> None:
     answer_status(aws, LatestDeliveryError="AccessDenied")
     expected = finding(
         REGION,
-        item="log-file-validation+delivery",
-        message="Trail main records eu-west-1, but its log files are not validated"
+        message="records eu-west-1, but its log files are not validated"
         " and it cannot deliver its logs (AccessDenied)",
         severity="Low",
         control="CloudTrail.4",
@@ -352,8 +350,8 @@ def test_what_another_region_shows(aws: Canned, about: Any, logging: bool, statu
 
 
 def test_denied_everywhere(aws: Canned) -> None:
-    aws.only = [HOME, REGION]
-    for region in aws.only:
+    aws.only_regions = [HOME, REGION]
+    for region in aws.only_regions:
         aws.refuse("cloudtrail", "DescribeTrails", "AccessDeniedException", region)
-    with pytest.raises(AwsError, match="AccessDeniedException"):
+    with pytest.raises(AwsCallFailed, match="AccessDeniedException"):
         list(check_cloudtrail(aws, REGION))

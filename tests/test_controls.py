@@ -1,4 +1,4 @@
-"""The verdicts on Security Hub's controls: by its rules, and PASSED only where all was read."""
+"""Security Hub's controls: decided by its rules, and PASSED only where everything was read."""
 
 from __future__ import annotations
 
@@ -30,35 +30,42 @@ from reading import CHECKS_BY_NAME, NOW, NUMBER, read_accounts, read_cells, read
 from security_check import (
     ACCEPTED,
     CHECKS,
-    CONTROLS,
     FAILED,
     NOT_CHECKED,
     PASSED,
     ROOT,
+    SEVERITIES,
+    Control,
+    ControlFinding,
     ControlStatus,
+    Exposure,
+    Flaw,
+    OpenRule,
+    PortRange,
     Report,
     Row,
     Trail,
-    ControlFinding,
     check_access_keys,
-    door_verdicts,
+    evaluate_control,
     failed_group_controls,
-    grant_verdicts,
-    judge,
-    merge_statuses,
+    grant_control_findings,
     main,
-    opened_ports,
-    trail_verdicts,
+    merge_statuses,
+    rule_control_findings,
+    trail_control_findings,
 )
 
 Controls = dict[str, tuple[str, int, int]]
 DENIED = aws_error("AccessDenied: iam ListAccessKeys")
+CONTROLS: dict[str, Control] = {
+    name: control for check in CHECKS for name, control in check.controls.items()
+}
 
 
-def test_every_control_is_decided_by_one_check_and_as_severe_as_ours() -> None:
-    decided = [name for check in CHECKS for name in check.controls]
-    assert sorted(decided) == sorted(CONTROLS)
-    assert len({control.asks for control in CONTROLS.values()}) == len(CONTROLS)
+def test_every_control_is_decided_by_one_check_and_has_a_requirement_of_its_own() -> None:
+    assert sum(len(check.controls) for check in CHECKS) == len(CONTROLS) == 16
+    assert len({control.requirement for control in CONTROLS.values()}) == len(CONTROLS)
+    assert {control.severity for control in CONTROLS.values()} <= {*SEVERITIES}
 
 
 SSH = ("EC2.13", "EC2.18", "EC2.19", "EC2.53")
@@ -92,9 +99,7 @@ SSH = ("EC2.13", "EC2.18", "EC2.19", "EC2.53")
 def test_a_rule_fails_controls(
     protocol: str, first: int | None, last: int | None, cidrs: list[str], failed: Sequence[str]
 ) -> None:
-    assert (
-        tuple(failed_group_controls(protocol, opened_ports(protocol, first, last), cidrs)) == failed
-    )
+    assert tuple(failed_group_controls(PortRange(protocol, first, last), cidrs)) == failed
 
 
 @pytest.mark.parametrize(
@@ -110,7 +115,7 @@ def test_a_rule_fails_controls(
     ],
 )
 def test_a_rule_fails_nothing(protocol: str, port: int | None, cidrs: list[str]) -> None:
-    assert failed_group_controls(protocol, opened_ports(protocol, port, port), cidrs) == []
+    assert failed_group_controls(PortRange(protocol, port, port), cidrs) == []
 
 
 @pytest.mark.parametrize(
@@ -126,8 +131,12 @@ def test_a_rule_fails_nothing(protocol: str, port: int | None, cidrs: list[str])
     ],
 )
 def test_a_list_that_is_not_read_may_fail_more(port: int, unread: bool, words: str) -> None:
-    found = door_verdicts("sg-1", ("TCP", port, port), ["0.0.0.0/0"], unread)
+    cidrs, lists = ["0.0.0.0/0"], ["pl-1"]
+    exposure = Exposure(cidrs, [], cidrs, complete=not unread)
+    rule = OpenRule({"GroupId": "sg-1"}, PortRange("TCP", port, port), cidrs, lists, exposure)
+    found = rule_control_findings(rule)
     assert control_words(found) == words
+    assert {one.resource for one in found if one.status == FAILED} <= {"sg-1"}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +152,7 @@ def test_a_list_that_is_not_read_may_fail_more(port: int, unread: bool, words: s
     ],
 )
 def test_a_grant_fails_controls(severity: str, permission: str, words: str) -> None:
-    found = grant_verdicts("covers", severity, permission)
+    found = grant_control_findings("covers", severity, permission)
     assert {one.resource for one in found} <= {"covers"}
     assert control_words(found) == words
 
@@ -163,8 +172,8 @@ def test_the_age_of_a_key_that_the_control_asks_about(age: int, status: str, fai
 
 
 HOME = "eu-west-1"
-FLAW = ("log-file-validation", "its log files are not validated", "CloudTrail.4")
-LEFT_OUT = ("events-left-out", "leaves out events of kms.amazonaws.com", "CloudTrail.1")
+FLAW = Flaw("log-file-validation", "its log files are not validated", "CloudTrail.4")
+LEFT_OUT = Flaw("events-left-out", "it leaves out events of kms.amazonaws.com", "CloudTrail.1")
 
 
 def a_trail(*, multi: bool = True, owner: str = NUMBER, valid: bool = True, **known: Any) -> Trail:
@@ -178,17 +187,17 @@ def a_trail(*, multi: bool = True, owner: str = NUMBER, valid: bool = True, **kn
     return Trail(about, **known)
 
 
-ARN = a_trail().about["TrailARN"]
+ARN = a_trail().arn
 FIRST, FOURTH = control_finding("CloudTrail.1", NUMBER), control_finding("CloudTrail.4", ARN)
 
 
 @pytest.mark.parametrize(
-    ("trails", "region", "verdicts", "looked_at"),
+    ("trails", "region", "findings", "evaluated"),
     [
         pytest.param([], HOME, [FIRST], (1, 0), id="no trail"),
         pytest.param([a_trail()], HOME, [], (1, 1), id="a good one"),
         pytest.param([a_trail(multi=False)], HOME, [FIRST], (1, 1), id="of one region"),
-        pytest.param([a_trail(problem="logging stopped")], HOME, [FIRST], (1, 1), id="stopped"),
+        pytest.param([a_trail(problems=("logging stopped",))], HOME, [FIRST], (1, 1), id="stopped"),
         pytest.param([a_trail(flaws=(LEFT_OUT,))], HOME, [FIRST], (1, 1), id="leaves events out"),
         pytest.param(
             [a_trail(valid=False, flaws=(FLAW,))], HOME, [FOURTH], (1, 1), id="not validated"
@@ -211,11 +220,11 @@ FIRST, FOURTH = control_finding("CloudTrail.1", NUMBER), control_finding("CloudT
     ],
 )
 def test_trails(
-    trails: list[Trail], region: str, verdicts: list[ControlFinding], looked_at: tuple[int, int]
+    trails: list[Trail], region: str, findings: list[ControlFinding], evaluated: tuple[int, int]
 ) -> None:
-    found, number = trail_verdicts(trails, NUMBER, region)
-    assert found == verdicts
-    assert (number["CloudTrail.1"], number["CloudTrail.4"]) == looked_at
+    found, number = trail_control_findings(trails, NUMBER, region)
+    assert found == findings
+    assert (number["CloudTrail.1"], number["CloudTrail.4"]) == evaluated
 
 
 def fails(control: str, resource: str) -> Row:
@@ -242,51 +251,57 @@ UNDECIDED = finding("b", item="x", severity="Low", controls=[undecided("IAM.3", 
             2,
             id="a thing counts once",
         ),
-        pytest.param([unread("a")], NOT_CHECKED, 0, id="a gap beats a pass"),
+        pytest.param([unread("a")], NOT_CHECKED, 0, id="NOT CHECKED beats a pass"),
         pytest.param([UNDECIDED], NOT_CHECKED, 0, id="not decided beats a pass"),
-        pytest.param([unread("a"), fails("IAM.3", "b")], FAILED, 1, id="a failure beats a gap"),
-        pytest.param([unread(ROOT)], PASSED, 0, id="a gap about something else"),
+        pytest.param(
+            [unread("a"), fails("IAM.3", "b")], FAILED, 1, id="a failure beats NOT CHECKED"
+        ),
+        pytest.param([unread(ROOT)], PASSED, 0, id="NOT CHECKED about something else"),
         pytest.param([accepted(fails("IAM.3", "a"))], ACCEPTED, 1, id="accepted"),
-        pytest.param([accepted(fails("IAM.3", "a"), expired=True)], FAILED, 1, id="accepted once"),
-        pytest.param([accepted(unread("a"))], ACCEPTED, 0, id="accepted gap"),
+        pytest.param(
+            [accepted(fails("IAM.3", "a"), expired=True)], FAILED, 1, id="its acceptance expired"
+        ),
+        pytest.param([accepted(unread("a"))], ACCEPTED, 0, id="accepted NOT CHECKED"),
         pytest.param(
             [unread("a"), accepted(fails("IAM.3", "b"))],
             NOT_CHECKED,
             1,
-            id="a gap beats what is accepted",
+            id="NOT CHECKED beats what is accepted",
         ),
         pytest.param(
             [unread("a", control_finding("IAM.3", "a"))],
             FAILED,
             1,
-            id="a gap in what is known to fail",
+            id="NOT CHECKED but known to fail",
         ),
     ],
 )
 def test_a_control_about_each_key(rows: list[Row], status: str, failed: int) -> None:
     found = check_result("access-keys", *rows, evaluated={"IAM.3": 5})
-    assert judge(found, "IAM.3") == control_status(status, evaluated=5, failed=failed)
+    assert evaluate_control(found, "IAM.3") == control_status(status, evaluated=5, failed=failed)
 
 
 def test_some_regions_do_not_make_a_pass() -> None:
     found = check_result("security-groups", all_regions=False, evaluated={"EC2.13": 5})
-    assert judge(found, "EC2.13") == control_status(NOT_CHECKED, evaluated=5)
+    assert evaluate_control(found, "EC2.13") == control_status(NOT_CHECKED, evaluated=5)
 
 
 @pytest.mark.parametrize(
     ("rows", "evaluated", "status"),
     [
         pytest.param([], 1, control_status(PASSED, 1), id="root has none"),
-        pytest.param([unread("alice")], 1, control_status(PASSED, 1), id="a gap about a user"),
-        pytest.param([unread(ROOT)], 0, control_status(NOT_CHECKED), id="a gap about root"),
-        pytest.param([accepted(unread(ROOT))], 0, control_status(ACCEPTED), id="accepted gap"),
+        pytest.param([unread("alice")], 1, control_status(PASSED, 1), id="a user is NOT CHECKED"),
+        pytest.param([unread(ROOT)], 0, control_status(NOT_CHECKED), id="root is NOT CHECKED"),
+        pytest.param(
+            [accepted(unread(ROOT))], 0, control_status(ACCEPTED), id="accepted NOT CHECKED"
+        ),
         pytest.param([], 0, control_status(NOT_CHECKED), id="nobody looked"),
         pytest.param([fails("IAM.4", ROOT)], 1, control_status(FAILED, 1, 1), id="root has one"),
     ],
 )
 def test_a_control_about_root(rows: list[Row], evaluated: int, status: ControlStatus) -> None:
     found = check_result("access-keys", *rows, evaluated={"IAM.4": evaluated})
-    assert judge(found, "IAM.4") == status
+    assert evaluate_control(found, "IAM.4") == status
 
 
 NO_TRAIL = fails("CloudTrail.1", NUMBER)
@@ -309,11 +324,11 @@ def test_a_control_about_the_account(
     rows: list[Row], evaluated: int, status: ControlStatus
 ) -> None:
     found = check_result("cloudtrail", *rows, evaluated={"CloudTrail.1": evaluated})
-    assert judge(found, "CloudTrail.1") == status
+    assert evaluate_control(found, "CloudTrail.1") == status
 
 
 def of_an_account(status: str, **facts: Any) -> Report:
-    """The report of an account in which five keys were looked at, unless there is no status."""
+    """The report of an account in which five keys were evaluated, unless there is no status."""
     known = control_status(status, evaluated=5, failed=int(status == FAILED))
     return report(results=[], controls={"IAM.3": known} if status else {}, **facts)
 
@@ -329,12 +344,12 @@ def of_an_account(status: str, **facts: Any) -> Report:
         pytest.param(
             [of_an_account(PASSED), of_an_account(NOT_CHECKED)],
             control_status(NOT_CHECKED, 10),
-            id="a gap",
+            id="NOT CHECKED",
         ),
         pytest.param(
             [of_an_account(PASSED), of_an_account("", error=DENIED)],
             control_status(NOT_CHECKED, 5),
-            id="an account not entered",
+            id="an account that could not be opened",
         ),
         pytest.param(
             [of_an_account(PASSED), of_an_account("", account_status="SUSPENDED")],
@@ -363,8 +378,8 @@ def controls() -> Controls:
     """Status, evaluated and failed as the JSON says; the sheet says the same."""
     ((_, account),) = read_accounts("x.json").items()
     found = {
-        one["control"]: (one["verdict"], one["looked_at"], one["failed"])
-        for one in account["controls"]
+        name: (one["status"], one["evaluated"], one["failed"])
+        for name, one in account["controls"].items()
     }
     shown = read_sheet("x.xls", "Controls")
     assert found == {
@@ -376,7 +391,7 @@ def controls() -> Controls:
     for one in shown:
         control = CONTROLS[one["Control"]]
         assert one["Sheet"] == titles[one["Control"]]
-        assert (one["Requirement"], one["Severity"]) == (control.asks, control.severity)
+        assert (one["Requirement"], one["Severity"]) == (control.requirement, control.severity)
         numbers = one["CIS 5.0.0"], one["CIS 3.0.0"], one["PCI DSS 4.0.1"]
         assert numbers == (control.cis_5, control.cis_3, control.pci)
     return found

@@ -239,7 +239,7 @@ def test_a_signal_says_what_was_written_and_what_perhaps(
         process.send_signal(number)
         _, err = process.communicate()
     assert process.returncode == 128 + number
-    told = f"interrupted by {number.name}: nothing was written but x.xls; perhaps pipe"
+    told = f"interrupted by {number.name}: x.xls written; perhaps pipe"
     assert err == f"security_check.py: {told}\n"
     assert Path("x.xls").exists()
     assert not Path("s.json").exists()

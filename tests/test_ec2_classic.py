@@ -72,7 +72,7 @@ def test_instances_of_all_pages_are_looked_at(aws: Canned) -> None:
         "Launched": LAUNCHED,
     }
     found = finding(
-        REGION, item="i-1", message="web is stopped outside a VPC", severity="High", cells=cells
+        REGION, item="i-1", message="is stopped outside a VPC", severity="High", cells=cells
     )
     assert seen(rows) == seen([found])
 
@@ -82,5 +82,5 @@ def test_the_instances_of_all_regions_are_counted(aws: Canned) -> None:
         reserved = {"Reservations": [{"Instances": [instance(VpcId="vpc-1")] * number}]}
         aws.answer("ec2", "DescribeInstances", reserved, region)
     rows = run_check("ec2-classic", aws, regions=[REGION, ELSEWHERE]).rows
-    nothing = fine("nothing", message="No instance outside a VPC among 5 in 2 regions")
+    nothing = fine("<nothing>", message="No instance outside a VPC among 5 in 2 regions")
     assert seen(rows) == seen([nothing])

@@ -10,15 +10,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import making
 import pytest
 import readme
 from cloud import DEFAULT_ACCOUNT_ID, Cloud, Fault
 from conftest import BUCKET, assert_refused, objects
-from example import TOKYO, Organization
-from reading import read_cells, sheet_names
+from example import SOEHNE, TOKYO, Organization
+from reading import read_accounts, read_cells, read_sheet, rows_by_id, sheet_names
 
 import security_check
-from security_check import CHECKS, CannotRun, S3Object, main, read_state, write_state
+from security_check import (
+    CHECKS,
+    Account,
+    AccountState,
+    CannotRun,
+    S3Object,
+    StateChange,
+    account_state,
+    apply_change,
+    main,
+    read_state_file,
+    write_state_file,
+)
 
 # --- names that are filled in ---------------------------------------------------------------
 
@@ -48,8 +61,8 @@ def test_names_are_filled_in_here_too(
         (state,) = Path("state").glob(f"{number}-????.json")
         assert [*json.loads(state.read_text())["accounts"]] == [number]
         (account,) = json.loads((day / f"{number}.json").read_text())["accounts"]
-        accepted = [row["id"] for check in account["checks"] for row in check["rows"]
-            if row["status"] == "ACCEPTED"]  # fmt: skip
+        rows = rows_by_id(account)
+        accepted = [id for id, row in rows.items() if row["status"] == "ACCEPTED"]
         assert accepted == (["mfa/deploy"] if number != DEFAULT_ACCOUNT_ID else [])
 
 
@@ -125,10 +138,9 @@ def test_everything_can_be_in_s3(
     beside = {cell.link for line in lines for cell in line.values() if cell.link}
     assert beside == {key.removeprefix("runs/") for key in books}
     assert Counter(
-        (one["account"], row["id"])
+        (one["account"], id)
         for one in json.loads(written["runs/o.json"])["accounts"]
-        for check in one["checks"]
-        for row in check["rows"]
+        for id, row in rows_by_id(one).items()
         if row["status"] == "ACCEPTED"
     ) == {(TOKYO, "mfa/deploy"): 1}
 
@@ -143,16 +155,17 @@ def test_files_are_read_and_written_by_who_started_the_run(
     assert {call.account for call in cloud.layer.calls} == {*org_with_bucket.audited}
 
 
-def test_decisions_of_each_account_are_read_by_one_who_asks_once(
+def test_accept_files_of_each_account_are_read_with_one_session(
     cloud: Cloud, org_with_bucket: Organization
 ) -> None:
     for number in org_with_bucket.audited:
         cloud.client("s3").put_object(Bucket=BUCKET, Key=f"{number}.txt", Body=b"mfa/* # known\n")
     cloud.layer.calls.clear()
     run = ["--organization", "--check", "mfa", "--accept", f"s3://{BUCKET}/{{account}}.txt"]
-    assert main(run) == 3  # for the account that cannot be entered
+    assert main(run) == 3  # for the account that cannot be opened
     assert cloud.layer.count()["sts:GetCallerIdentity"] == 2  # who reads files, and who audits
-    assert cloud.layer.count()["s3:GetObject"] == len(org_with_bucket.audited)
+    # that of the account that cannot be opened too, as its error may be accepted there
+    assert cloud.layer.count()["s3:GetObject"] == len(org_with_bucket.names)
 
 
 def test_a_profile_that_starts_the_run_writes_too(
@@ -239,7 +252,7 @@ def test_a_store_that_knows_no_conditions_is_refused_and_loses_nothing(
     bucket.put_object(Bucket=BUCKET, Key="old.xls", Body=b"last month's")
     assert main(["--output", name]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"security_check.py: cannot write {name}: what answered knows no")
+    assert line.startswith(f"security_check.py: cannot write {name}: this store ignores conditions")
     assert objects(bucket)["old.xls"] == b"last month's"
     monkeypatch.setattr(cloud.layer, "app", app)  # what was left there does not matter
     assert objects(bucket).keys() == {"old.xls", ".security_check-old.xls"}
@@ -264,11 +277,33 @@ def test_a_report_that_cannot_be_put_is_kept_here(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     cloud.layer.faults = [Fault("AccessDenied", "s3", "PutObject", after=1, status=403)]
     assert main(["--output", f"s3://{BUCKET}/reports/x.xls"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    said = capsys.readouterr()
+    assert said.out.startswith(f"AWS account {DEFAULT_ACCOUNT_ID}\n")
+    (line,) = said.err.splitlines()
     why, _, where = line.partition("; the results are in ")
     assert why.endswith(f"cannot write s3://{BUCKET}/reports/x.xls: AccessDenied: s3 PutObject")
     assert sheet_names(where)[0] == "Summary"
     assert Path(where).name == "x.xls"
+
+
+def test_a_file_of_one_account_that_cannot_be_written_costs_that_account_only(
+    cloud: Cloud, org_with_bucket: Organization, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    lost = f"{TOKYO}-mfa.csv"
+    cloud.layer.faults = [Fault("AccessDenied", "s3", "PutObject", resource=lost, status=403)]
+    run = ["--account", SOEHNE, "--account", TOKYO, "--csv", f"s3://{BUCKET}", "--check", "mfa"]
+    assert main([*run, "--json", "o.json", "--output", "o.xls", "--state", "state.json"]) == 3
+    found = read_accounts("o.json")
+    (why,) = found[TOKYO]["file_errors"]
+    words = f"cannot write s3://{BUCKET}/{lost}: AccessDenied: s3 PutObject; the results are in "
+    assert why.startswith(words)
+    assert Path(why.removeprefix(words)).read_text("utf-8-sig").startswith("User,")
+    assert found[SOEHNE]["file_errors"] == []
+    results = {line["Account"]: line["Result"] for line in read_sheet("o.xls", "Accounts")}
+    assert results[TOKYO] == why
+    # what was not told to anybody is not remembered: the next run tells it
+    assert json.loads(Path("state.json").read_text())["accounts"].keys() == {SOEHNE}
 
 
 def test_the_policy_for_s3_allows_what_a_run_asks_of_it_and_nothing_else(
@@ -297,13 +332,36 @@ def test_the_policy_for_s3_allows_what_a_run_asks_of_it_and_nothing_else(
 # --- a state in S3 that several write -------------------------------------------------------
 
 
+def files_account() -> Account:
+    """The account that reads and writes files in S3."""
+    return security_check.Run(security_check.parse_arguments([])).files_account
+
+
+def one_finding() -> StateChange:
+    """What an audit changes in the state that has found one thing."""
+    return StateChange(
+        today="2030-01-01",
+        checks=["mfa"],
+        seen={"mfa/alice": making.known("2030-01-01", "Has no MFA device", severity="Medium")},
+        gone=set(),
+        resolved={},
+        not_checked=0,
+        coverage={},
+        max_key_age=90,
+    )
+
+
+def state_in(file: S3Object) -> dict[str, AccountState]:
+    """What the file remembers of each account."""
+    accounts = read_state_file(file)
+    return {account: account_state(accounts, account, file) for account in accounts}
+
+
 def test_concurrent_writers_of_one_state_lose_nothing(
     cloud: Cloud, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight read the same state before any of them writes, so that seven are overtaken."""
-    writer = security_check.Run(security_check.parse_arguments([])).writer
-    file = S3Object(writer, BUCKET, "state.json")
-    entry = {"a/b": {"first_seen": "2030-01-01", "result": "Bad"}}
+    file, change = S3Object(files_account(), BUCKET, "state.json"), one_finding()
     update, first, all_have_read = S3Object.update, iter(range(8)), threading.Barrier(8)
 
     def update_together(file: S3Object, change: Any) -> None:
@@ -315,35 +373,49 @@ def test_concurrent_writers_of_one_state_lose_nothing(
         update(file, changed)
 
     monkeypatch.setattr(S3Object, "update", update_together)
+    monkeypatch.setattr(security_check, "CONFLICT_PAUSE", 10)
     with ThreadPoolExecutor(8) as pool:  # S3Object has no lock: threads are like processes
-        list(pool.map(lambda n: write_state(file, f"account-{n}", entry, []), range(24)))
-    assert read_state(file).accounts == {f"account-{n}": entry for n in range(24)}
+        list(pool.map(lambda n: write_state_file(file, {f"account-{n}": change}), range(24)))
+    after = apply_change(AccountState(), change)
+    assert [*after.findings] == ["mfa/alice"]
+    assert state_in(file) == {f"account-{n}": after for n in range(24)}
     assert cloud.layer.count()["s3:PutObject"] >= 24 + 7
+
+
+def test_two_runs_over_one_account_both_leave_what_they_saw(cloud: Cloud, bucket: Any) -> None:
+    """Each run read the state before the other wrote it."""
+    file, change = S3Object(files_account(), BUCKET, "state.json"), one_finding()
+    other = {"access-keys/bob/AKIA1": making.known("2030-01-01", "Key is old", severity="Medium")}
+    write_state_file(file, {"1": change})
+    write_state_file(file, {"1": change._replace(checks=["access-keys"], seen=other)})
+    state = state_in(file)["1"]
+    assert state.findings.keys() == {"mfa/alice", *other}
+    assert state.since.keys() == {"mfa", "access-keys"}
+    assert state.history[-1].open["Medium"] == 2
 
 
 @pytest.mark.parametrize(
     ("code", "status"), [("PreconditionFailed", 412), ("ConditionalRequestConflict", 409)]
 )
-def test_who_is_overtaken_reads_again(cloud: Cloud, bucket: Any, code: str, status: int) -> None:
-    file = S3Object(
-        security_check.Run(security_check.parse_arguments([])).writer, BUCKET, "state.json"
-    )
+def test_a_writer_that_is_overtaken_reads_again(
+    cloud: Cloud, bucket: Any, code: str, status: int
+) -> None:
+    file = S3Object(files_account(), BUCKET, "state.json")
     cloud.layer.faults = [Fault(code, "s3", "PutObject", status=status, times=2)]
-    write_state(file, "1", {}, [])
-    assert [*read_state(file).accounts] == ["1"]
+    write_state_file(file, {"1": one_finding()})
+    assert [*read_state_file(file)] == ["1"]
     assert cloud.layer.count()["s3:GetObject"] == 4
 
 
-def test_who_is_always_overtaken_gives_up_and_says_so(
+def test_a_writer_that_is_always_overtaken_gives_up_and_says_so(
     cloud: Cloud, bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(security_check, "UPDATES", 3)
-    file = S3Object(
-        security_check.Run(security_check.parse_arguments([])).writer, BUCKET, "state.json"
-    )
+    monkeypatch.setattr(security_check, "MAX_WRITE_TRIES", 3)
+    file = S3Object(files_account(), BUCKET, "state.json")
     cloud.layer.faults = [Fault("PreconditionFailed", "s3", "PutObject", status=412)]
     with pytest.raises(CannotRun, match=r"state\.json: PreconditionFailed.*results are in") as why:
-        write_state(file, "1", {}, [])
+        write_state_file(file, {"1": one_finding()})
+    assert cloud.layer.count()["s3:PutObject"] == 3
     kept = json.loads(Path(str(why.value).rpartition(" in ")[2]).read_bytes())
-    assert kept["accounts"] == {"1": {}}
+    assert [*kept["accounts"]["1"]["findings"]] == ["mfa/alice"]

@@ -97,7 +97,7 @@ def user_row(*, mfa: bool, password: str = "yes", last: Any = "never", control: 
         ("yes", NOW): "signs in with a password alone, last on 2026-11-23",
         ("no", ""): "has no MFA device, and no console password",
     }[password, last]
-    return finding("alice", message=f"alice {how}", severity="Medium", control=control, cells=cells)
+    return finding("alice", message=how, severity="Medium", control=control, cells=cells)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_user_deleted_after_the_report_is_no_row(aws: Canned) -> None:
 
 # --- MFA of root ------------------------------------------------------------------------------
 
-ROOT_ALONE = "Root signs in with a password alone, last on 2026-11-23"
+ROOT_ALONE = "signs in with a password alone, last on 2026-11-23"
 SIGNED_IN = f"{ROOT},arn,not_supported,2026-11-23T12:00:00+00:00,false"
 
 
@@ -248,7 +248,7 @@ def root_row(
         ),
         pytest.param(
             {"password": 0, "keys": 1},
-            root_row("Root has no MFA device, and no console password", password="no", bad=True),
+            root_row("has no MFA device, and no console password", password="no", bad=True),
             id="no password, but keys",
         ),
     ],

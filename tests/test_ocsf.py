@@ -25,6 +25,7 @@ from security_check import (
     Acceptance,
     AwsError,
     CheckResult,
+    ControlFinding,
     KnownFinding,
     Message,
     Report,
@@ -43,7 +44,7 @@ BASE = Row(
     {"Region": "eu-west-1", "Group ID": "sg-1", "Group name": "bastion"},
     Message("lets the whole Internet reach ", "SSH (22)"),
     CRITICAL,
-    "EC2.19, EC2.53",
+    control_findings=(ControlFinding("EC2.19", "sg-1"), ControlFinding("EC2.53", "sg-1")),
     kind="SSH (22) open to the whole Internet",
     arn=f"arn:aws:ec2:eu-west-1:{NUMBER}:security-group/sg-1",
 )

@@ -1,4 +1,4 @@
-"""The command beside each finding: it is run, and the next audit no longer shows the finding."""
+"""The command of each finding is run, and the next audit no longer shows the finding."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import botocore.loaders
@@ -24,27 +26,32 @@ from conftest import Canned, in_an_account
 from example import fill
 from hypothesis import example, given
 from hypothesis import strategies as st
-from making import accepted, check_result, finding, manual_of, not_checked
-from reading import NUMBER, read_accounts, read_sheet, rows_by_id, summary_section
+from making import accepted, finding, manual_of, not_checked
+from reading import NOW, NUMBER, read_accounts, read_sheet, rows_by_id, summary_section
 
 from security_check import (
     CHECKS,
     EVERYONE,
     ROOT,
+    Account,
+    Exposure,
+    Flaw,
+    OpenRule,
+    PortRange,
+    Remediation,
     Row,
     Trail,
+    aws_cli,
     check_cloudtrail,
     cli_option,
-    closing,
-    command,
-    completed,
+    deactivate_key,
+    evaluate_trail,
+    fix_trail,
     main,
-    mend_words,
     public_sources,
-    recording,
-    restricted,
-    weigh,
     put_acl_command,
+    restrict_bucket_command,
+    revoke_command,
 )
 
 REGION, GROUP = "eu-west-1", "sg-1"
@@ -61,7 +68,8 @@ def audit(*arguments: str) -> Rows:
 
 
 def command_of(row: dict[str, Any]) -> str:
-    return str(row["mend"])
+    """The command for a finding; what is no finding needs none."""
+    return str(row["remediation"]["command"]) if row["status"] == "FINDING" else ""
 
 
 def in_bash(text: str) -> str:
@@ -102,8 +110,8 @@ def paste(*commands: str) -> None:
             assert driver.main(words) == 0, words
 
 
-def mend(rows: Rows) -> list[str]:
-    """The commands; moto cannot revoke a rule of a protocol without ports (see below)."""
+def commands_of(rows: Rows) -> list[str]:
+    """The commands of all findings. moto cannot revoke a rule of a protocol without ports."""
     commands = map(command_of, rows.values())
     return [text for text in commands if text and '"47"' not in text]
 
@@ -111,12 +119,12 @@ def mend(rows: Rows) -> list[str]:
 @pytest.mark.first
 @pytest.mark.posix
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_all_commands_in_any_order_leave_nothing_that_a_command_could_mend(
+def test_all_commands_in_any_order_leave_nothing_that_a_command_could_fix(
     cloud: Cloud, seed: int
 ) -> None:
     fill(cloud)
     before = audit()
-    commands = mend(before)
+    commands = commands_of(before)
     assert len(commands) > 25
     random.Random(seed).shuffle(commands)
     cloud.layer.calls.clear()
@@ -127,12 +135,12 @@ def test_all_commands_in_any_order_leave_nothing_that_a_command_could_mend(
         *("PUT acl", "PUT publicAccessBlock"),
     }
     after = audit()
-    assert mend(after) == []
+    assert commands_of(after) == []
     for id, row in before.items():
         if not command_of(row):
             assert after[id] == row
-    for id in after.keys() - before.keys():
-        assert id == "cloudtrail/us-east-1"  # which is in order now
+    assert after.keys() <= before.keys()
+    assert after["cloudtrail/us-east-1"]["status"] == "OK"
 
 
 def changed(before: Rows, after: Rows) -> dict[str, tuple[str, str] | None]:
@@ -171,18 +179,15 @@ def test_what_a_command_leaves_alone(cloud: Cloud) -> None:
     cloud.backend("iam").users[_user_id(cloud)].access_keys[0].create_date -= timedelta(days=400)
 
     before = audit()
-    rule_id = f"security-groups/{REGION}/{group}/TCP/{{}}/0.0.0.0/0,::/0"
+    rule_id = f"security-groups/{REGION}/{group}/TCP/{{}}"
     run: Callable[[str], Any] = in_bash
     for id, became in {
         rule_id.format(22): None,
-        f"access-keys/deploy/{key}": (
-            "Low",
-            "Inactive key of deploy is 400 days old and was never used",
-        ),
+        f"access-keys/deploy/{key}": ("Low", "Inactive key is 400 days old and was never used"),
         "s3-acls/a-policy/policy": (
             "Low",
-            "The policy of a-policy lets in everyone on the Internet, but the bucket public"
-            " access block makes that void",
+            "Its policy lets in everyone on the Internet, but the bucket public access block"
+            " makes that void",
         ),
         "s3-acls/a-acl/AllUsers/READ": None,
     }.items():
@@ -245,9 +250,9 @@ class TestExampleAccount:
             "access-keys/deploy/": "",  # accepted
             f"mfa/{ROOT}": "(sign in as root)",
             "mfa/erin.novak": "(its owner must enrol a device)",
-            "cloudtrail/us-west-2/not-enabled": "(create a trail)",
+            "cloudtrail/us-west-2": "(create a trail)",
             "s3-acls/harbour-books-printer/7": "(ask the other account)",
-            "ec2-classic/us-west-2/not-checked": "",  # a gap
+            "ec2-classic/us-west-2/not-checked": "",  # it is no finding
         }.items():
             found = [id for id in rows if id.startswith(start)]
             assert found
@@ -295,23 +300,54 @@ def trail(**about: Any) -> dict[str, Any]:
     return {"TrailARN": ARN, "Name": "main", "HomeRegion": REGION, **about}
 
 
+def account(home: str = "us-east-1", profile: str = "") -> Account:
+    """An account of which only the home region and the profile are asked."""
+    session: Any = SimpleNamespace(region_name=home)
+    return Account(session, NOW, number=NUMBER, profile=profile)
+
+
+# A trail with every flaw that there is.
+FLAWED = evaluate_trail(
+    trail(IsMultiRegionTrail=False, IncludeGlobalServiceEvents=False),
+    {"IsLogging": True, "LatestDeliveryError": "AccessDenied"},
+    {
+        "EventSelectors": [
+            {
+                "ReadWriteType": "All",
+                "IncludeManagementEvents": True,
+                "ExcludeManagementEventSources": ["kms.amazonaws.com"],
+            }
+        ]
+    },
+)
+
+
+def flaws(*ids: str) -> tuple[Flaw, ...]:
+    found = tuple(flaw for flaw in FLAWED.flaws if flaw.id in ids)
+    assert {flaw.id for flaw in found} == {*ids}
+    return found
+
+
+STOPPED = "logging stopped"
+
+
 @pytest.mark.parametrize(
-    ("problems", "flaws", "words"),
+    ("problems", "flaw_ids", "words"),
     [
-        (["logging stopped"], set(), ("start-logging", "--name", ARN)),
-        (["logging stopped"], {"log-file-validation"}, ("start-logging", "--name", ARN)),
-        (["logging stopped", "management events: none"], set(), ()),
-        (["management events: read only"], set(), ()),
-        ([], {"delivery"}, ()),
-        ([], {"events-left-out", "log-file-validation"}, ()),
+        ([STOPPED], [], ("start-logging", "--name", ARN)),
+        ([STOPPED], ["log-file-validation"], ("start-logging", "--name", ARN)),
+        ([STOPPED, "management events: none"], [], ()),
+        (["management events: read only"], [], ()),
+        ([], ["delivery"], ()),
+        ([], ["events-left-out", "log-file-validation"], ()),
         (
             [],
-            {"log-file-validation"},
+            ["log-file-validation"],
             ("update-trail", "--name", ARN, "--enable-log-file-validation"),
         ),
         (
             [],
-            {"global-events", "log-file-validation"},
+            ["global-events", "log-file-validation"],
             (
                 *("update-trail", "--name", ARN),
                 *("--enable-log-file-validation", "--include-global-service-events"),
@@ -320,10 +356,12 @@ def trail(**about: Any) -> dict[str, Any]:
     ],
 )
 def test_what_makes_a_trail_record(
-    problems: list[str], flaws: set[str], words: tuple[str, ...]
+    problems: list[str], flaw_ids: list[str], words: tuple[str, ...]
 ) -> None:
-    expected = ("cloudtrail", *words) if words else "change the trail by hand"
-    assert recording(trail(), problems, flaws) == expected
+    broken = Trail(trail(), problems=tuple(problems), flaws=flaws(*flaw_ids))
+    command = shlex.join(("aws", "cloudtrail", *words, "--region", REGION)) if words else ""
+    manual = "" if words else "change the trail by hand"
+    assert fix_trail(account(), broken) == Remediation(command, manual)
 
 
 def test_a_trail_of_another_account_is_left_to_it(aws: Canned) -> None:
@@ -352,17 +390,6 @@ NASTY = [
 ]
 
 
-def row(*words: str, **cells: str) -> Row:
-    """A finding that the words of a command mend."""
-    return finding(REGION, item="x", cells=cells or {"Region": REGION}, command=words)
-
-
-def finished(row: Row, home: str = "us-east-1", profile: str = "") -> Row:
-    """The row as it is reported."""
-    (done,) = completed(check_result("ec2-classic", row), home, profile).rows
-    return done
-
-
 def meaning(words: list[str]) -> list[str]:
     """What a shell makes of the command: the words between `aws` and `--region`."""
     assert words[0] == "aws"
@@ -375,12 +402,11 @@ def meaning(words: list[str]) -> list[str]:
 @example("\x1b[31m", "x")
 def test_a_name_stays_a_name_in_the_shell(name: str, profile: str) -> None:
     words = ("iam", "update-access-key", *cli_option("user-name", name))
-    whole = finished(row(*words), profile=profile)
-    text = command(whole)
+    text, manual = aws_cli(account(profile=profile), "", *words)
     if not (name + profile).isprintable():
-        assert text == ""
-        assert mend_words(whole) == "(too long, or odd characters: by hand)"
+        assert (text, manual) == ("", "too long, or odd characters: by hand")
         return
+    assert manual == ""
     assert text.isprintable()
     split = shlex.split(text)
     assert meaning(split) == [*words]
@@ -396,34 +422,41 @@ def test_a_real_shell_reads_nasty_names_as_they_are(
     monkeypatch.chdir(tmp_path)
     for name in NASTY:
         words = ("iam", "update-access-key", *cli_option("user-name", name))
-        (read,) = words_of([command(finished(row(*words)))])
+        (read,) = words_of([aws_cli(account(), "", *words).command])
         assert meaning(["aws", *read]) == [*words]
 
 
 def test_a_command_that_no_cell_can_hold_is_left_out() -> None:
-    long = finished(row("ec2", "x", "y" * 40_000))
-    assert command(long) == ""
-    assert mend_words(long) == "(too long, or odd characters: by hand)"
+    long = aws_cli(account(), REGION, "ec2", "x", "y" * 40_000)
+    assert long == Remediation(manual="too long, or odd characters: by hand")
+
+
+FIXABLE = finding(REGION, item="x", command="aws ec2 x", manual="or by hand")
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("row", "shown"),
     [
-        not_checked(REGION, item="x"),
-        accepted(row("ec2", "x")),
-        finding(REGION, item="x", severity="", command=("ec2", "x")),
+        pytest.param(FIXABLE, ("aws ec2 x", "or by hand"), id="a finding"),
+        pytest.param(
+            accepted(FIXABLE, until="2026-01-31", expired=True),
+            ("aws ec2 x", "or by hand"),
+            id="an acceptance that expired",
+        ),
+        pytest.param(accepted(FIXABLE), ("", ""), id="accepted"),
+        pytest.param(replace(FIXABLE, severity=""), ("", ""), id="OK"),
+        pytest.param(not_checked(REGION, item="x"), ("", ""), id="NOT CHECKED"),
     ],
-    ids=["gap", "accepted", "fine"],
 )
-def test_what_is_no_finding_has_no_command(other: Row) -> None:
-    assert (command(finished(other)), mend_words(finished(other))) == ("", "")
+def test_only_a_finding_shows_a_command(row: Row, shown: tuple[str, str]) -> None:
+    assert row.shown_remediation() == shown
 
 
-def test_the_region_is_the_rows_or_that_of_the_global_services() -> None:
-    at_home = row("cloudtrail", "x", **{"Region": REGION, "Home region": "eu-north-1"})
-    assert command(finished(at_home)).endswith("--region eu-north-1")
-    china = finished(row("iam", "x", User="x"), home="cn-north-1")
-    assert command(china).endswith("--region cn-north-1")
+def test_the_region_is_that_of_the_resource_or_that_of_the_global_services() -> None:
+    at_home = Trail(trail(HomeRegion="eu-north-1"), problems=(STOPPED,))
+    assert fix_trail(account(), at_home).command.endswith("--region eu-north-1")
+    china = deactivate_key(account(home="cn-north-1"), "alice", "AKIAEXAMPLE")
+    assert china.command.endswith("--region cn-north-1")
 
 
 # --- what moto does not do, held to botocore's model of the call ---------------------------------
@@ -457,16 +490,24 @@ def test_a_rule_of_a_protocol_without_ports_and_of_prefix_lists() -> None:
     rule = {"IpProtocol": "47", "IpRanges": [{"CidrIp": "0.0.0.0/0"}], "PrefixListIds": lists}
     other = {"IpProtocol": "tcp", "FromPort": 1, "ToPort": 2, "IpRanges": rule["IpRanges"]}
     group = {"GroupId": GROUP, "IpPermissions": [rule, other]}
-    sent = parameters(closing(group, ("GRE", None, None), ["0.0.0.0/0", "pl-2"]))
+    cidrs, exposure = ["0.0.0.0/0"], Exposure(["0.0.0.0/0"], ["pl-2"], ["0.0.0.0/0"])
+    opened = OpenRule(group, PortRange("GRE", None, None), cidrs, ["pl-1", "pl-2"], exposure)
+    sent = parameters(revoke_command(opened))
     revoked = {**rule, "PrefixListIds": [{"PrefixListId": "pl-2"}]}
     assert sent == {"GroupId": GROUP, "IpPermissions": [revoked]}
 
 
+def call_of(fix: Remediation) -> list[str]:
+    """The service, the operation and its options, without those that every command has."""
+    return meaning(shlex.split(fix.command))
+
+
 def test_the_calls_on_trails_and_buckets_are_the_models() -> None:
-    flaws = {"global-events", "log-file-validation"}
     on = {"EnableLogFileValidation": True, "IncludeGlobalServiceEvents": True}
-    assert parameters(recording(trail(), [], flaws)) == {"Name": ARN, **on}
-    assert parameters(recording(trail(), ["logging stopped"], set())) == {"Name": ARN}
+    both = Trail(trail(), flaws=flaws("global-events", "log-file-validation"))
+    assert parameters(call_of(fix_trail(account(), both))) == {"Name": ARN, **on}
+    stopped = Trail(trail(), problems=(STOPPED,))
+    assert parameters(call_of(fix_trail(account(), stopped))) == {"Name": ARN}
     owner = {"Type": "CanonicalUser", "ID": OWNER, "DisplayName": "me"}
     mail = {"Type": "AmazonCustomerByEmail", "EmailAddress": "a@example.com"}
     grants = [
@@ -478,18 +519,17 @@ def test_the_calls_on_trails_and_buckets_are_the_models() -> None:
     policy = parameters(words)["AccessControlPolicy"]
     assert [one["Permission"] for one in policy["Grants"]] == ["FULL_CONTROL", "WRITE"]
     assert policy["Grants"][1]["Grantee"] == mail
-    assert restricted("b", None)[-1] == (
+    assert restrict_bucket_command("b", None)[-1] == (
         "BlockPublicAcls=false,IgnorePublicAcls=false,BlockPublicPolicy=false,"
         "RestrictPublicBuckets=true"
     )
 
 
-def test_a_trail_with_two_flaws_says_so_once() -> None:
-    about = trail(IsMultiRegionTrail=False, IncludeGlobalServiceEvents=False)
-    known = weigh(
-        about,
+def test_a_trail_with_two_flaws_is_fixed_by_one_command() -> None:
+    found = evaluate_trail(
+        trail(IsMultiRegionTrail=False, IncludeGlobalServiceEvents=False),
         {"IsLogging": True},
         {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]},
     )
-    assert isinstance(known, Trail)
-    assert known.mend[:2] == ("cloudtrail", "update-trail")
+    assert [flaw.id for flaw in found.flaws] == ["log-file-validation", "global-events"]
+    assert call_of(fix_trail(account(), found))[:2] == ["cloudtrail", "update-trail"]

@@ -12,18 +12,15 @@ from hypothesis import strategies as st
 from making import finding, fine, not_checked, run_check, seen
 
 from security_check import (
-    VpcBlockPublicAccess,
+    Exposure,
+    PortRange,
     Row,
+    VpcBlockPublicAccess,
     check_security_groups,
-    internet_words,
-    is_public,
-    lowered,
-    opened_ports,
-    port_service,
-    port_severity,
-    port_words,
-    protocol_name,
     describe_usage,
+    is_public,
+    one_level_lower,
+    protocol_name,
     whole_internet,
     wide_sources,
 )
@@ -202,10 +199,10 @@ PORTS = [
 def test_ports(
     protocol: str, first: int | None, last: int | None, words: str, number: int, verdict: Any
 ) -> None:
-    ports = opened_ports(protocol, first, last)
-    assert len(ports) == number
-    assert port_words(protocol, first, last) == words
-    assert port_severity(protocol, ports) == verdict
+    ports = PortRange(protocol, first, last)
+    assert len(ports.ports) == number
+    assert ports.cell() == words
+    assert ports.severity() == verdict
 
 
 HIGH_RISK = [20, 21, 22, 23, 25, 110, 135, 143, 445, 1433, 1434, 3000, 3306, 3389, 4333, 5000]
@@ -213,7 +210,7 @@ HIGH_RISK += [5432, 5500, 5601, 8080, 8088, 8888, 9200, 9300]
 
 
 def test_these_ports_are_critical_and_no_other() -> None:
-    verdicts = [port_severity("TCP", opened_ports("TCP", port, port)) for port in range(65536)]
+    verdicts = [PortRange("TCP", port, port).severity() for port in range(65536)]
     critical = [port for port in range(65536) if verdicts[port] == ("Critical", "EC2.19")]
     assert critical == HIGH_RISK
 
@@ -223,7 +220,7 @@ def test_these_ports_are_critical_and_no_other() -> None:
 def test_a_range_is_critical_exactly_when_it_holds_a_high_risk_port(a: int, b: int) -> None:
     first, last = min(a, b), max(a, b)
     naive = any(first <= port <= last for port in HIGH_RISK)
-    assert (port_severity("TCP", opened_ports("TCP", first, last))[0] == "Critical") is naive
+    assert (PortRange("TCP", first, last).severity()[0] == "Critical") is naive
 
 
 @pytest.mark.parametrize(
@@ -239,7 +236,7 @@ def test_protocols_have_names(number: str, name: str) -> None:
 
 
 def test_one_severity_less() -> None:
-    assert [lowered(s) for s in ("Critical", "High", "Medium", "Low")] == [
+    assert [one_level_lower(s) for s in ("Critical", "High", "Medium", "Low")] == [
         *("High", "Medium", "Low", "Low")
     ]
 
@@ -387,8 +384,9 @@ def open_rule(
     protocol: str = "TCP",
     ports: str = "22 (SSH)",
     open_to: str = "0.0.0.0/0",
-    item: str = "TCP/22/0.0.0.0/0",
-    message: str = "SSH (22) is open to the whole Internet",
+    item: str = "TCP/22",
+    reached: str = "SSH (22)",
+    by: str = "the whole Internet",
     severity: str = "Critical",
     control: str = "EC2.19",
     used_by: str = "1 interface, 1 public",
@@ -399,7 +397,7 @@ def open_rule(
     return finding(
         REGION,
         item=f"sg-1/{item}",
-        message=f"{message}{USES[used_by]}{stopped}",
+        message=f"lets {by} reach {reached}{USES[used_by]}{stopped}",
         severity=severity,
         control=control,
         cells=group_cells(**named, **{"Used by": used_by, "Blocked by": blocked_by}),
@@ -444,7 +442,7 @@ def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
     answer_groups(aws, group(), group(id="sg-2"), region=ELSEWHERE)
     words = "No rule open to the Internet in 5 groups in 2 regions"
     found = run_check("security-groups", aws, regions=[REGION, ELSEWHERE])
-    assert seen(found.rows) == seen([fine("nothing", message=words)])
+    assert seen(found.rows) == seen([fine("<nothing>", message=words)])
 
 
 @pytest.mark.parametrize(
@@ -453,17 +451,17 @@ def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
         pytest.param([permission(v4=["0.0.0.0/0"])], open_rule(), id="IPv4"),
         pytest.param(
             [permission(v4=["0.0.0.0/0"], v6=["::/0"])],
-            open_rule(open_to="0.0.0.0/0, ::/0", item="TCP/22/0.0.0.0/0,::/0"),
+            open_rule(open_to="0.0.0.0/0, ::/0", item="TCP/22"),
             id="IPv4 and IPv6 in one row",
         ),
         pytest.param(
             [permission(v4=["0.0.0.0/0"]), permission(v6=["::/0"])],
-            open_rule(open_to="0.0.0.0/0, ::/0", item="TCP/22/0.0.0.0/0,::/0"),
+            open_rule(open_to="0.0.0.0/0, ::/0", item="TCP/22"),
             id="two rules of the same ports",
         ),
         pytest.param(
             [permission("6", v4=["0.0.0.0/0"]), permission("tcp", v6=["::/0"])],
-            open_rule(open_to="0.0.0.0/0, ::/0", item="TCP/22/0.0.0.0/0,::/0"),
+            open_rule(open_to="0.0.0.0/0, ::/0", item="TCP/22"),
             id="TCP by number and by name",
         ),
         pytest.param(
@@ -473,12 +471,7 @@ def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
         ),
         pytest.param(
             [permission("-1", None, v4=["0.0.0.0/0"])],
-            open_rule(
-                protocol="ALL",
-                ports="ALL",
-                item="ALL/ALL/0.0.0.0/0",
-                message="All ports are open to the whole Internet",
-            ),
+            open_rule(protocol="ALL", ports="ALL", item="ALL/ALL", reached="all ports"),
             id="protocol -1 without ports",
         ),
         pytest.param(
@@ -487,8 +480,9 @@ def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
                 protocol="ICMPv6",
                 ports="ALL types",
                 open_to="::/0",
-                item="ICMPv6/ALL-types/::/0",
-                message="ICMPv6 is open to the whole IPv6 Internet",
+                item="ICMPv6/ALL-types",
+                reached="ICMPv6",
+                by="the whole IPv6 Internet",
                 severity="Low",
                 control="",
             ),
@@ -499,8 +493,8 @@ def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
             open_rule(
                 protocol="GRE",
                 ports="ALL",
-                item="GRE/ALL/0.0.0.0/0",
-                message="GRE is open to the whole Internet",
+                item="GRE/ALL",
+                reached="GRE",
                 severity="High",
                 control="EC2.18",
             ),
@@ -510,8 +504,8 @@ def test_the_groups_of_all_pages_and_regions_are_counted(aws: Canned) -> None:
             [permission(v4=["0.0.0.0/1", "10.0.0.0/8"])],
             open_rule(
                 open_to="0.0.0.0/1",
-                item="TCP/22/0.0.0.0/1",
-                message="SSH (22) is open to 0.0.0.0/1, a large part of the Internet",
+                item="TCP/22",
+                by="0.0.0.0/1, a large part of the Internet",
                 severity="Medium",
                 control="",
             ),
@@ -563,7 +557,7 @@ def test_halves_of_different_ports_do_not_add_up(
 def test_what_a_rule_opens_as_people_name_it(
     rule: tuple[str, int | None, int | None], words: str
 ) -> None:
-    assert port_service(*rule) == words
+    assert PortRange(*rule).service() == words
 
 
 @pytest.mark.parametrize(
@@ -578,7 +572,7 @@ def test_what_a_rule_opens_as_people_name_it(
     ],
 )
 def test_whom_a_rule_lets_in(open_to: list[str], via: list[str], words: str) -> None:
-    assert internet_words(open_to, via) == words
+    assert Exposure(open_to, via, open_to).describe() == words
 
 
 @pytest.mark.parametrize(
@@ -664,8 +658,7 @@ def test_the_internet_in_a_prefix_list(aws: Canned) -> None:
     answer_groups(aws, group(permission(lists=["pl-1"])))
     answer_list(aws, "0.0.0.0/0")
     answer_use(aws, "sg-1")
-    said = "SSH (22) is open to the whole Internet through pl-1"
-    expected = open_rule(open_to="0.0.0.0/0 (pl-1)", item="TCP/22/pl-1", message=said)
+    expected = open_rule(open_to="0.0.0.0/0 (pl-1)", by="the whole Internet through pl-1")
     assert seen(check_security_groups(aws, REGION)) == seen([expected])
 
 
@@ -674,7 +667,7 @@ def test_half_in_the_rule_and_half_in_the_list(aws: Canned) -> None:
     answer_list(aws, "128.0.0.0/1")
     answer_use(aws, "sg-1")
     (row,) = seen(check_security_groups(aws, REGION))
-    assert row.result.startswith("SSH (22) is open to the whole Internet through pl-1; ")
+    assert row.result.startswith("Lets the whole Internet through pl-1 reach SSH (22); ")
 
 
 def test_half_on_each_page_of_a_list(aws: Canned) -> None:
@@ -683,7 +676,7 @@ def test_half_on_each_page_of_a_list(aws: Canned) -> None:
     answer_list(aws, "128.0.0.0/1", page="more")
     answer_use(aws, "sg-1")
     (row,) = seen(check_security_groups(aws, REGION))
-    assert row.result.startswith("SSH (22) is open to the whole Internet through pl-1; ")
+    assert row.result.startswith("Lets the whole Internet through pl-1 reach SSH (22); ")
 
 
 def test_a_list_is_another_one_in_another_region(aws: Canned) -> None:
@@ -697,33 +690,28 @@ def test_a_list_is_another_one_in_another_region(aws: Canned) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cidrs", "lists", "source", "open_to"),
+    ("cidrs", "lists", "open_to"),
     [
+        pytest.param(*([], ["10.0.0.0/8", "0.0.0.0/0"], "0.0.0.0/0 (pl-2)"), id="the Internet"),
+        pytest.param(*([], ["52.0.0.0/8", "0.0.0.0/1"], "0.0.0.0/1 (pl-2)"), id="a wide source"),
         pytest.param(
-            *([], ["10.0.0.0/8", "0.0.0.0/0"], "pl-1,pl-2", "0.0.0.0/0 (pl-2)"), id="the Internet"
-        ),
-        pytest.param(
-            *([], ["52.0.0.0/8", "0.0.0.0/1"], "pl-1,pl-2", "0.0.0.0/1 (pl-2)"), id="a wide source"
-        ),
-        pytest.param(
-            *(["0.0.0.0/1"], ["10.0.0.0/8", "52.0.0.0/8"], "0.0.0.0/1", "0.0.0.0/1"),
+            *(["0.0.0.0/1"], ["10.0.0.0/8", "52.0.0.0/8"], "0.0.0.0/1"),
             id="a wide source of the rule itself",
         ),
         pytest.param(
-            *([], ["0.0.0.0/1", "128.0.0.0/1"], "pl-1,pl-2", "0.0.0.0/0 (pl-1, pl-2)"),
-            id="half in each list",
+            *([], ["0.0.0.0/1", "128.0.0.0/1"], "0.0.0.0/0 (pl-1, pl-2)"), id="half in each list"
         ),
     ],
 )
 def test_a_list_that_opens_nothing_is_not_named(
-    aws: Canned, cidrs: list[str], lists: list[str], source: str, open_to: str
+    aws: Canned, cidrs: list[str], lists: list[str], open_to: str
 ) -> None:
     answer_groups(aws, group(permission(v4=cidrs, lists=["pl-1", "pl-2"])))
     for number, cidr in enumerate(lists, 1):
         answer_list(aws, cidr, id=f"pl-{number}")
     answer_use(aws, "sg-1")
     (row,) = check_security_groups(aws, REGION)
-    assert (row.id, row.cells["Open to"]) == (f"{REGION}/sg-1/TCP/22/{source}", open_to)
+    assert (row.id, row.cells["Open to"]) == (f"{REGION}/sg-1/TCP/22", open_to)
 
 
 def test_the_list_of_a_cloud_front_is_not_the_internet(aws: Canned) -> None:
@@ -739,7 +727,7 @@ def test_a_list_that_may_not_be_read_is_not_checked(aws: Canned) -> None:
     unknown = {"Open to": "pl-1", "Used by": "NOT CHECKED", "Blocked by": "NOT CHECKED"}
     unread = not_checked(
         REGION,
-        item="sg-1/TCP/22/pl-1",
+        item="sg-1/TCP/22",
         error=f"{DENIED}: ec2 GetManagedPrefixListEntries",
         cells=group_cells(**unknown),
     )
@@ -753,7 +741,7 @@ def test_a_list_that_may_not_be_read_does_not_hide_another(aws: Canned) -> None:
     answer_use(aws, "sg-1")
     (row,) = check_security_groups(aws, REGION)
     assert (row.status, row.severity) == ("FINDING", "Critical")
-    assert row.id == f"{REGION}/sg-1/TCP/22/pl-1,pl-2"
+    assert row.id == f"{REGION}/sg-1/TCP/22"
 
 
 def test_a_list_that_may_not_be_read_does_not_hide_the_rules_own_source(aws: Canned) -> None:
@@ -761,18 +749,19 @@ def test_a_list_that_may_not_be_read_does_not_hide_the_rules_own_source(aws: Can
     aws.refuse("ec2", "GetManagedPrefixListEntries", DENIED, REGION)
     answer_use(aws, "sg-1")
     assert [(row.status, row.id) for row in check_security_groups(aws, REGION)] == [
-        ("NOT CHECKED", f"{REGION}/sg-1/TCP/22/pl-1"),
-        ("FINDING", f"{REGION}/sg-1/TCP/22/52.0.0.0/7"),
+        ("NOT CHECKED", f"{REGION}/sg-1/TCP/22/not-checked"),
+        ("FINDING", f"{REGION}/sg-1/TCP/22"),
     ]
 
 
-def test_what_two_lists_open_has_one_row_when_one_may_not_be_read(aws: Canned) -> None:
+def test_what_two_lists_open_stays_a_finding_when_one_may_not_be_read(aws: Canned) -> None:
     answer_groups(aws, group(permission(lists=["pl-1", "pl-2"])))
     answer_list(aws, "52.0.0.0/7")
     aws.refuse("ec2", "GetManagedPrefixListEntries", DENIED, REGION)
     answer_use(aws, "sg-1")
     assert [(row.status, row.id) for row in check_security_groups(aws, REGION)] == [
-        ("NOT CHECKED", f"{REGION}/sg-1/TCP/22/pl-1,pl-2")
+        ("NOT CHECKED", f"{REGION}/sg-1/TCP/22/not-checked"),
+        ("FINDING", f"{REGION}/sg-1/TCP/22"),
     ]
 
 
@@ -868,3 +857,31 @@ def test_a_rule_is_open_also_where_its_use_may_not_be_read(aws: Canned, call: st
     unknown = open_rule(used_by="NOT CHECKED", blocked_by="NOT CHECKED")
     unread = not_checked(REGION, error=f"{DENIED}: ec2 {call}", cells={"Region": REGION})
     assert seen(rows) == seen([unknown, unread])
+
+
+# --- controls, and lists that may not be read --------------------------------------------------
+
+
+def controls(row: Row) -> dict[str, str]:
+    return {one.control: one.status for one in row.control_findings}
+
+
+def test_a_refused_list_leaves_controls_undecided_that_another_list_does_not_fail(
+    aws: Canned,
+) -> None:
+    """The readable list holds the Internet in pieces, which no control matches."""
+    answer_groups(aws, group(permission(lists=["pl-1", "pl-2"])))
+    answer_list(aws, "0.0.0.0/1", "128.0.0.0/1")
+    aws.refuse("ec2", "GetManagedPrefixListEntries", DENIED, REGION)
+    answer_use(aws, "sg-1")
+    (row,) = check_security_groups(aws, REGION)
+    undecided = ("EC2.13", "EC2.18", "EC2.19", "EC2.53", "EC2.54")
+    assert controls(row) == dict.fromkeys(undecided, "NOT CHECKED")
+
+
+def test_lists_that_were_all_read_leave_no_control_undecided(aws: Canned) -> None:
+    answer_groups(aws, group(permission(v4=["52.0.0.0/7"], lists=["pl-1"])))
+    answer_list(aws, "10.0.0.0/8")
+    answer_use(aws, "sg-1")
+    (row,) = check_security_groups(aws, REGION)
+    assert controls(row) == {}

@@ -23,6 +23,7 @@ from security_check import (
     WORSE,
     AwsError,
     CheckResult,
+    ControlFinding,
     HistoryEntry,
     KnownFinding,
     Message,
@@ -45,7 +46,7 @@ BASTION = Row(
     {"Region": "eu-west-1", "Group ID": "sg-0f3a", "Group name": "bastion"},
     Message("lets the whole Internet reach ", "SSH (22)", "; 2 interfaces use it, 1 public"),
     CRITICAL,
-    "EC2.19",
+    control_findings=(ControlFinding("EC2.19", "it"),),
     kind="SSH (22) open to the whole Internet",
     priority=5,
 )
@@ -55,7 +56,7 @@ DATABASE = Row(
     {"Region": "us-east-1", "Group ID": "sg-77aa", "Group name": "orders-db"},
     Message("lets the whole Internet reach ", "PostgreSQL (5432)", "; nothing uses it"),
     HIGH,
-    "EC2.19",
+    control_findings=(ControlFinding("EC2.19", "it"),),
     kind="PostgreSQL (5432) open to the whole Internet",
 )
 ALICE = Row(
@@ -64,7 +65,7 @@ ALICE = Row(
     {"User": "alice"},
     Message("signs in with a password alone, last on 2026-11-20"),
     MEDIUM,
-    "IAM.5",
+    control_findings=(ControlFinding("IAM.5", "it"),),
     kind="User with a console password, and without MFA",
 )
 DENIED = AwsError("AccessDenied", "ec2", "DescribeSecurityGroups")
