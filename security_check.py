@@ -667,6 +667,7 @@ class Overview:
     with_state: bool = False
     scope: str = ""  # of several accounts, such as `AWS organization of 123456789012`
     auditor_arn: str = ""
+    remarks: list[str] = field(default_factory=list)  # on the accept file
 
     @classmethod
     def of_one(cls, report: Report) -> Overview:
@@ -2702,7 +2703,7 @@ def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
 # Seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only twice when
 # nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
-CALL_TIMEOUT = 60  # for all attempts together, also if the response comes in drops
+CALL_TIMEOUT = 60  # for all attempts without the pauses of the pace, and for each response
 ATTEMPTS = 8  # with the waits of botocore's `standard` mode, about a minute
 MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2  # seconds; as for a dropped connection
 MAX_FAILURES = 3  # of one call in one region, in a row, before it is not made any more
@@ -2714,9 +2715,9 @@ CALLERS = 128  # threads: those of a check, of all prefetch calls, and some for 
 # per cent after each answer, a run takes 1.1 to 1.2 times what the limit allows (measured).
 INITIAL_DELAY, SLOWER, FASTER = 0.05, 1.2, 0.995
 VOLLEY = 1  # seconds in which calls that are refused together slow us down once
-# A client that is refused at one call a second is not refused for its pace: others use up the
-# limits. It then goes on at half of them, and relies on its attempts.
-MAX_DELAY, SETTLED_DELAY = 1.0, 0.1
+# A client that is refused even at a call in two seconds is not refused for its pace: others use
+# up the limits. It then goes on at half of them, and relies on its attempts.
+MAX_DELAY, SETTLED_DELAY = 2.0, 0.1
 
 LIMITS_USED_UP = "(however slowly it is asked: others use up the account's limits)"
 NOT_AWS = "(something other than AWS answered: a proxy, or a sign-in page)"
@@ -2761,6 +2762,7 @@ READ_POLICY: dict[str, Any] = {
     ],
 }
 
+IN_CALL = threading.local()  # its `sent` are the times at which this thread sends attempts
 CLIENT_LOCK = threading.Lock()  # accounts share what botocore has read of its models
 CALL_LOG = logging.getLogger("security_check")
 
@@ -2989,6 +2991,7 @@ def note_start(request: Any, **_: Any) -> None:
     """Notes when an attempt, and the first one, was sent."""
     request.context["sent"] = now = time.monotonic()
     request.context.setdefault("first_sent", now)
+    getattr(IN_CALL, "sent", []).append(now)
 
 
 def log_attempt(
@@ -3154,13 +3157,16 @@ class Pace:
         self.settled = False  # because a slower pace is refused as well
         self.lock = threading.Lock()
 
-    def wait(self, **_: Any) -> None:
+    def wait(self, request: Any = None, **_: Any) -> None:
         """Waits until the call may be made. It is not signed yet: a signature ages."""
         with self.lock:
             now = time.monotonic()
             self.next = max(now, self.next + self.delay)
             pause = self.next - now
+        getattr(IN_CALL, "sent", []).append(now + pause)
         time.sleep(pause)
+        if request and "first_sent" in request.context:
+            request.context["first_sent"] += pause  # as if there had been none
 
     def learn(self, refused: bool) -> None:
         """Learns from an attempt, unless refusals have nothing to do with the pace."""
@@ -3252,8 +3258,8 @@ class Account:
     def _call(self, call: Call, send: Callable[[], T]) -> T:
         """The result of `send`; every failure in it becomes AwsCallFailed.
 
-        It runs in a thread of its own, because that is the only way to stop waiting for a
-        response that comes in drops.
+        It runs in a thread of its own: there is no other way to give up on a response that
+        comes in drops.
         """
         if self.fatal_error:
             raise AwsCallFailed(self.fatal_error)
@@ -3261,11 +3267,26 @@ class Account:
             silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
             raise AwsCallFailed(self.refused.get(call, silent))
         try:
-            result = self.callers.submit(send).result(CALL_TIMEOUT)
+            result = self._wait_for(send)
         except Exception as error:
             raise AwsCallFailed(self._error(error, call)) from error
         self.failures[call] = self.failures[call.region] = self.failures[CREDENTIALS] = 0
         return result
+
+    def _wait_for(self, send: Callable[[], T]) -> T:
+        """The result of `send`; TimeoutError if an attempt takes longer than CALL_TIMEOUT."""
+        sent: list[float] = []
+
+        def run() -> T:
+            IN_CALL.sent = sent
+            return send()
+
+        future = self.callers.submit(run)
+        while True:
+            begun = sent[-1:] or [time.monotonic()]
+            left = begun[0] + CALL_TIMEOUT - time.monotonic()
+            if wait([future], timeout=max(left, 0)).done or sent[-1:] == begun:
+                return future.result(timeout=0)
 
     def _error(self, error: Exception, call: Call) -> AwsError:
         """The error of a call; those that no further call can survive are kept."""
@@ -4437,12 +4458,13 @@ DECODERS: dict[Any, Callable[[Any], Any]] = {
 }
 
 
-def to_json(reports: Iterable[Report]) -> bytes:
-    """The JSON report: a document with one entry an account."""
+def to_json(reports: Iterable[Report], merged: bool = False) -> bytes:
+    """The JSON report: a document with one entry an account; `merged` from other reports or not."""
     controls = {name: control for one in CHECKS for name, control in one.controls.items()}
     document = {
         "schema": REPORT_SCHEMA,
         "version": __version__,
+        "merged": merged,
         "controls": encode(controls),
         "accounts": encode([*reports]),
     }
@@ -4452,13 +4474,14 @@ def to_json(reports: Iterable[Report]) -> bytes:
 def reports_from_json(data: bytes, file: File) -> list[Report]:
     """The reports in a document, each of which must round-trip exactly.
 
-    A damaged one costs its account: it becomes an error. CannotRun if all are damaged.
+    A damaged one costs its account: it becomes an error. There is none in a merged document,
+    which repeats what others say. CannotRun if all are damaged.
     """
     try:
         document = json.loads(data)
         if (version := document["schema"]) != REPORT_SCHEMA:
             raise CannotRun(f"{file} is of version {version}, this script knows {REPORT_SCHEMA}")
-        entries: list[Any] = [*document["accounts"]]
+        entries: list[Any] = [] if document["merged"] else [*document["accounts"]]
     except MALFORMED_REPORT as error:
         raise CannotRun(f"{file} is damaged, or no report of this script") from error
     reports = [report_or_none(entry) for entry in entries]
@@ -5061,7 +5084,8 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
     ]
     begin = [f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}", ""]
     end = [*fold(describe_question(overview), ""), overview.path]
-    total = [headline(overview), *last_two_bars(history, f"{overview.started:%Y-%m-%d}")]
+    ended = overview.started + timedelta(seconds=overview.seconds)  # perhaps after midnight
+    total = [headline(overview), *last_two_bars(history, f"{ended:%Y-%m-%d}")]
     total += first_run_text(overview)
     compared = overview.with_state and not any(report.first_run for report in overview.reports)
     if quiet and compared:
@@ -5764,6 +5788,9 @@ def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> No
     write_history(page, merge_history(overview.reports))
     page.write_section("What was asked", details_lines(question_details(overview)))
     links = {"Accounts": "#Accounts!A1"}
+    remarks = [SummaryLine("", remark) for remark in overview.remarks]
+    if remarks:
+        page.write_section("The accept file", first_of(remarks, SUMMARY_WORST))
     page.write_section("The audit", details_lines(run_details(overview), links))
     page.write_section("What a status means", details_lines(STATUS_HELP))
 
@@ -6295,16 +6322,20 @@ REFUSED_CODES = {
     "UnrecognizedClientException",
 }
 CREDENTIALS_HELP = {  # by error code; {option} is --profile
+    **dict.fromkeys(EXPIRED_CODES, "the credentials have expired: renew them and run again"),
     "NoCredentialsError": "no AWS credentials found: "
     "run `aws configure{option}` or set AWS_PROFILE",
     "MissingDependencyException": "`aws login` needs one package more: "
     "run `pip install 'boto3[crt]'`",
     "NoTerminal": "the profile asks for an MFA code, and there is no terminal to type it",
     **dict.fromkeys(
+        ("LoginRefreshRequired", "LoginTokenLoadError", "LoginError"),
+        "the login session has expired: run `aws login{option}`",
+    ),
+    **dict.fromkeys(
         ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
         "the SSO session has expired: run `aws sso login{option}`",
     ),
-    **dict.fromkeys(EXPIRED_CODES, "the credentials have expired: renew them and run again"),
     **dict.fromkeys(
         REFUSED_CODES, "AWS does not accept these credentials: check the access key and the clock"
     ),
@@ -6326,8 +6357,6 @@ def credentials_help(error: AwsError, profile: str | None) -> str:
     option = f" --profile {profile}" if profile else ""
     if text := CREDENTIALS_HELP.get(error.code):
         return text.format(option=option)
-    if error.code.startswith("Login"):
-        return f"the login session has expired: run `aws login{option}`"
     hint = CONNECTION_HELP.get(error.code, "")
     return f"cannot reach the account: {error}{needed_permission(error)}{hint and f': {hint}'}"
 
@@ -6424,7 +6453,7 @@ class Run:
     options: argparse.Namespace
     started: datetime = field(default_factory=lambda: utc_now())
     accept_files: dict[str, list[Acceptance]] = field(default_factory=dict)  # by name
-    used_acceptances: set[Acceptance] = field(default_factory=set)  # matched by a row
+    used_acceptances: dict[Acceptance, set[str]] = field(default_factory=dict)  # accounts by line
     state_files: dict[str, dict[str, Any]] = field(default_factory=dict)  # as read, by name
     changes: dict[str, StateChange] = field(default_factory=dict)  # to be remembered, by account
     written: list[str] = field(default_factory=list)  # absolute names
@@ -6488,6 +6517,31 @@ class Run:
         if str(file) not in self.accept_files:
             self.accept_files[str(file)] = read_accept_file(file)
         return self.accept_files[str(file)]
+
+    def use_acceptances(self, acceptances: Iterable[Acceptance], account: str) -> None:
+        """Note that these lines match something in an account."""
+        with self.lock:
+            for acceptance in acceptances:
+                self.used_acceptances.setdefault(acceptance, set()).add(account)
+
+    def accept_remarks(self, reports: Collection[Report]) -> list[str]:
+        """The lines of the accept file that match nothing, and exact ones that match too much.
+
+        A line is called unused only if everything was asked for and read.
+        """
+        options, used = self.options, self.used_acceptances
+        limited = options.check or options.region or options.account
+        lines = [one for found in self.accept_files.values() for one in found]
+        remarks = [
+            f"{one.pattern} is accepted in {counted(len(used[one]), 'account')}: put the account's "
+            "number and a slash in front of it, if that is not meant"
+            for one in lines
+            if one.exactness()[0] and len(used.get(one, ())) > 1
+        ]
+        if limited or any(report.errors() for report in reports):
+            return remarks
+        idle = (one.pattern for one in lines if one not in used)
+        return [*remarks, *(f"unused acceptance: {name} matches no finding" for name in idle)]
 
     def state_file(self, account: str) -> dict[str, Any]:
         """The accounts of the state file that this account is in, read once."""
@@ -6730,7 +6784,7 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
     checks = [one for one in CHECKS if one.name in (run.options.check or one.name)]
     acceptances, state = run.acceptances(aws.number), run.state(aws.number)
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
-    run.used_acceptances |= done.used_acceptances
+    run.use_acceptances(done.used_acceptances, aws.number)
     name = run.workbook_name(aws.number, done.report.started)
     report = run.with_question(done.report)
     report = write_account_files(run, report, "" if run.options.no_workbook else name)
@@ -6747,7 +6801,8 @@ def write_account_files(run: Run, report: Report, name: str) -> Report:
     options, errors = run.options, list[str]()
     account = report.account or file_name(report.name)
     if name:
-        data = build_workbook(Overview.of_one(report))
+        remarks = [] if run.multi_account else run.accept_remarks([report])
+        data = build_workbook(replace(Overview.of_one(report), remarks=remarks))
         report = replace(report, workbook=run.try_write(data, name, account, errors))
     if report.results and options.csv and (not run.multi_account or "{account}" in options.csv):
         for title, data in csv_files(Overview.of_one(report)):
@@ -6815,7 +6870,7 @@ def account_acceptance(run: Run, account: str) -> Acceptance | None:
         for acceptance in run.acceptances(account):
             valid = not acceptance.until or acceptance.until >= run.today
             if valid and account and acceptance.matches(account, NOT_CHECKED_END):
-                run.used_acceptances.add(acceptance)
+                run.use_acceptances([acceptance], account)
                 return acceptance
     return None
 
@@ -6895,6 +6950,8 @@ def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
     found, rejected = dict[str, tuple[File, Report]](), list[Report]()
     for file, future in futures:
         try:
+            if not future.result():
+                warn(f"{file} is an overview of other reports, or empty: it is left out")
             reports = [reject_stale(run, one) for one in future.result()]
         except CannotRun as why:
             unread = Report("", run.started, name=Path(file.absolute()).name)
@@ -7023,6 +7080,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     """
     options, reports = run.options, overview.reports
     failures = [] if overview.multi_account else [*reports[0].file_errors]
+    overview = replace(overview, remarks=run.accept_remarks(reports))
     if overview.multi_account:
         name = "" if options.no_workbook else run.overview_name()
         path = run.try_write(build_workbook(overview), name, OVERVIEW, failures) if name else ""
@@ -7035,11 +7093,12 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     shown = overview.multi_account or not reports[0].error
     if "-" not in (options.json, options.ocsf) and shown and (attention or not options.quiet):
         print_message(terminal_text(overview, shows_colour(), options.quiet), sys.stdout)
-    warn_of_unused_acceptances(run, reports)
+    for remark in () if options.quiet else overview.remarks:
+        warn(remark)
     if options.json == "-":
-        print_result(to_json(reports).decode())
+        print_result(to_json(reports, bool(options.merge)).decode())
     elif options.json and (options.merge or "{account}" not in options.json):
-        run.try_write(to_json(reports), options.json, OVERVIEW, failures)
+        run.try_write(to_json(reports, bool(options.merge)), options.json, OVERVIEW, failures)
     if options.ocsf:
         write_ocsf(run, reports, failures)
     failures = failures or run.write_states()
@@ -7083,18 +7142,6 @@ def warn_of_errors(overview: Overview) -> None:
             )
         if report.error and not overview.multi_account:
             warn(cannot_open(report.error))
-
-
-def warn_of_unused_acceptances(run: Run, reports: Collection[Report]) -> None:
-    """Warn of acceptances that match nothing, but only if everything was audited."""
-    options = run.options
-    if options.check or options.region or options.account or options.quiet:
-        return
-    if any(report.error for report in reports):
-        return
-    for acceptance in (one for found in run.accept_files.values() for one in found):
-        if acceptance not in run.used_acceptances:
-            warn(f"unused acceptance: {acceptance.pattern} matches no finding")
 
 
 MIN_BOTO3 = "1.44"  # as at the top of this file and in requirements.txt
@@ -7198,6 +7245,8 @@ def on_signal(number: int, _: object) -> None:
 
 def run_process() -> None:
     """The program as a process: signals are heard while the audit runs in a thread."""
+    if sys.stderr is None:  # argparse would take standard output in its place
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     keep_terminal_settings()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         number = getattr(signal, name, None)

@@ -50,7 +50,8 @@ class Entrance:
     def answer(self, operation: str, params: dict[str, Any]) -> tuple[int, str]:
         self.asked.append((operation, params))
         if refusal := self.refuses.get(operation, self.refuses.get("*")):
-            return refusal(params) if callable(refusal) else refusal
+            status, text = refusal(params) if callable(refusal) else refusal
+            return status, text
         own = {name[0].lower() + name[1:]: value for name, value in self.credentials().items()}
         if operation.startswith("AssumeRole"):
             return 200, self.of_sts(operation)

@@ -251,7 +251,7 @@ def test_aws_that_cannot_be_reached(
     monkeypatch.setattr(security_check, "ATTEMPTS", 1)
     assert main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot reach the account: Could not connect" in line
+    assert "cannot reach the account: EndpointConnectionError: sts GetCallerIdentity: check" in line
 
 
 def test_a_region_that_the_account_does_not_have(

@@ -9,14 +9,13 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import botocore.credentials
-import botocore.tokens
 import pytest
 from cloud import Cloud, Fault
 from hypothesis import HealthCheck, given, settings
@@ -24,7 +23,6 @@ from hypothesis import strategies as st
 from sign_in import Entrance, entrance, in_future
 from test_sign_in import OTHER, ROLE, Desk, identity_center_to_refresh
 
-import security_check
 from security_check import lambda_handler, main
 
 MARK = "zQ7xKw"  # is in every secret, and in nothing else
@@ -231,7 +229,7 @@ def output_of(
     return output.text()
 
 
-REAL_PRINT_EXC = security_check.traceback.print_exc
+REAL_PRINT_EXC = traceback.print_exc
 
 
 @pytest.mark.survives_bugs
