@@ -5981,7 +5981,8 @@ def ocsf_event(
 ) -> dict[str, Any]:
     """An event with what all have; its resource is the account."""
     status_id, activity = OCSF_STATUSES[status]
-    account = {"uid": report.account, "name": report.name, "type": "AWS Account", "type_id": 10}
+    name = report.name or ", ".join(report.aliases)
+    account = {"uid": report.account, "name": name, "type": "AWS Account", "type_id": 10}
     product = {"name": "security_check.py", "vendor_name": "security_check.py"}
     source = id.partition("/")[0]
     return {
