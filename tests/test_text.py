@@ -1,9 +1,10 @@
-"""What people read: one line a thing, whether it gets better, and a terminal of 80 columns."""
+"""The text that people read: one line a resource, the history, and a terminal of 80 columns."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,28 @@ from reading import NUMBER, open_book, read_accounts, summary_section, summary_t
 from security_check import (
     ROOT,
     SEVERITIES,
+    WORSE,
+    AccountState,
     CannotRun,
-    Day,
+    HistoryEntry,
     LocalFile,
     Report,
     Row,
+    StateChange,
+    account_state,
+    append_today,
+    apply_change,
     bar,
     bars,
-    merge_history,
+    describe_days_open,
+    display_width,
     fold,
     in_words,
+    last_two_bars,
     main,
-    read_state,
-    describe_days_open,
-    trend,
-    width,
-    with_today,
+    merge_history,
+    read_state_file,
+    write_state_file,
 )
 
 TODAY = "2026-11-23"  # of reports
@@ -64,7 +71,7 @@ def grant(bucket: str, may: str, who: str = "everyone") -> Row:
 
 def no_trail(region: str) -> Row:
     message = ("No trail records the API calls of ", region, "")
-    return finding(region, item="not-enabled", message=message, cells={"Region": region})
+    return finding(region, message=message, cells={"Region": region})
 
 
 def told(*reports: Report) -> list[str]:
@@ -114,23 +121,29 @@ def told(*reports: Report) -> list[str]:
         ),
         pytest.param(
             "mfa",
-            [finding(ROOT, message="Root has no MFA", cells={"User": ROOT})],
-            "root: Root has no MFA",
-            id="without words for behind a name",
+            [finding(ROOT, message="has no MFA device", cells={"User": ROOT})],
+            "root: has no MFA device",
+            id="root has a name of its own",
         ),
         pytest.param(
             "s3-acls",
             [accepted(grant("c", "list it"), "a site", until="2026-01-31", expired=True)],
             "c: everyone may list it (eu-west-1) (acceptance expired, until 2026-01-31: a site)",
-            id="a decision that is over",
+            id="an acceptance that expired",
+        ),
+        pytest.param(
+            "s3-acls",
+            [replace(grant("c", "list it"), change=WORSE, was="Another account may list it")],
+            "c: everyone may list it (eu-west-1) (was: Another account may list it)",
+            id="worse than it was",
         ),
     ],
 )
-def test_what_was_found_about_a_resource(check: str, rows: list[Row], words: str) -> None:
+def test_findings_about_a_resource_are_one_line(check: str, rows: list[Row], words: str) -> None:
     assert told(report(*rows, check=check)) == [words]
 
 
-def test_rows_about_a_resource_of_an_account_stand_where_its_first_one_stands() -> None:
+def test_rows_about_a_resource_of_an_account_stand_in_the_place_of_the_first() -> None:
     a, b, more = grant("a", "list it"), grant("b", "list it"), grant("a", "write to it")
     here = report(a, b, more, check="s3-acls", account="1")
     elsewhere = report(a, check="s3-acls", account="2", name="Prod")
@@ -144,7 +157,7 @@ def test_rows_about_a_resource_of_an_account_stand_where_its_first_one_stands() 
 @given(st.text(max_size=300))
 def test_a_line_of_the_terminal_is_never_longer_than_80_columns(text: str) -> None:
     lines = fold(text)
-    assert all(sum(map(width, line)) <= 80 for line in lines)
+    assert all(sum(map(display_width, line)) <= 80 for line in lines)
     assert all(line.isprintable() for line in lines)
 
 
@@ -156,7 +169,7 @@ def test_a_long_line_is_folded_at_words_under_its_start() -> None:
     ]
 
 
-# --- whether it gets better ----------------------------------------------------------------------
+# --- the history ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,8 +179,8 @@ def test_a_bar_is_to_scale(number: int, blocks: str) -> None:
     assert bar(number, most=20, places=4) == blocks
 
 
-def day(month: int, **numbers: Any) -> Day:
-    """What the audit of the first of a month found."""
+def day(month: int, **numbers: Any) -> HistoryEntry:
+    """The audit of the first of a month."""
     return history_entry(f"2026-{month:02}-01", **numbers)
 
 
@@ -181,14 +194,14 @@ def test_bars_have_one_scale_and_nothing_has_none() -> None:
     ("days_open", "words"),
     [
         ([], ""),
-        ([[1]], "The finding that was resolved had stood for 1 day"),
+        ([[1]], "The finding that was resolved had been open for 1 day"),
         (
             [[1], [400, 30]],
-            "Half of the 3 findings that were resolved had stood for 30 days or less",
+            "Half of the 3 findings that were resolved had been open for 30 days or less",
         ),
         (
             [[10, 20], [30, 40]],
-            "Half of the 4 findings that were resolved had stood for 20 days or less",
+            "Half of the 4 findings that were resolved had been open for 20 days or less",
         ),
     ],
 )
@@ -198,15 +211,15 @@ def test_how_long_findings_were_open(days_open: list[list[int]], words: str) -> 
 
 def test_the_terminal_shows_the_last_audit_and_this_one() -> None:
     days = [day(1, critical=99), day(2, critical=4), day(3, critical=1)]
-    assert trend([], "2026-01-01") == trend(days[:1], "2026-01-01") == []
-    assert trend(days, "2026-04-01") == []  # this one saw only a part, and is no line
-    assert trend(days, "2026-03-01") == [
+    assert last_two_bars([], "2026-01-01") == last_two_bars(days[:1], "2026-01-01") == []
+    assert last_two_bars(days, "2026-04-01") == []  # there is no entry of this day
+    assert last_two_bars(days, "2026-03-01") == [
         f"2026-02-01       4 findings  {bar(4, 99, 40)}",
         f"2026-03-01        1 finding  {bar(1, 99, 40)}",
     ]
 
 
-def of(account: str, *days: Day) -> Report:
+def of(account: str, *days: HistoryEntry) -> Report:
     return report(account=account, history=days)
 
 
@@ -224,7 +237,7 @@ def test_an_account_that_was_not_audited_counts_as_before_and_as_an_error() -> N
     two = of("2", day(2, critical=1), day(3, critical=1))
     assert merge_history([one, two]) == [
         day(1, critical=7, new=7),
-        day(2, critical=8, not_checked=1),
+        day(2, critical=8, not_checked=1, remembered=7),
         day(3, critical=7),
     ]
 
@@ -234,40 +247,60 @@ def test_an_account_without_a_past_has_none() -> None:
     assert merge_history([of("1")]) == []
 
 
-def seen_on(*days: str, resolved: Iterable[str] = ()) -> Report:
-    """The report of a run with a critical finding first seen on each of the days; those that are
+def change(*first_seen: str, resolved: Iterable[str] = (), not_checked: int = 0) -> StateChange:
+    """A run of today with a critical finding first seen on each of these days; those that are
     resolved were first seen on others."""
-    rows = [finding(f"r{n}", severity="Critical", first_seen=first) for n, first in enumerate(days)]
-    return report(*rows, resolved={f"g/{n}": known(first) for n, first in enumerate(resolved)})
+    seen = {f"mfa/{n}": known(day, severity="Critical") for n, day in enumerate(first_seen)}
+    gone = {f"mfa/gone-{day}": known(day, severity="Critical") for day in resolved}
+    return StateChange(TODAY, ["mfa"], seen, {*gone}, gone, not_checked, {}, 90)
 
 
-def test_a_first_run_is_a_line() -> None:
-    days = with_today([], seen_on(TODAY, TODAY), TODAY)
-    assert days == [history_entry(TODAY, critical=2, new=2)]
+def test_a_first_run_is_an_entry() -> None:
+    state = apply_change(AccountState(), change(TODAY, TODAY, not_checked=3))
+    assert state.history == (history_entry(TODAY, critical=2, new=2, not_checked=3),)
 
 
-def test_of_a_day_the_last_run_counts_and_what_came_and_went_adds_up() -> None:
-    morning = with_today([], seen_on(TODAY, resolved=["2026-10-31"]), TODAY)
-    assert morning == [history_entry(TODAY, critical=1, new=1, days_open=[23])]
-    evening = seen_on(TODAY, TODAY, resolved=["2026-11-19"])
-    assert with_today(morning, evening, TODAY) == [
-        history_entry(TODAY, critical=2, new=2, days_open=[23, 4])
-    ]
+def test_of_a_day_the_last_run_counts_and_what_was_resolved_adds_up() -> None:
+    morning = apply_change(AccountState(), change(TODAY, resolved=["2026-10-31"]))
+    assert morning.history == (history_entry(TODAY, critical=1, new=1, days_open=[23]),)
+    evening = apply_change(morning, change(TODAY, TODAY, resolved=["2026-11-19"]))
+    assert evening.history == (history_entry(TODAY, critical=2, new=2, days_open=[23, 4]),)
 
 
-def test_the_thirteenth_run_drops_the_first_line() -> None:
+def test_what_a_run_did_not_look_at_is_counted_as_remembered() -> None:
+    old = {"s3-acls/b": known("2026-01-01", severity="Low")}
+    state = apply_change(AccountState(findings=old), change("2026-01-01"))
+    assert state.history == (history_entry(TODAY, critical=1, low=1, remembered=1),)
+
+
+def test_an_accepted_finding_is_not_counted() -> None:
+    accepted_one = {"mfa/x": known("2026-01-01", severity="High", accepted=True)}
+    state = apply_change(AccountState(findings=accepted_one), change())
+    assert state.history == (history_entry(TODAY),)
+
+
+def test_the_thirteenth_day_drops_the_first() -> None:
     days = [day(month, critical=month) for month in range(1, 13)]
-    kept = with_today(days, seen_on("2026-01-01"), "2027-01-01")
-    assert kept == [*days[1:], history_entry("2027-01-01", critical=1)]
+    last = change("2026-01-01")._replace(today="2027-01-01")
+    kept = append_today(days, last.seen, {}, last)
+    assert [*kept] == [*days[1:], history_entry("2027-01-01", critical=1)]
+
+
+def history_in_state() -> list[HistoryEntry]:
+    """The history of the account in the state file."""
+    file = LocalFile(Path("state.json"))
+    return [*account_state(read_state_file(file), NUMBER, file).history]
 
 
 def test_an_old_state_has_no_history_and_gets_one(cloud: Cloud) -> None:
     Path("state.json").write_text('{"schema": 1, "accounts": {}}')
-    before = read_state(LocalFile(Path("state.json")))
-    assert (before.accounts, before.history) == ({}, {})
+    assert history_in_state() == []
     main(["--state", "state.json"])
-    ((line,),) = read_state(LocalFile(Path("state.json"))).history.values()
-    assert line.new == sum(line.found.values()) > 0
+    (entry,) = history_in_state()
+    assert entry.new == sum(entry.open.values()) > 0
+
+
+SOME = dict.fromkeys(SEVERITIES, 1)
 
 
 @pytest.mark.parametrize(
@@ -276,23 +309,77 @@ def test_an_old_state_has_no_history_and_gets_one(cloud: Cloud) -> None:
         [],
         {"1": 5},
         {"1": [{}]},
-        {"1": [{"day": "yesterday", "found": {}}]},
+        {"1": [{"day": "yesterday", "found": SOME}]},
         {"1": [{"day": "2026-01-01", "found": {"Critical": 1}}]},
-        {"1": [{"day": "2026-01-01", "found": {}, "what": 1}]},
+        {"1": [{"day": "2026-01-01", "found": {}}]},
         {"1": [{"day": "2026-01-01", "found": dict.fromkeys(SEVERITIES, "x")}]},
+        {"1": [{"day": "2026-01-01", "found": dict.fromkeys(SEVERITIES, -1)}]},
     ],
 )
-def test_a_damaged_history_is_no_state(tmp_path: Path, history: Any) -> None:
-    path = tmp_path / "state.json"
-    path.write_text(json.dumps({"schema": 1, "accounts": {}, "history": history}))
+def test_a_damaged_history_of_schema_1_is_no_state(tmp_path: Path, history: Any) -> None:
+    file = LocalFile(tmp_path / "state.json")
+    file.path.write_text(json.dumps({"schema": 1, "accounts": {}, "history": history}))
     with pytest.raises(CannotRun, match="damaged or no state file"):
-        read_state(LocalFile(path))
+        account_state(read_state_file(file), "1", file)
 
 
-def test_a_run_over_a_part_of_the_account_is_no_line(cloud: Cloud) -> None:
-    main(["--state", "state.json", "--check", "mfa"])
-    main(["--state", "state.json", "--region", "eu-west-1"])
-    assert [*read_state(LocalFile(Path("state.json"))).history.values()] == [[]]
+ENTRY: dict[str, Any] = {
+    "day": "2026-01-01",
+    "open": SOME,
+    "not_checked": 0,
+    "new": 0,
+    "days_open": [],
+    "remembered": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"day": "yesterday"},
+        {"open": {"Critical": 1}},
+        {"open": dict.fromkeys(SEVERITIES, "x")},
+        {"open": dict.fromkeys(SEVERITIES, -1)},
+        {"not_checked": -1},
+        {"new": "1"},
+        {"days_open": [-1]},
+        {"days_open": 5},
+        {"remembered": None},
+    ],
+)
+def test_a_damaged_history_is_no_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("state.json")
+    write_state_file(LocalFile(path), {NUMBER: change(TODAY)})
+    document = json.loads(path.read_text())
+    account = document["accounts"][NUMBER]
+    account["history"] = [ENTRY]
+    path.write_text(json.dumps(document))
+    assert history_in_state() == [history_entry("2026-01-01", critical=1, high=1, medium=1, low=1)]
+    account["history"] = [ENTRY | wrong]
+    path.write_text(json.dumps(document))
+    with pytest.raises(CannotRun, match="damaged or no state file"):
+        history_in_state()
+
+
+def test_a_run_over_a_part_of_the_account_counts_the_rest_as_it_was(
+    cloud: Cloud, clock: Clock
+) -> None:
+    clock.set("2030-08-01")
+    main(["--state", "state.json"])
+    (full,) = history_in_state()
+    assert full.remembered == 0
+    for today, part, looked_at in (
+        ("2030-09-01", ("--check", "mfa"), 1),  # root
+        ("2030-10-01", ("--check", "cloudtrail", "--region", "eu-west-1"), 1),
+    ):
+        clock.set(today)
+        main(["--state", "state.json", *part])
+        entry = history_in_state()[-1]
+        assert (entry.day, entry.open, entry.new) == (today, full.open, 0)
+        assert entry.remembered == sum(full.open.values()) - looked_at
 
 
 def test_the_summary_the_terminal_and_the_json_show_the_history(
@@ -309,12 +396,12 @@ def test_the_summary_the_terminal_and_the_json_show_the_history(
         capsys.readouterr()
         main(["--state", "state.json", "--json", "x.json", "--output", "x.xls"])
     history = read_accounts("x.json")[NUMBER]["history"]
-    medium = [(one["day"], one["found"]["Medium"], one["new"]) for one in history]
+    medium = [(one["day"], one["open"]["Medium"], one["new"]) for one in history]
     assert medium == [("2030-08-01", 2, 5), ("2030-09-01", 2, 0), ("2030-10-01", 1, 0)]
-    assert [one["stood"] for one in history] == [[], [], [61]]
-    first, _, last, note = summary_table(open_book("x.xls"), "Audit of")
+    assert [one["days_open"] for one in history] == [[], [], [61]]
+    first, _, last, note = summary_table(open_book("x.xls"), "Date")
     assert first == {
-        "Audit of": "2030-08-01",
+        "Date": "2030-08-01",
         "Critical": "",
         "High": 3.0,
         "Medium": 2.0,
@@ -325,13 +412,15 @@ def test_the_summary_the_terminal_and_the_json_show_the_history(
         "Findings": f"{bar(5, 5, 24)} 5",
     }
     changed = {"Medium": 1.0, "New": "", "Resolved": 1.0, "Findings": f"{bar(4, 5, 24)} 4"}
-    assert last == {**first, "Audit of": "2030-10-01", **changed}
-    assert note["Audit of"] == "The finding that was resolved had stood for 61 days"
+    assert last == {**first, "Date": "2030-10-01", **changed}
+    assert note["Date"] == "The finding that was resolved had been open for 61 days"
     out = capsys.readouterr().out
     assert f"2030-09-01       5 findings  {'█' * 40}\n2030-10-01       4 findings" in out
 
 
-def test_the_worst_five_things_are_told(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terminal_shows_the_worst_five_resources(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
     s3 = cloud.client("s3")
     for number in range(7):
         s3.create_bucket(Bucket=f"bucket-{number}")

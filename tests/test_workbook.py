@@ -39,7 +39,18 @@ from reading import (
 )
 
 import security_check
-from security_check import CHECKS, ROOT, CannotRun, Check, LocalFile, Row, deliver
+from security_check import (
+    BETTER,
+    CHECKS,
+    NEW,
+    ROOT,
+    WORSE,
+    CannotRun,
+    Check,
+    LocalFile,
+    Row,
+    write_or_save_copy,
+)
 
 CLASSIC = CHECKS_BY_NAME["ec2-classic"].title
 KEYS = CHECKS_BY_NAME["access-keys"].title
@@ -117,7 +128,9 @@ def test_the_summary_is_the_account_on_one_page() -> None:
         ("UnauthorizedOperation: ec2 DescribeInstances", "ec2:DescribeInstances"),
     ],
 )
-def test_a_gap_names_the_permission_that_is_missing(error: str, permission: str) -> None:
+def test_what_is_not_checked_names_the_permission_that_is_missing(
+    error: str, permission: str
+) -> None:
     told = dict(summary_section(build_workbook(unread(error=error)), "Not checked"))
     expected = f"EC2-Classic: {error} (needs {permission}), x/not-checked"
     assert told["NOT CHECKED"] == expected
@@ -149,9 +162,17 @@ def test_every_sheet_begins_and_ends_alike() -> None:
     assert {*common} == {"...", "Result", "Severity", "Status", "Control", "Remediation", "ID"}
 
 
-def test_what_is_gone_has_a_result() -> None:
-    gone = {"mfa/bob": known("2026-11-01", "Not Enabled")}
-    book = build_workbook(bad(1), resolved=gone)
+def test_in_an_overview_an_id_has_the_account_in_front() -> None:
+    """A copy of the cell is a pattern of the accept file for this account alone."""
+    one, other = report(bad(1)), report(bad(2), account="210987654321")
+    book = open_book(workbook_of(one, other, multi_account=True))
+    ids = [f"{NUMBER}/ec2-classic/eu-west-1/i-1", "210987654321/ec2-classic/eu-west-1/i-2"]
+    assert read_column(book, CLASSIC, "ID") == ids
+
+
+def test_a_resolved_finding_has_a_result() -> None:
+    resolved = {"mfa/bob": known("2026-11-01", "Not Enabled")}
+    book = build_workbook(bad(1), resolved=resolved)
     assert read_sheet(book, "Resolved") == [
         {"Finding": "mfa/bob", "Result": "Not Enabled", "First seen": "2026-11-01", "Days open": 22}
     ]
@@ -195,7 +216,7 @@ def test_days_are_of_utc_wherever_the_script_runs(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
-        book = build_workbook(bad(1, first_seen="2026-11-01", new=True), resolved={})
+        book = build_workbook(bad(1, first_seen="2026-11-01", change=NEW), resolved={})
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -342,18 +363,25 @@ def test_words_make_rows_high_and_ids_do_not(
         item="i-" + "x" * 200,
         message=result,
         cells=instance_cells(**cells),
-        command=("ec2", "words", "--of", "a" * 200),
+        command="aws ec2 words --of " + "a" * 200,
     )
     book = build_workbook(row)
     assert row_height(book, CLASSIC, only_row(book)) == height
     assert len(only_row(book)["ID"].value) > 200
 
 
-def test_a_new_row_is_seen_at_once() -> None:
-    book = build_workbook(bad(1, first_seen="2026-11-01", new=True), bad(2), resolved={})
-    new, old = (row["Result"] for row in read_cells(book, CLASSIC))
-    assert (new.bold, new.filled) == (True, True)
-    assert (old.bold, old.filled) == (False, False)
+def test_a_row_that_is_new_or_worse_is_seen_at_once() -> None:
+    new = bad(1, first_seen="2026-11-01", change=NEW)
+    worse = bad(2, first_seen="2026-10-01", change=WORSE, was="Less bad")
+    better = bad(3, first_seen="2026-10-01", change=BETTER, was="Very bad")
+    book = build_workbook(new, worse, better, bad(4), resolved={})
+    results = {row["Result"].value: row["Result"] for row in read_cells(book, CLASSIC)}
+    assert {text: (cell.bold, cell.filled) for text, cell in results.items()} == {
+        "NEW: Bad": (True, True),
+        "WORSE: Bad (was: Less bad)": (True, True),
+        "Bad (was: Very bad)": (False, False),
+        "Bad": (False, False),
+    }
 
 
 def test_why_there_is_no_command_makes_no_row_high() -> None:
@@ -371,9 +399,9 @@ def as_wide_as_can_be(check: Check) -> Row:
         severity="Critical",
         control="CloudTrail.1, CloudTrail.4",
         cells={column: f"{column} {words}" for column in check.columns},
-        command=("words",) * 99,
+        command="words " * 99,
         first_seen="2026-11-01",
-        new=True,
+        change=NEW,
     )
 
 
@@ -392,7 +420,7 @@ def test_no_letter_on_paper_is_smaller_than_seven_points(check: Check, multi_acc
         points = sum(sheet.colinfo_map[n].width for n in range(len(columns))) / 48.8
         scale, pages_wide, _, _ = paper(data)[sheet.number]
         assert pages_wide == 1 or scale == 70
-        assert bool(pages_wide) == (points * 0.7 <= security_check.PAPER)
+        assert bool(pages_wide) == (points * 0.7 <= security_check.PAGE_WIDTH_PT)
 
 
 def test_a_second_reader_sees_the_same() -> None:
@@ -491,7 +519,7 @@ def test_a_file_that_cannot_be_written_is_saved_elsewhere(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(CannotRun, match=r"No such file or directory; the results are in ") as why:
-        deliver(b"results", LocalFile(tmp_path / "gone" / "x.xls"))
+        write_or_save_copy(LocalFile(tmp_path / "gone" / "x.xls"), b"results")
     assert Path(str(why.value).rpartition(" in ")[2]).read_bytes() == b"results"
 
 
