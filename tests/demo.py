@@ -1,5 +1,5 @@
 """Try the script without an AWS account: `python tests/demo.py [options of the script]`.
-With `--organization` it is a made-up organization of twelve accounts.
+With `--organization` it audits a made-up organization of twelve accounts.
 
 An account is made up on 127.0.0.1, the real script audits it as it would audit yours, and
 the workbook is left in the current folder. With `--months 2` it is audited a second time, as
@@ -34,7 +34,7 @@ def audit(cloud: Cloud, *options: str) -> int:
 
 
 def a_month_passes(cloud: Cloud, state: Path) -> None:
-    """Some findings are mended and some are new; what is remembered is a month older."""
+    """One finding is resolved and one is new; the state becomes a month older."""
     ec2 = cloud.client("ec2", "eu-west-1")
     named = [{"Name": "group-name", "Values": ["bastion"]}]
     (bastion,) = ec2.describe_security_groups(Filters=named)["SecurityGroups"]
@@ -43,15 +43,15 @@ def a_month_passes(cloud: Cloud, state: Path) -> None:
     )
     cloud.client("iam").create_user(UserName="new.colleague")
     a_month_ago = str(date.today() - timedelta(days=30))
-    state.write_text(re.sub(r"\d{4}-\d\d-\d\d", a_month_ago, state.read_text()))
+    state.write_text(re.sub(r'"\d{4}-\d\d-\d\d"', f'"{a_month_ago}"', state.read_text()))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--months", type=int, choices=(1, 2), default=1)
     ours, options = parser.parse_known_args()
-    about = "This is a made-up account on 127.0.0.1: no real one is asked or changed."
-    print(about, file=sys.stderr, flush=True)
+    notice = "This is a made-up account on 127.0.0.1: no real one is asked or changed."
+    print(notice, file=sys.stderr, flush=True)
     with running() as cloud, tempfile.TemporaryDirectory() as folder:
         (fill_organization if "--organization" in options else fill)(cloud)
         try:
