@@ -483,7 +483,7 @@ class CheckResult:
     evaluated: int = 0  # resources, or rows where each is a resource
 
     # for diff_with_state and evaluate_control; not part of the JSON report
-    targets: Collection[str] = field(default=(), compare=False)  # all that were listed
+    regions: Collection[str] = field(default=(), compare=False)  # those that were looked at
     failed_targets: Collection[str] = field(default=(), compare=False)
     targets_complete: bool = field(default=True, compare=False)  # False if listing them failed
     evaluated_by_control: Counter[str] = field(default_factory=Counter, compare=False)  # "": all
@@ -3545,8 +3545,12 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
         rows.insert(0, Row(NOTHING_TARGET, "", {}, Message(text)))
     complete = not (definition.targets.regional and aws.only_regions)
     resources = evaluated[""] or sum(not row.error and row.target != NOTHING_TARGET for row in rows)
+    looked_at = {*map(region_of, futures)}
+    if definition.targets.regional and not unlisted:
+        enabled = value_or_error(regions, aws)
+        looked_at |= set() if isinstance(enabled, AwsError) else {*enabled}
     return CheckResult(
-        definition, rows, complete, resources, [*futures], failed, not unlisted, evaluated
+        definition, rows, complete, resources, looked_at, failed, not unlisted, evaluated
     )
 
 
@@ -3698,7 +3702,12 @@ def is_undetermined(result: CheckResult, id: str, known: KnownFinding) -> bool:
         return True
     if any(f"{id}/".startswith(prefix) for prefix in prefixes):
         return True
-    return result.check.targets.regional and known.target not in result.targets
+    return result.check.targets.regional and region_of(known.target) not in result.regions
+
+
+def region_of(target: str) -> str:
+    """The region of a regional target, which is a region or begins with one and a slash."""
+    return target.partition("/")[0]
 
 
 def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResult:
@@ -3709,9 +3718,10 @@ def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResu
     if not (result.check.targets.regional and result.complete and result.targets_complete):
         return result
     lost = Counter(
-        known.target
+        region_of(known.target)
         for id, known in state.findings.items()
-        if id.partition("/")[0] == result.check.name and known.target not in result.targets
+        if id.partition("/")[0] == result.check.name
+        and region_of(known.target) not in result.regions
     )
     rows = [
         not_checked_row(
@@ -3730,22 +3740,22 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
     vanished = defaultdict[tuple[str, str], dict[str, KnownFinding]](dict)
     for id, known in vanished_findings(result, state).items():
         vanished[result.check.name, known.resource or known.target][id] = known
+    first_run = state.since.get(result.check.name, today) == today
     rows = []
     for row in result.rows:
         id = result.check.id(row)
         if row.status == OK or row.error:
             rows.append(row)
         elif before := state.findings.get(id):
-            rows.append(changed_row(row, before, today))
+            rows.append(changed_row(row, before, today, first_run))
         elif moved := vanished.get(resource_key(result, row)):
             rows.append(moved_row(result, row, moved))
         else:
-            first_run = state.since.get(result.check.name, today) == today
             rows.append(replace(row, first_seen=today, change="" if first_run else NEW))
     return replace(result, rows=rows)
 
 
-def changed_row(row: Row, before: KnownFinding, today: str) -> Row:
+def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = False) -> Row:
     """A row that was known, and whether it is new today, worse or better."""
     change, was = "", before.result
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
@@ -3756,7 +3766,7 @@ def changed_row(row: Row, before: KnownFinding, today: str) -> Row:
     elif before.worse_since == today:  # a run of this day told it, or failed to
         change, was = WORSE, before.was
     elif before.first_seen == today:
-        change, was = NEW, ""
+        change, was = "" if first_run else NEW, ""
     elif before.severity and (row.severity, row.extent) != (before.severity, before.extent):
         change = BETTER if row.fully_read else ""
     return replace(row, first_seen=before.first_seen, change=change, was=was if change else "")
@@ -3844,10 +3854,11 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
     earlier = state.resolved if state.last_day == change.today else {}
     findings, resolved = kept | seen, earlier | change.resolved
     resolved = {id: known for id, known in resolved.items() if id not in findings}
+    since = dict.fromkeys(change.checks, change.today) | state.since
     return AccountState(
-        since=dict.fromkeys(change.checks, change.today) | state.since,
+        since=since,
         findings=findings,
-        history=append_today(state.history, findings, resolved, change),
+        history=append_today(state.history, findings, resolved, change, since),
         coverage=state.coverage | change.coverage,
         resolved=resolved,
         last_day=change.today,
@@ -3866,20 +3877,26 @@ def append_today(
     findings: dict[str, KnownFinding],
     resolved: dict[str, KnownFinding],
     change: StateChange,
+    since: dict[str, str],
 ) -> tuple[HistoryEntry, ...]:
     """The history with an entry for today, which is counted from the state after the audit.
 
-    What was not looked at today is counted as it was.
+    What was not looked at today is counted as it was. On the day of a check's first audit,
+    which is its `since`, nothing is new.
     """
     today = start_of_day(change.today)
     open_findings = {id: known for id, known in findings.items() if not known.accepted}
     severities = Counter(known.severity for known in open_findings.values())
-    firsts = [one.first_seen for one in (*open_findings.values(), *resolved.values())]
+    new = [
+        id
+        for id, known in (open_findings | resolved).items()
+        if known.first_seen == change.today != since.get(id.partition("/")[0])
+    ]
     entry = HistoryEntry(
         change.today,
         open={severity: severities[severity] for severity in SEVERITIES},
         not_checked=change.not_checked,
-        new=firsts.count(change.today),
+        new=len(new),
         days_open=tuple((today - start_of_day(one.first_seen)).days for one in resolved.values()),
         remembered=len(open_findings.keys() - change.seen.keys()),
     )
@@ -4534,6 +4551,8 @@ def check_values(report: Report) -> None:
         start_of_day(day)
     if report.account_status == ACTIVE and not report.error and not report.results:
         raise ValueError("a report without a result")
+    if any(one.status not in CONTROL_STATUSES for one in report.controls.values()):
+        raise ValueError("a control without a status")
     named: list[ControlFinding] = [one for row in rows for one in row.control_findings]
     statuses = {*(one.status for one in named), *(one.status for one in report.controls.values())}
     statuses |= {report.question.fail_on or "none"} if report.question else set()
@@ -6921,7 +6940,8 @@ def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
 
 def unmergeable(report: Report, why: str) -> Report:
     """A report that stands for what is missing in the overview, and why. Its history is kept."""
-    warn(f"{report.account or report.name} {why}".strip())
+    named = report.name in why  # the name of a file stands in its error
+    warn(f"{report.account} {why}".strip() if named else f"{report.account or report.name} {why}")
     error = AwsError("NotMerged", detail=why)
     return Report(report.account, report.started, report.name, error=error, history=report.history)
 
