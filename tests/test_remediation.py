@@ -68,12 +68,12 @@ def audit(*arguments: str) -> Rows:
 
 
 def command_of(row: dict[str, Any]) -> str:
-    """The command for a finding; what is no finding needs none."""
+    """The command of a finding; blank for other rows."""
     return str(row["remediation"]["command"]) if row["status"] == "FINDING" else ""
 
 
 def in_bash(text: str) -> str:
-    """What bash says to a script in which nothing fails."""
+    """The output of a bash script, which must succeed."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     ran = subprocess.run(
         ["bash", "-ec", text], env={**os.environ, "PATH": path}, capture_output=True, check=False
@@ -85,13 +85,13 @@ def in_bash(text: str) -> str:
 def words_of(commands: Iterable[str]) -> list[list[str]]:
     """The commands in words, as bash reads them after `aws`."""
     record = 'aws() { printf \'%s\\0\' "$#" "$@"; }\n'
-    told = iter(in_bash(record + "\n".join(commands)).split("\0")[:-1])
-    return [[next(told) for _ in range(int(number))] for number in told]
+    read = iter(in_bash(record + "\n".join(commands)).split("\0")[:-1])
+    return [[next(read) for _ in range(int(number))] for number in read]
 
 
 @functools.cache
 def loader() -> Any:
-    """What the AWS CLI has read of the services."""
+    """The AWS CLI's own descriptions of the services."""
     import awscli  # type: ignore[import-untyped]
 
     return botocore.loaders.create_loader(str(Path(awscli.__file__).parent / "data"))
@@ -144,7 +144,7 @@ def test_all_commands_in_any_order_leave_nothing_that_a_command_could_fix(
 
 
 def changed(before: Rows, after: Rows) -> dict[str, tuple[str, str] | None]:
-    """Severity and result of the rows that are not as they were; None if they are gone."""
+    """Severity and result of the rows that changed; None if a row is gone."""
     return {
         id: (after[id]["severity"], after[id]["result"]) if id in after else None
         for id in before.keys() | after.keys()
@@ -391,7 +391,7 @@ NASTY = [
 
 
 def meaning(words: list[str]) -> list[str]:
-    """What a shell makes of the command: the words between `aws` and `--region`."""
+    """The words of a command between `aws` and `--region`."""
     assert words[0] == "aws"
     return words[1 : words.index("--region")]
 

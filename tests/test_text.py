@@ -74,7 +74,7 @@ def no_trail(region: str) -> Row:
     return finding(region, message=message, cells={"Region": region})
 
 
-def told(*reports: Report) -> list[str]:
+def worst_lines(*reports: Report) -> list[str]:
     """The lines about findings on the Summary, of one account or of several."""
     book = workbook_of(*reports, multi_account=len(reports) > 1)
     return [text for _, text in summary_section(book, "Worst findings")]
@@ -140,14 +140,14 @@ def told(*reports: Report) -> list[str]:
     ],
 )
 def test_findings_about_a_resource_are_one_line(check: str, rows: list[Row], words: str) -> None:
-    assert told(report(*rows, check=check)) == [words]
+    assert worst_lines(report(*rows, check=check)) == [words]
 
 
 def test_rows_about_a_resource_of_an_account_stand_in_the_place_of_the_first() -> None:
     a, b, more = grant("a", "list it"), grant("b", "list it"), grant("a", "write to it")
     here = report(a, b, more, check="s3-acls", account="1")
     elsewhere = report(a, check="s3-acls", account="2", name="Prod")
-    assert told(here, elsewhere) == [
+    assert worst_lines(here, elsewhere) == [
         "a: everyone may list it and write to it (eu-west-1, 1, 2 grants)",
         "b: everyone may list it (eu-west-1, 1)",
         "a: everyone may list it (eu-west-1, 2, Prod)",

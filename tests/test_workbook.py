@@ -131,19 +131,19 @@ def test_the_summary_is_the_account_on_one_page() -> None:
 def test_what_is_not_checked_names_the_permission_that_is_missing(
     error: str, permission: str
 ) -> None:
-    told = dict(summary_section(build_workbook(unread(error=error)), "Not checked"))
+    shown = dict(summary_section(build_workbook(unread(error=error)), "Not checked"))
     expected = f"EC2-Classic: {error} (needs {permission}), x/not-checked"
-    assert told["NOT CHECKED"] == expected
+    assert shown["NOT CHECKED"] == expected
 
 
 def test_ten_findings_are_worst_and_the_others_are_counted() -> None:
-    told = summary_section(build_workbook(*map(bad, range(23))), "Worst findings")
-    assert told == [*(("High", f"i-{n}: Bad (eu-west-1)") for n in range(10)), ("", "and 13 more")]
+    shown = summary_section(build_workbook(*map(bad, range(23))), "Worst findings")
+    assert shown == [*(("High", f"i-{n}: Bad (eu-west-1)") for n in range(10)), ("", "and 13 more")]
 
 
 def test_the_most_serious_comes_first_and_the_rest_stays_in_order() -> None:
-    decided = accepted(finding("known", severity="Critical", cells=instance_cells()))
-    rows = [good("fine"), bad(1, "Low"), unread(), decided, bad(2, "Critical"), bad(3, "Low")]
+    lived_with = accepted(finding("known", severity="Critical", cells=instance_cells()))
+    rows = [good("fine"), bad(1, "Low"), unread(), lived_with, bad(2, "Critical"), bad(3, "Low")]
     findings = ["eu-west-1/i-2", "eu-west-1/i-1", "eu-west-1/i-3"]
     ids = [*findings, "x/not-checked", "known", "fine"]
     assert read_column(build_workbook(*rows), CLASSIC, "ID") == [f"ec2-classic/{id}" for id in ids]
@@ -504,10 +504,10 @@ def test_more_rows_than_the_format_holds(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [book.sheet_by_name(title).nrows for title in titles[:2]] == [10, 10]
     assert read_column(book, titles[2], "ID") == ["ec2-classic/x/not-checked"]
     assert len(ids_of(book, titles)) == 15
-    told = [leads_to(book, link) for link in links_of_the_summary(book)]
-    assert {title for title, row in told if row} == {*titles}
+    shown = [leads_to(book, link) for link in links_of_the_summary(book)]
+    assert {title for title, row in shown if row} == {*titles}
     ids = [f"ec2-classic/eu-west-1/i-{n}" for n in range(10)]
-    assert [row["ID"] for _, row in told if row] == [*ids, "ec2-classic/x/not-checked"]
+    assert [row["ID"] for _, row in shown if row] == [*ids, "ec2-classic/x/not-checked"]
 
 
 # --- the file -----------------------------------------------------------------------------------
