@@ -483,7 +483,7 @@ class CheckResult:
     evaluated: int = 0  # resources, or rows where each is a resource
 
     # for diff_with_state and evaluate_control; not part of the JSON report
-    targets: Collection[str] = field(default=(), compare=False)  # all that were listed
+    regions: Collection[str] = field(default=(), compare=False)  # those that were looked at
     failed_targets: Collection[str] = field(default=(), compare=False)
     targets_complete: bool = field(default=True, compare=False)  # False if listing them failed
     evaluated_by_control: Counter[str] = field(default_factory=Counter, compare=False)  # "": all
@@ -1367,25 +1367,26 @@ def describe_usage(interfaces: Sequence[dict[str, Any]]) -> tuple[str, str]:
 
 def interfaces_with(
     aws: Account, region: str, filter_name: str, values: Iterable[str]
-) -> Iterator[dict[str, Any]]:
-    """The network interfaces that pass a filter for one of the values."""
+) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """The network interfaces that pass a filter, each with the values that were asked for."""
     wanted = sorted(set(values))
     for batch in (wanted[n : n + FILTER_VALUES] for n in range(0, len(wanted), FILTER_VALUES)):
-        yield from aws.fetch(
+        for interface in aws.fetch(
             "ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", region,
             Filters=[{"Name": filter_name, "Values": batch}], IncludeManagedResources=True,
-        )  # fmt: skip
+        ):  # fmt: skip
+            yield batch, interface
 
 
 def interfaces_by_group(
     aws: Account, region: str, group_ids: set[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """The network interfaces that have each of the groups."""
-    found: dict[str, dict[str, dict[str, Any]]] = {id: {} for id in group_ids}
-    for interface in interfaces_with(aws, region, "group-id", group_ids):
-        for id in {group["GroupId"] for group in interface["Groups"]} & group_ids:
-            found[id][interface["NetworkInterfaceId"]] = interface
-    return {id: [*interfaces.values()] for id, interfaces in found.items()}
+    found: dict[str, list[dict[str, Any]]] = {id: [] for id in group_ids}
+    for batch, interface in interfaces_with(aws, region, "group-id", group_ids):
+        for id in {group["GroupId"] for group in interface["Groups"]} & set(batch):
+            found[id].append(interface)
+    return found
 
 
 def is_public(interface: dict[str, Any]) -> bool:
@@ -1445,8 +1446,8 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
         and one["State"] not in inactive
     }
     subnets = {id for id in excluded if id.startswith("subnet-")}
-    inside = interfaces_with(aws, region, "subnet-id", subnets)
-    return VpcBlockPublicAccess(mode, own, frozenset(excluded | {one["VpcId"] for one in inside}))
+    inside = {one["VpcId"] for _, one in interfaces_with(aws, region, "subnet-id", subnets)}
+    return VpcBlockPublicAccess(mode, own, frozenset(excluded | inside))
 
 
 class Usage(NamedTuple):
@@ -1468,10 +1469,12 @@ class GroupUsage(NamedTuple):
 
 def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
     """The usage of these groups. No call is made if there are none."""
-    block: VpcBlockPublicAccess | AwsError = VpcBlockPublicAccess("off")
-    if group_ids:
-        block = answer_or_error(lambda: vpc_block_public_access(aws, region))
-    return Usage(answer_or_error(lambda: interfaces_by_group(aws, region, group_ids)), block)
+    if not group_ids:
+        return Usage({}, VpcBlockPublicAccess("off"))
+    return Usage(
+        answer_or_error(lambda: interfaces_by_group(aws, region, group_ids)),
+        answer_or_error(lambda: vpc_block_public_access(aws, region)),
+    )
 
 
 def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
@@ -1523,22 +1526,23 @@ def check_security_groups(aws: Account, region: str) -> Rows:
     access, or of another account, is Low. What of that cannot be read lowers nothing, and is a
     row NOT CHECKED.
     """
-    groups, own, rules, failure = 0, 0, list[OpenRule](), None
+    groups, own, rules = 0, 0, list[OpenRule]()
     try:
         for group in aws.fetch("ec2", "DescribeSecurityGroups", "SecurityGroups", region):
             groups, own = groups + 1, own + (owner_of(aws, group) == aws.number)
             rules += open_rules(aws, region, group)
     except AwsCallFailed as failed:
-        failure = failed
-    ours = {one.group["GroupId"] for one in rules if owner_of(aws, one.group) == aws.number}
+        for rule in rules:
+            yield from rule_rows(aws, region, rule, Usage(failed.error, failed.error))
+        raise
+    open_groups = (one.group for one in rules if one.exposure.versions)
+    ours = {one["GroupId"] for one in open_groups if owner_of(aws, one) == aws.number}
     usage = read_usage(aws, region, ours)
     for rule in rules:
         yield from rule_rows(aws, region, rule, usage)
     for name, answer in usage._asdict().items():
         if isinstance(answer, AwsError):
             yield not_checked_row(region, name, {"Region": region}, answer)
-    if failure:
-        raise failure
     return Counter({"": groups, **dict.fromkeys(GROUP_CONTROLS, own)})
 
 
@@ -1734,13 +1738,16 @@ def root_key_row(aws: Account) -> Row:
     )
 
 
-def root_remediation(aws: Account) -> Remediation:
-    """The way to root's credentials. In GovCloud root neither signs in nor has MFA.
+# Regions in which root neither signs in nor has MFA:
+# https://docs.aws.amazon.com/govcloud-us/latest/UserGuide/govcloud-account-root-user.html
+# https://docs.amazonaws.cn/en_us/aws/latest/userguide/iam.html
+WITHOUT_ROOT = ("us-gov-", "cn-")
 
-    https://docs.aws.amazon.com/govcloud-us/latest/UserGuide/govcloud-account-root-user.html
-    """
-    govcloud = aws.home_region.startswith("us-gov-")
-    return Remediation(manual="have AWS Support delete its keys" if govcloud else "sign in as root")
+
+def root_remediation(aws: Account) -> Remediation:
+    """The way to root's credentials, which in some partitions is AWS Support only."""
+    support = aws.home_region.startswith(WITHOUT_ROOT)
+    return Remediation(manual="have AWS Support delete its keys" if support else "sign in as root")
 
 
 def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
@@ -1930,8 +1937,8 @@ def root_mfa_row(aws: Account) -> Row:
     """
     summary = account_summary(aws)
     mfa = bool(summary["AccountMFAEnabled"])
-    govcloud = aws.home_region.startswith("us-gov-")  # root cannot sign in there
-    password = bool(summary.get("AccountPasswordPresent", 1)) and not govcloud
+    signs_in = not aws.home_region.startswith(WITHOUT_ROOT)
+    password = bool(summary.get("AccountPasswordPresent", 1)) and signs_in
     _, report = credential_report(aws)
     last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
     row = mfa_row(ROOT, password, last, mfa, ("IAM.9",))
@@ -2102,10 +2109,10 @@ class Trail:
         """Whether changes of its log files would show."""
         return bool(self.description.get("LogFileValidationEnabled"))
 
-    def rank(self) -> tuple[bool, bool, int]:
+    def rank(self) -> tuple[bool, bool, int, bool]:
         """Sorts the trail that records most, or could, first."""
         complete = recorded_together(self.recordings) == EVERYTHING
-        return not self.certain(), not complete, len(self.problems())
+        return not self.certain(), not complete, len(self.problems()), not self.validates()
 
 
 @once
@@ -3538,8 +3545,12 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
         rows.insert(0, Row(NOTHING_TARGET, "", {}, Message(text)))
     complete = not (definition.targets.regional and aws.only_regions)
     resources = evaluated[""] or sum(not row.error and row.target != NOTHING_TARGET for row in rows)
+    looked_at = {*map(region_of, futures)}
+    if definition.targets.regional and not unlisted:
+        enabled = value_or_error(regions, aws)
+        looked_at |= set() if isinstance(enabled, AwsError) else {*enabled}
     return CheckResult(
-        definition, rows, complete, resources, [*futures], failed, not unlisted, evaluated
+        definition, rows, complete, resources, looked_at, failed, not unlisted, evaluated
     )
 
 
@@ -3691,7 +3702,12 @@ def is_undetermined(result: CheckResult, id: str, known: KnownFinding) -> bool:
         return True
     if any(f"{id}/".startswith(prefix) for prefix in prefixes):
         return True
-    return result.check.targets.regional and known.target not in result.targets
+    return result.check.targets.regional and region_of(known.target) not in result.regions
+
+
+def region_of(target: str) -> str:
+    """The region of a regional target, which is a region or begins with one and a slash."""
+    return target.partition("/")[0]
 
 
 def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResult:
@@ -3702,9 +3718,10 @@ def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResu
     if not (result.check.targets.regional and result.complete and result.targets_complete):
         return result
     lost = Counter(
-        known.target
+        region_of(known.target)
         for id, known in state.findings.items()
-        if id.partition("/")[0] == result.check.name and known.target not in result.targets
+        if id.partition("/")[0] == result.check.name
+        and region_of(known.target) not in result.regions
     )
     rows = [
         not_checked_row(
@@ -3723,22 +3740,22 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
     vanished = defaultdict[tuple[str, str], dict[str, KnownFinding]](dict)
     for id, known in vanished_findings(result, state).items():
         vanished[result.check.name, known.resource or known.target][id] = known
+    first_run = state.since.get(result.check.name, today) == today
     rows = []
     for row in result.rows:
         id = result.check.id(row)
         if row.status == OK or row.error:
             rows.append(row)
         elif before := state.findings.get(id):
-            rows.append(changed_row(row, before, today))
+            rows.append(changed_row(row, before, today, first_run))
         elif moved := vanished.get(resource_key(result, row)):
             rows.append(moved_row(result, row, moved))
         else:
-            first_run = state.since.get(result.check.name, today) == today
             rows.append(replace(row, first_seen=today, change="" if first_run else NEW))
     return replace(result, rows=rows)
 
 
-def changed_row(row: Row, before: KnownFinding, today: str) -> Row:
+def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = False) -> Row:
     """A row that was known, and whether it is new today, worse or better."""
     change, was = "", before.result
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
@@ -3749,7 +3766,7 @@ def changed_row(row: Row, before: KnownFinding, today: str) -> Row:
     elif before.worse_since == today:  # a run of this day told it, or failed to
         change, was = WORSE, before.was
     elif before.first_seen == today:
-        change, was = NEW, ""
+        change, was = "" if first_run else NEW, ""
     elif before.severity and (row.severity, row.extent) != (before.severity, before.extent):
         change = BETTER if row.fully_read else ""
     return replace(row, first_seen=before.first_seen, change=change, was=was if change else "")
@@ -3837,10 +3854,11 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
     earlier = state.resolved if state.last_day == change.today else {}
     findings, resolved = kept | seen, earlier | change.resolved
     resolved = {id: known for id, known in resolved.items() if id not in findings}
+    since = dict.fromkeys(change.checks, change.today) | state.since
     return AccountState(
-        since=dict.fromkeys(change.checks, change.today) | state.since,
+        since=since,
         findings=findings,
-        history=append_today(state.history, findings, resolved, change),
+        history=append_today(state.history, findings, resolved, change, since),
         coverage=state.coverage | change.coverage,
         resolved=resolved,
         last_day=change.today,
@@ -3859,20 +3877,26 @@ def append_today(
     findings: dict[str, KnownFinding],
     resolved: dict[str, KnownFinding],
     change: StateChange,
+    since: dict[str, str],
 ) -> tuple[HistoryEntry, ...]:
     """The history with an entry for today, which is counted from the state after the audit.
 
-    What was not looked at today is counted as it was.
+    What was not looked at today is counted as it was. On the day of a check's first audit,
+    which is its `since`, nothing is new.
     """
     today = start_of_day(change.today)
     open_findings = {id: known for id, known in findings.items() if not known.accepted}
     severities = Counter(known.severity for known in open_findings.values())
-    firsts = [one.first_seen for one in (*open_findings.values(), *resolved.values())]
+    new = [
+        id
+        for id, known in (open_findings | resolved).items()
+        if known.first_seen == change.today != since.get(id.partition("/")[0])
+    ]
     entry = HistoryEntry(
         change.today,
         open={severity: severities[severity] for severity in SEVERITIES},
         not_checked=change.not_checked,
-        new=firsts.count(change.today),
+        new=len(new),
         days_open=tuple((today - start_of_day(one.first_seen)).days for one in resolved.values()),
         remembered=len(open_findings.keys() - change.seen.keys()),
     )
@@ -4527,6 +4551,8 @@ def check_values(report: Report) -> None:
         start_of_day(day)
     if report.account_status == ACTIVE and not report.error and not report.results:
         raise ValueError("a report without a result")
+    if any(one.status not in CONTROL_STATUSES for one in report.controls.values()):
+        raise ValueError("a control without a status")
     named: list[ControlFinding] = [one for row in rows for one in row.control_findings]
     statuses = {*(one.status for one in named), *(one.status for one in report.controls.values())}
     statuses |= {report.question.fail_on or "none"} if report.question else set()
@@ -5643,9 +5669,12 @@ def sheet_title(title: str, part: int) -> str:
 CIS_DOC_URL = (
     "https://docs.aws.amazon.com/securityhub/latest/userguide/cis-aws-foundations-benchmark.html"
 )
-CONSOLES = {
+CONSOLES = {  # by the beginning of a region's name; botocore knows the hosts of APIs only
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
+    "eusc-": "console.amazonaws-eusc.eu",
+    "us-iso": "",  # not on the Internet, and not documented there
+    "eu-iso": "",
     "": "console.aws.amazon.com",
 }
 
@@ -5658,6 +5687,8 @@ def console_link(line: SheetRow, column: str) -> str:
         return ""
     region = names.get("Region") or report.home_region
     console = next(host for start, host in CONSOLES.items() if region.startswith(start))
+    if not console:
+        return ""
     quoted = {name: quote(value, safe="", errors="replace") for name, value in names.items()}
     return f"https://{region}.{console}/{definition.console_links[column].format_map(quoted)}"
 
@@ -6628,11 +6659,11 @@ def check_before_start(run: Run) -> None:
     Files in S3 come last: for them AWS is called.
     """
     options = run.options
-    pairs = [
-        (option, getattr(options, option)) for option in ("accept", "state", "json", "ocsf", "list")
-    ]
+    single = ("accept", "state", "json", "ocsf", "list")
+    pairs = [(option, getattr(options, option)) for option in single]
     titles = [*(one.title for one in CHECKS), "Accounts", "Controls", "Resolved"]
-    pairs += [("csv", csv_name(options.csv, title)) for title in titles if options.csv]
+    tables = [("csv", csv_name(options.csv, title)) for title in titles if options.csv]
+    pairs += tables[:1] if S3_NAME.fullmatch(options.csv or "") else tables
     pairs += [("merge", name) for name in options.merge]
     if not (options.no_workbook or options.list):
         pairs += [("output", run.overview_name())]
@@ -6909,7 +6940,8 @@ def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
 
 def unmergeable(report: Report, why: str) -> Report:
     """A report that stands for what is missing in the overview, and why. Its history is kept."""
-    warn(f"{report.account or report.name} {why}".strip())
+    named = report.name in why  # the name of a file stands in its error
+    warn(f"{report.account} {why}".strip() if named else f"{report.account or report.name} {why}")
     error = AwsError("NotMerged", detail=why)
     return Report(report.account, report.started, report.name, error=error, history=report.history)
 

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import readme
 from cloud import DEFAULT_ACCOUNT_ID, Cloud, Fault, executing
-from conftest import BUCKET, objects
+from conftest import BUCKET, Clock, objects
 from example import (
     CLOSED,
     IRELAND,
@@ -38,7 +38,7 @@ from example import (
 from reading import DEPLOY, read_sheet, timeless
 
 import security_check
-from security_check import ACTIONS, CHECKS, CannotRun, lambda_handler, main
+from security_check import CHECKS, IAM_ACTION_NAMES, CannotRun, lambda_handler, main
 
 TEMPLATE = (DEPLOY / "organization.yaml").read_text()
 AUDITED = {"cloudtrail", "ec2", "iam", "organizations", "s3", "s3control"}
@@ -71,7 +71,7 @@ def test_a_function_tells_what_came_out_and_leaves_nothing(
     assert answer == {
         "exit_code": 1,
         "headline": f"AWS account {TOKYO}: 6 findings, everything was checked",
-        "calm": False,
+        "needs_attention": True,
         "files": [f"s3://{BUCKET}/{TOKYO}.xls", f"s3://{BUCKET}/{TOKYO}.json"],
     }
     lost = handled("--account", TOKYO, "--csv", ".", "--state", "state.json")
@@ -80,23 +80,29 @@ def test_a_function_tells_what_came_out_and_leaves_nothing(
     assert not [*temporary.iterdir()]
 
 
-def test_all_is_calm_when_there_is_nothing_new(cloud: Cloud, org_with_bucket: Organization) -> None:
+def test_nobody_has_to_look_when_there_is_nothing_new(
+    cloud: Cloud, org_with_bucket: Organization, clock: Clock
+) -> None:
     run = ["--account", TOKYO, "--state", f"s3://{BUCKET}/state.json"]
-    assert [handled(*run)["calm"] for _ in range(2)] == [False, True]
+    attention = []
+    for month in ("2030-08-01", "2030-09-01"):
+        clock.set(month)
+        attention.append(handled(*run)["needs_attention"])
+    assert attention == [True, False]
     cloud.client("iam", account=TOKYO).create_user(UserName="new")
-    assert handled(*run)["calm"] is False
+    assert handled(*run)["needs_attention"] is True
 
 
-def test_an_account_that_cannot_be_entered_has_a_report_all_the_same(
+def test_an_account_that_cannot_be_opened_has_a_report_all_the_same(
     cloud: Cloud, org_with_bucket: Organization, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer = handled("--account", CLOSED, "--json", f"s3://{BUCKET}/{{account}}.json")
-    assert (answer["exit_code"], answer["calm"]) == (3, False)
+    assert (answer["exit_code"], answer["needs_attention"]) == (3, True)
     assert answer["files"] == [f"s3://{BUCKET}/{CLOSED}.json"]
     (account,) = json.loads(objects(cloud.client("s3"))[f"{CLOSED}.json"])["accounts"]
     assert account["error"]["code"] == "AccessDenied"
     (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot enter the account: AccessDenied: sts AssumeRole" in line
+    assert "cannot open the account: AccessDenied: sts AssumeRole" in line
 
 
 @pytest.mark.parametrize(
@@ -105,7 +111,7 @@ def test_an_account_that_cannot_be_entered_has_a_report_all_the_same(
         (["--frobnicate"], "bad arguments"),
         (["--help"], "bad arguments"),
         (["--json", "s3://nowhere-at-all/x.json"], "NoSuchBucket"),
-        (["--account", CLOSED], "cannot enter the account: AccessDenied"),
+        (["--account", CLOSED], "cannot open the account: AccessDenied"),
         (["--region", "mars-1"], "no such region"),
         (["--merge", f"s3://{BUCKET}/none/"], "there is no report to merge"),
     ],
@@ -143,7 +149,7 @@ def test_a_warm_start_keeps_nothing_of_the_last_account(
     assert logging.getLogger("botocore").level == logging.NOTSET  # and --debug is over
     second = json.loads(objects(s3)[f"{TOKYO}.json"])
     for document in (first, second):
-        for name in ("started", "duration"):
+        for name in ("started", "seconds"):
             del document["accounts"][0][name]
     assert second == first
     assert checks == CHECKS
@@ -151,7 +157,7 @@ def test_a_warm_start_keeps_nothing_of_the_last_account(
 
 # --- the stack ------------------------------------------------------------------------------
 
-LOCKED, DEAD, THROTTLING_CODES, SUSPENDED = (f"1000000000{n:02}" for n in (7, 11, 8, 9))
+LOCKED, DEAD, THROTTLED, SUSPENDED = (f"1000000000{n:02}" for n in (7, 11, 8, 9))
 MEMBERS = [
     Member(
         f"1000000000{n:02}",
@@ -278,9 +284,7 @@ def test_the_overview_is_that_of_one_process_also_where_functions_fail(
     organization = fill_organization(cloud, members=MEMBERS, management=False)
     engine = deploy()
     cloud.layer.pages = lambda found: [found[:7], found[7:]]
-    throttled = Fault(
-        "TooManyRequestsException", "lambda", resource=THROTTLING_CODES, status=429, times=2
-    )
+    throttled = Fault("TooManyRequestsException", "lambda", resource=THROTTLED, status=429, times=2)
     cloud.layer.faults = [DIES, throttled]
     run = engine.run()
     assert run["status"] == "SUCCEEDED"
@@ -291,8 +295,8 @@ def test_the_overview_is_that_of_one_process_also_where_functions_fail(
     lines = {line["Account"]: line for line in read_sheet(engine.overview(run), "Accounts")}
     assert len(lines) == 13
     assert lines.keys() == organization.names.keys()
-    gaps = {number for number, line in lines.items() if line["Status"] == "NOT CHECKED"}
-    assert gaps == {LOCKED, DEAD}
+    unread = {number for number, line in lines.items() if line["Status"] == "NOT CHECKED"}
+    assert unread == {LOCKED, DEAD}
     assert lines[DEAD]["Result"].startswith("NoReport")
     (told,) = engine.told
     assert ", 2 NOT CHECKED\n" in told
@@ -306,13 +310,14 @@ def test_the_overview_is_that_of_one_process_also_where_functions_fail(
 
 
 def test_months_without_and_with_something_to_read(
-    cloud: Cloud, deploy: Callable[..., Engine]
+    cloud: Cloud, deploy: Callable[..., Engine], clock: Clock
 ) -> None:
     fill_organization(cloud, members=MEMBERS[9:12], management=False)
     engine = deploy(Accept="accept.txt")
-    decisions = {"Bucket": engine.outputs["Bucket"], "Key": "accept.txt"}
-    cloud.client("s3").put_object(**decisions, Body=b"100000000010/mfa/deploy # a robot\n")
-    first = engine.run("all-is-new")
+    accept_file = {"Bucket": engine.outputs["Bucket"], "Key": "accept.txt"}
+    cloud.client("s3").put_object(**accept_file, Body=b"100000000010/mfa/deploy # a robot\n")
+    clock.set("2030-08-01")
+    first = engine.run("the-first")
     assert first["status"] == "SUCCEEDED"
     lines = [line for line in read_sheet(engine.overview(first), "MFA") if line["User"] == "deploy"]
     assert {line["Account"]: line["Status"] for line in lines} == {
@@ -320,25 +325,27 @@ def test_months_without_and_with_something_to_read(
         "100000000012": "FINDING",
     }
     assert len(engine.told) == 1
+    clock.set("2030-09-01")
     assert engine.run("nothing-is-new")["status"] == "SUCCEEDED"
     assert len(engine.told) == 1
+    clock.set("2030-10-01")
     cloud.layer.faults = [DIES]
-    last = engine.run("one-dies")  # of which there are reports, but none of this run
+    last = engine.run("one-dies")  # there are reports of it, but none of this run
     assert last["status"] == "SUCCEEDED"
     assert ", 1 NOT CHECKED\n" in engine.told[1]
-    (gap,) = (
+    (unread,) = (
         line["Account"]
         for line in read_sheet(engine.overview(last), "Accounts")
         if line["Status"] == "NOT CHECKED"
     )
-    assert gap == DEAD
+    assert unread == DEAD
 
 
 class Fake:
     """A function that audits nothing and finds nothing; what it was told to do."""
 
     def __init__(self, engine: Engine, numbers: tuple[str, ...] = (DEFAULT_ACCOUNT_ID,)) -> None:
-        self.engine, self.numbers, self.calm = engine, numbers, True
+        self.engine, self.numbers, self.needs_attention = engine, numbers, False
         self.events: list[list[str]] = []
         engine.cloud.layer.function = self
 
@@ -347,7 +354,12 @@ class Fake:
         self.events.append(arguments)
         if "--list" in arguments:
             self.write(arguments[-1], "".join(f"{number}\n" for number in self.numbers))
-        return {"exit_code": 0, "headline": "nothing found", "calm": self.calm, "files": []}
+        return {
+            "exit_code": 0,
+            "headline": "nothing found",
+            "needs_attention": self.needs_attention,
+            "files": [],
+        }
 
     def write(self, name: str, text: str) -> None:
         bucket, _, key = name.removeprefix("s3://").partition("/")
@@ -384,7 +396,7 @@ def test_errors_of_lambda_and_of_the_topic_are_tried_again_in_every_step(
 ) -> None:
     engine = deploy()
     fake = Fake(engine)
-    fake.calm = False
+    fake.needs_attention = True
     cloud.layer.faults = [
         Fault("TooManyRequestsException", "lambda", resource="--list", status=429, times=3),
         Fault("ServiceException", "lambda", resource="--account", status=500, times=2),
@@ -478,7 +490,7 @@ def test_the_function_asks_for_nothing_that_it_may_not(
             (role,) = re.findall(r"RoleArn=([^&]+)", call.text)
             asked.add(("sts:AssumeRole", role))
         elif call.account == DEFAULT_ACCOUNT_ID and call.service in AUDITED:
-            asked.add((ACTIONS.get(call.name, call.name), "*"))
+            asked.add((IAM_ACTION_NAMES.get(call.name, call.name), "*"))
     assert {"s3:PutObject", "s3:GetObject", "ec2:DescribeRegions"} <= {name for name, _ in asked}
     assert [one for one in asked if not may(allowed, *one)] == []
 
