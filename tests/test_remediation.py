@@ -134,12 +134,14 @@ def test_all_commands_in_any_order_leave_nothing_that_a_command_could_fix(
     wrote = {call.operation for call in cloud.layer.calls} - reads
     assert wrote == {
         *("RevokeSecurityGroupIngress", "UpdateAccessKey", "StartLogging", "UpdateTrail"),
-        *("PUT acl", "PUT publicAccessBlock"),
+        "PUT acl",  # the bucket with a public policy has no settings that could be kept
     }
     after = audit()
     assert commands_of(after) == []
     for id, row in before.items():
         if not command_of(row):
+            for one in (row, after[id]):  # the row of a region shows its trail
+                one["cells"].pop("Log file validation", None)
             assert after[id] == row
     assert after.keys() <= before.keys()
     assert after["cloudtrail/us-east-1"]["status"] == "OK"
