@@ -12,19 +12,20 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                   offers: CRITICAL, HIGH, MEDIUM, LOW, SEVERITIES, OK, FINDING, NOT_CHECKED,
                     ACCEPTED, ROW_ORDER, NEW, WORSE, BETTER, PASSED, FAILED, CONTROL_STATUSES,
                     ACTIVE, LEFT, ROOT, NOTHING_TARGET, EXPIRED_TARGET, NOT_CHECKED_END,
-                    MAX_KEY_AGE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, Cell, CannotRun,
-                    AwsError, AwsCallFailed, Acceptance, Control, ControlFinding, ControlStatus,
-                    Remediation, Message, Row, TargetKind, Check, CHECKS, check, CheckResult,
-                    KnownFinding, HistoryEntry, CoveredFinding, Coverage, AccountState, Question,
-                    Report, AccountJob, Overview, once, for_each, counted, in_words, yes_no,
-                    not_checked_row, utc_now, start_of_day
+                    MAX_KEY_AGE, RULES_DATE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, Cell,
+                    CannotRun, AwsError, AwsCallFailed, Acceptance, Control, ControlFinding,
+                    ControlStatus, Remediation, Message, Row, TargetKind, Check, CHECKS, check,
+                    CheckResult, KnownFinding, HistoryEntry, CoveredFinding, Coverage,
+                    AccountState, Question, Report, AccountJob, Overview, once, for_each,
+                    counted, in_words, yes_no, not_checked_row, utc_now, start_of_day
     checks        the targets of checks, then six checks, each below its rules
                   offers: enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
                   offers: LIMITS_USED_UP, READ_POLICY, CALL_LOG, SIGN_IN, sign_in, new_session,
                     describe_failure, Account, Account.ask, Account.fetch, Account.close,
                     Account.number, Account.session, Account.now, Account.only_regions,
-                    Account.max_key_age, Account.fatal_error, Account.cache
+                    Account.excluded_regions, Account.max_key_age, Account.fatal_error,
+                    Account.cache
     audit         runs the checks on one account, compares with the state, applies acceptances
                   offers: AuditInput, audit, to_aws_error, rank_of, StateChange, apply_change,
                     merge_history, merge_statuses, drop_ok_rows
@@ -34,7 +35,7 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     to_json, reports_from_json, read_state_file, account_state, write_state_file
     output        reports as people read them: sentences, terminal, workbook, CSV
                   offers: needed_permission, headline, describe_accounts, terminal_text,
-                    printable, build_workbook, to_csv
+                    printable, build_workbook, csv_files, to_ocsf
     command line  arguments, credentials, the accounts of a run, merging, main
                   offers: main, lambda_handler
 
@@ -121,7 +122,7 @@ if TYPE_CHECKING:  # at run time imported late, so that --help and bad arguments
     import boto3
     import xlwt
 
-__version__ = "1.0"
+__version__ = "2.0"
 
 # === model ============================================================================
 #
@@ -140,6 +141,7 @@ NOTHING_TARGET, EXPIRED_TARGET = "<nothing>", "<expired>"  # of rows that are ab
 NOT_CHECKED_END = "not-checked"  # of the ID of everything that is NOT CHECKED
 
 MAX_KEY_AGE = 90  # days, as Security Hub IAM.3 asks
+RULES_DATE = "2026-11-25"  # when rules and controls were last compared with AWS's documentation
 MAX_CELL_TEXT = 32_767  # characters that a cell of the .xls format can hold
 PREFETCH_THREADS = 8  # IAM throttles the account as a whole
 
@@ -158,6 +160,7 @@ IAM_ACTION_NAMES = {
 }
 
 Cell = str | int | bool | datetime | None
+Fact = str | int | bool | None  # of the JSON report
 
 # --- values ---------------------------------------------------------------------------
 
@@ -294,6 +297,12 @@ class Row:
     resource: str = ""  # findings of one resource may turn into each other; blank: the target
     fully_read: bool = True  # False if severity or extent may be higher than they really are
 
+    # for lists and tools
+    kind: str = field(default="", compare=False)  # `SSH (22) open to the whole Internet`
+    priority: int = field(default=0, compare=False)  # in one severity, the higher first
+    arn: str = field(default="", compare=False)  # given if the check's pattern does not tell it
+    facts: dict[str, Fact] = field(default_factory=dict, compare=False)
+
     # filled in by apply_state and apply_acceptances
     acceptance: Acceptance | None = None
     acceptance_ended: str = ""  # why the acceptance does not count; blank if it does
@@ -318,10 +327,15 @@ class Row:
         return NOT_CHECKED if self.error else FINDING if self.severity else OK
 
     @property
+    def controls(self) -> list[str]:
+        """Every control that the row fails."""
+        failed = (one.control for one in self.control_findings if one.status == FAILED)
+        return [*dict.fromkeys(failed)]
+
+    @property
     def control(self) -> str:
         """Every control that the row fails: `EC2.19, EC2.13`."""
-        failed = (one.control for one in self.control_findings if one.status == FAILED)
-        return ", ".join(dict.fromkeys(failed))
+        return ", ".join(self.controls)
 
     @property
     def level(self) -> str:
@@ -350,6 +364,7 @@ class TargetKind(NamedTuple):
     noun: str  # plural, for messages
     names: Callable[[Account], Iterable[str]]
     regional: bool = False  # if so, --region limits it; a name is a region, or begins `region/`
+    arn: Callable[[Account, str], str] | None = None  # if a pattern cannot tell it
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,6 +379,8 @@ class Check:
     empty_message: str  # of a sheet without a finding; may use {targets} and {evaluated}
     rows: Callable[[Account, str], Rows]
 
+    coverage: str = ""  # what is counted, and what is not looked at
+    arn: str = ""  # of a row's resource; may use {columns}, {partition} and {account}
     name_columns: tuple[str, ...] = ()  # these name the resource, the best name first
     row_noun: str = "row"
     controls: dict[str, Control] = field(default_factory=dict)  # decided by the check
@@ -380,6 +397,17 @@ class Check:
         """Names the row among all checks: `security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0`."""
         return f"{self.name}/{row.id}"
 
+    def with_arn(self, row: Row, aws: Account) -> Row:
+        """The row with the ARN of its resource; blank if a column that names it is blank."""
+        if row.arn or (row.error and not row.item):
+            return row
+        if self.targets.arn:
+            return replace(row, arn=self.targets.arn(aws, row.target))
+        names = {name: str(row.cells.get(name) or "") for name in self.columns}
+        names |= {"account": aws.number, "partition": aws.arn.split(":")[1]}
+        known = all(names[name] for name in template_fields(self.arn))
+        return replace(row, arn=self.arn.format_map(names) if known else "")
+
     def resource_names(self, row: Row) -> list[str]:
         """The name of the row's resource, and then what else identifies it."""
         cells = (row.cells.get(column) for column in self.name_columns or self.columns[:1])
@@ -393,6 +421,7 @@ COMMON_COLUMNS = {
     *("Remediation", "ID"),
 }
 EMPTY_FIELDS = {"targets", "evaluated"}  # of Check.empty_message
+ARN_FIELDS = {"partition", "account"}  # of Check.arn, beside the columns
 CheckFunction = TypeVar("CheckFunction", bound=Callable[..., Any])
 
 
@@ -417,7 +446,8 @@ def declaration_problem(definition: Check) -> str:
     """The reason why a declaration would fail later; blank if there is none."""
     own, links = set(definition.columns), definition.console_links
     in_links = (name for template in links.values() for name in template_fields(template))
-    used = {*definition.name_columns, *links, *in_links}
+    in_arn = {*template_fields(definition.arn)} - ARN_FIELDS
+    used = {*definition.name_columns, *links, *in_links, *in_arn}
     in_message = {*template_fields(definition.empty_message)}
     known = {name for other in CHECKS for name in other.controls}
     titles = [*OTHER_SHEETS, *(other.title.lower() for other in CHECKS)]
@@ -450,9 +480,10 @@ class CheckResult:
     check: Check
     rows: list[Row]
     complete: bool = True  # False if --region limited it
+    evaluated: int = 0  # resources, or rows where each is a resource
 
     # for diff_with_state and evaluate_control; not part of the JSON report
-    targets: Collection[str] = field(default=(), compare=False)  # all that were listed
+    regions: Collection[str] = field(default=(), compare=False)  # those that were looked at
     failed_targets: Collection[str] = field(default=(), compare=False)
     targets_complete: bool = field(default=True, compare=False)  # False if listing them failed
     evaluated_by_control: Counter[str] = field(default_factory=Counter, compare=False)  # "": all
@@ -528,6 +559,11 @@ class Question:
     regions: list[str]  # those named by --region; empty: all that are enabled
     max_key_age: int  # days
     version: str  # of this script
+    excluded_regions: list[str] = field(default_factory=list)
+    accounts: list[str] = field(default_factory=list)  # named, of the organization; empty: all
+    excluded_accounts: list[str] = field(default_factory=list)
+    fail_on: str = LOW  # the least severity that counts for the exit code
+    rules: str = RULES_DATE
 
 
 @dataclass(frozen=True)
@@ -551,6 +587,7 @@ class Report:
     question: Question | None = None  # None without results
     aliases: list[str] = field(default_factory=list)
     regions: list[str] | AwsError = field(default_factory=list)
+    enabled_regions: int = 0  # in the account; 0 if not known
     seconds: float = 0  # duration of the audit
     workbook: str = ""  # its absolute path, or s3://
     results: list[CheckResult] = field(default_factory=list)
@@ -576,7 +613,10 @@ class Report:
 
     def exit_code(self) -> int:
         """0 if nothing was found, 1 for findings, 3 if something is NOT CHECKED."""
-        return 3 if self.errors() else 1 if self.rows(FINDING) else 0
+        least = self.question.fail_on if self.question else LOW
+        counting = SEVERITIES[: SEVERITIES.index(least) + 1]
+        found = any(row.severity in counting for row in self.rows(FINDING))
+        return 3 if self.errors() else int(found)
 
     def needs_attention(self) -> bool:
         """Whether there is news for a person.
@@ -807,6 +847,12 @@ def users(aws: Account) -> Iterator[str]:
     yield from users_by_name(aws)
 
 
+def user_arn(aws: Account, user: str) -> str:
+    """The ARN of a user, which may have a path in it, or of root."""
+    root = f"arn:{aws.arn.split(':')[1]}:iam::{aws.number}:root"
+    return root if user == ROOT else str(users_by_name(aws).get(user, {}).get("Arn", ""))
+
+
 @once
 def bucket_regions(aws: Account) -> dict[str, str]:
     """The region of every bucket by name; blank if ListBuckets does not tell it."""
@@ -821,7 +867,7 @@ def account_aliases(aws: Account) -> list[str]:
 
 
 REGIONS = TargetKind("regions", regions, regional=True)
-USERS = TargetKind("users", users)
+USERS = TargetKind("users", users, arn=user_arn)
 BUCKETS = TargetKind("buckets", bucket_regions)
 
 # --- check 1: EC2-Classic -------------------------------------------------------------
@@ -848,6 +894,9 @@ def name_tag(instance: dict[str, Any]) -> str:
     targets=REGIONS,
     columns=("Region", "Instance ID", "Name", "State", "Launched"),
     name_columns=("Name", "Instance ID", "Region"),
+    row_noun="instance",
+    arn="arn:{partition}:ec2:{Region}:{account}:instance/{Instance ID}",
+    coverage="Instances that are not terminated, in every state. Nothing else of EC2 is looked at.",
     description="Instances outside a VPC. Move each into a VPC: nothing isolates it from others.",
     docs="https://docs.aws.amazon.com/vpc/latest/userguide/what-is-amazon-vpc.html",
     console_links={
@@ -872,7 +921,10 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
                 "Launched": instance["LaunchTime"],
             }
             message, manual = Message(f"is {state} outside a VPC"), "move it by hand"
-            yield Row(region, id, cells, message, HIGH, remediation=Remediation(manual=manual))
+            yield Row(
+                region, id, cells, message, HIGH, remediation=Remediation(manual=manual),
+                kind="Instance outside a VPC", priority=2 if state == "running" else 0,
+            )  # fmt: skip
     return evaluated
 
 
@@ -1454,6 +1506,11 @@ def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
     ),
     name_columns=("Group name", "Group ID", "Region"),
     row_noun="rule",
+    arn="arn:{partition}:ec2:{Region}:{account}:security-group/{Group ID}",
+    coverage=(
+        "Security groups; a row for each rule that is open. Routes, network ACLs and firewalls are "
+        "not looked at, nor are rules for networks narrower than an IPv4 /7 or an IPv6 /12."
+    ),
     controls=GROUP_CONTROLS,
     description=(
         "Inbound rules open to the Internet. Narrow each to those who need it, or remove it."
@@ -1531,7 +1588,25 @@ def open_rule_row(aws: Account, row: Row, rule: OpenRule, usage: Usage) -> Row:
         remediation=shell_line("; ".join(commands)),
         extent=frozenset(rule.exposure.open_to) | ({"public address"} if used.public else set()),
         fully_read=NOT_CHECKED not in (used.used_by, used.blocked_by),
+        kind=f"{rule.reached.service()} open to {rule.exposure.text}",
+        priority=rule_priority(rule, used),
+        facts=rule_facts(rule, usage),
     )
+
+
+def rule_priority(rule: OpenRule, used: GroupUsage) -> int:
+    """Public addresses come first, then other use; the whole Internet before a part of it."""
+    use = 0 if used.unused or used.blocked_by not in ("", NOT_CHECKED) else 1 + used.public
+    return 2 * use + rule.exposure.whole
+
+
+def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
+    """The ports of a rule, and how many interfaces use its group."""
+    facts: dict[str, Fact] = {"from_port": rule.ports.first, "to_port": rule.ports.last}
+    if isinstance(usage.interfaces, AwsError):
+        return facts
+    found = usage.interfaces[rule.group["GroupId"]]
+    return facts | {"interfaces": len(found), "public_interfaces": sum(map(is_public, found))}
 
 
 def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
@@ -1544,6 +1619,16 @@ def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
         severity=LOW,
         remediation=Remediation(manual=f"account {owner} must close it"),
         extent=frozenset(rule.exposure.open_to),
+        kind=f"{rule.reached.service()} open to {rule.exposure.text}, by another account",
+        arn=":".join(
+            [
+                *aws.arn.split(":")[:2],
+                "ec2",
+                row.target,
+                owner,
+                f"security-group/{rule.group['GroupId']}",
+            ]
+        ),
     )
 
 
@@ -1613,6 +1698,10 @@ def access_keys(aws: Account, user: str) -> list[dict[str, Any]]:
     columns=("User", "Access key ID", "Key status", "Created", "Age (days)", "Last used"),
     name_columns=("User", "Access key ID"),
     row_noun="key",
+    coverage=(
+        "Access keys of IAM users, active or not, and whether root has any. Keys of roles, and "
+        "credentials for a single service, are not looked at."
+    ),
     controls=KEY_CONTROLS,
     description="Every access key and its age. Replace an old key, then delete it.",
     docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id-credentials-access-keys-update.html",
@@ -1642,18 +1731,23 @@ def root_key_row(aws: Account) -> Row:
         {"User": ROOT},
         Message("has access keys"),
         CRITICAL,
+        kind="Root has access keys",
+        priority=4,
         remediation=root_remediation(aws),
         control_findings=(ControlFinding("IAM.4", ROOT),),
     )
 
 
-def root_remediation(aws: Account) -> Remediation:
-    """The way to root's credentials. In GovCloud root neither signs in nor has MFA.
+# Regions in which root neither signs in nor has MFA:
+# https://docs.aws.amazon.com/govcloud-us/latest/UserGuide/govcloud-account-root-user.html
+# https://docs.amazonaws.cn/en_us/aws/latest/userguide/iam.html
+WITHOUT_ROOT = ("us-gov-", "cn-")
 
-    https://docs.aws.amazon.com/govcloud-us/latest/UserGuide/govcloud-account-root-user.html
-    """
-    govcloud = aws.home_region.startswith("us-gov-")
-    return Remediation(manual="have AWS Support delete its keys" if govcloud else "sign in as root")
+
+def root_remediation(aws: Account) -> Remediation:
+    """The way to root's credentials, which in some partitions is AWS Support only."""
+    support = aws.home_region.startswith(WITHOUT_ROOT)
+    return Remediation(manual="have AWS Support delete its keys" if support else "sign in as root")
 
 
 def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
@@ -1699,6 +1793,9 @@ def old_key_row(aws: Account, row: Row, active: bool, last: Cell) -> Row:
         ),
         severity=MEDIUM if active else LOW,
         remediation=fix or Remediation(manual="already inactive"),
+        kind=f"{'Access' if active else 'Inactive access'} key older than {aws.max_key_age} days",
+        priority=0 if last == "never" else 1,
+        facts={"age_days": int(str(age)), "active": active},
     )
 
 
@@ -1793,6 +1890,11 @@ def describe_sign_in(password: bool | None, last: Cell) -> str:
     prefetch=(users_by_name, account_summary, credential_report),
     threads=IAM_THREADS,
     columns=("User", "Console password", "Last sign-in", "MFA"),
+    row_noun="user",
+    coverage=(
+        "IAM users and root. People who sign in through IAM Identity Center or another identity "
+        "provider are not looked at, nor are conditions on MFA in policies."
+    ),
     controls=MFA_CONTROLS,
     description="Who signs in with a password alone. Give every user, and root, an MFA device.",
     docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_mfa.html",
@@ -1835,8 +1937,8 @@ def root_mfa_row(aws: Account) -> Row:
     """
     summary = account_summary(aws)
     mfa = bool(summary["AccountMFAEnabled"])
-    govcloud = aws.home_region.startswith("us-gov-")  # root cannot sign in there
-    password = bool(summary.get("AccountPasswordPresent", 1)) and not govcloud
+    signs_in = not aws.home_region.startswith(WITHOUT_ROOT)
+    password = bool(summary.get("AccountPasswordPresent", 1)) and signs_in
     _, report = credential_report(aws)
     last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
     row = mfa_row(ROOT, password, last, mfa, ("IAM.9",))
@@ -1857,8 +1959,11 @@ def mfa_row(
         "Last sign-in": last,
         "MFA": yes_no(mfa),
     }
+    facts: dict[str, Fact] = {"console_password": password, "mfa": mfa}
     if mfa:
-        return Row(user, "", cells, Message("Enabled"), fully_read=password is not None)
+        return Row(
+            user, "", cells, Message("Enabled"), fully_read=password is not None, facts=facts
+        )
     return Row(
         user,
         "",
@@ -1867,6 +1972,10 @@ def mfa_row(
         control_findings=tuple(ControlFinding(control, user) for control in controls),
         extent=frozenset({"password"} if password else ()),
         fully_read=password is not None,
+        kind=f"{'Root' if user == ROOT else 'User'} with{'' if password else 'out'} a console "
+        "password, and without MFA",
+        priority=3 if password else 0,
+        facts=facts,
     )
 
 
@@ -2094,6 +2203,10 @@ def account_and_regions(aws: Account) -> Iterator[str]:
     ),
     name_columns=("Trail", "Home region"),
     row_noun="row",
+    coverage=(
+        "Regions, the trails of the account, and the account itself. Data events, CloudTrail Lake, "
+        "and who may read or delete the logs are not looked at."
+    ),
     controls=TRAIL_CONTROLS,
     description=(
         "Whether each region's API calls are recorded. One multi-region trail covers them all."
@@ -2120,11 +2233,11 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
         # the region's own trails are not known
         undecided = ControlFinding("CloudTrail.4", target, NOT_CHECKED)
         yield replace(row, control_findings=(undecided,))
-        return None
+        return Counter({"": 1})
     yield region_row(aws, target, found)
     own = [one for one in found if one.home == target and one.owner == aws.number]
     yield from (trail_row(aws, one) for one in own if trail_flaws(one))
-    return Counter({"CloudTrail.4": len(own)})
+    return Counter({"": 1, "CloudTrail.4": len(own)})
 
 
 def trail_cells(region: str, trails: Sequence[Trail]) -> dict[str, Cell]:
@@ -2179,6 +2292,8 @@ def account_rows(aws: Account) -> Iterator[Row]:
             after=f": {in_words(map(describe_trail, trails))}" if trails else "",
         ),
         HIGH,
+        kind="No multi-region trail records all management events",
+        priority=2,
         remediation=Remediation(manual="create a multi-region trail, or complete one by hand"),
         control_findings=(ControlFinding("CloudTrail.1", aws.number),),
     )
@@ -2201,13 +2316,15 @@ def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
     if certain not in (EVERYTHING, possible):
         return unread_region_row(aws, region, found)
     shown, (events, left_out) = shown_trails(found, certain), certain
-    row = Row(region, "", trail_cells(region, shown))
+    row = Row(region, "", trail_cells(region, shown), arn=shown[0].arn if shown else "")
     if events != {READ, WRITE}:
         problems = {one for trail in shown for one in trail.problems()}
         return replace(
             row,
             message=describe_region(region, shown, certain),
             severity=HIGH,
+            kind="A region's API calls are not recorded",
+            priority=1,
             remediation=start_or_create(aws, found),
             extent=frozenset({describe_recording(certain), *problems}),
         )
@@ -2216,6 +2333,7 @@ def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
             row,
             message=Message("records ", region, f", but not {in_words(sorted(left_out))}"),
             severity=LOW,
+            kind="The API calls of some services are not recorded",
             remediation=complete_trail(aws, shown, left_out),
             extent=frozenset(left_out),
         )
@@ -2305,6 +2423,8 @@ def trail_row(aws: Account, trail: Trail) -> Row:
         control_findings=(ControlFinding("CloudTrail.4", trail.arn),) if failed else (),
         extent=frozenset(flaws),
         resource=trail.arn,
+        arn=trail.arn,
+        kind=f"A trail {in_words(flaws.values())}",
     )
 
 
@@ -2464,6 +2584,11 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
     name_columns=("Bucket", "Region"),
     row_noun="grant",
+    arn="arn:{partition}:s3:::{Bucket}",
+    coverage=(
+        "Buckets; a row for each grant. ACLs of objects, access points, and directory, table and "
+        "vector buckets are not looked at; of a policy only whether it makes the bucket public."
+    ),
     controls=BUCKET_CONTROLS,
     description="Who is granted what on every bucket. Turn ACLs off, and block public access.",
     docs="https://docs.aws.amazon.com/AmazonS3/latest/userguide/about-object-ownership.html",
@@ -2478,7 +2603,7 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
     status = policy_status(aws, bucket)
     if status and status["PolicyStatus"]["IsPublic"]:
         yield policy_row(aws, bucket, acl)
-    return Counter(BUCKET_CONTROLS.keys())
+    return Counter(["", *BUCKET_CONTROLS])
 
 
 def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cell]:
@@ -2501,10 +2626,16 @@ def grant_rows(
     uri = grantee.get("URI", "")
     message = Message(f"{PUBLIC_GRANTEES.get(uri, other)} may ", may)
     findings = tuple(ControlFinding(control, bucket) for control in failed)
-    row = Row(bucket, f"{id}/{permission}", cells, message, control_findings=findings)
+    row = Row(
+        bucket, f"{id}/{permission}", cells, message, control_findings=findings,
+        kind=f"Bucket: {PUBLIC_GRANTEES.get(uri, other)} may {may}",
+    )  # fmt: skip
     if not failed:
         yield replace(row, message=Message(f"{name} has {permission}"))
     elif uri in PUBLIC_GRANTEES:
+        row = replace(
+            row, priority=5 if "WRITE" in permission or permission == "FULL_CONTROL" else 4
+        )
         yield from public_grant_rows(aws, row, remove_grant(aws, bucket, uri, permission))
     else:
         ask = "remove the grant by hand" if uri else "ask the other account"
@@ -2555,7 +2686,7 @@ def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
     cells |= {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
     message = Message(f"its policy lets in {PUBLIC_GRANTEES[EVERYONE]}")
     undecided = tuple(ControlFinding(name, bucket, NOT_CHECKED) for name in ("S3.2", "S3.3"))
-    row = Row(bucket, "policy", cells, message)
+    row = Row(bucket, "policy", cells, message, kind=f"Bucket: {''.join(message)}", priority=4)
     try:
         blocked = blocked_by(aws, bucket, str(cells["Region"]), "RestrictPublicBuckets")
         if blocked:
@@ -3065,6 +3196,7 @@ class Account:
     session: boto3.Session
     now: datetime  # the fixed time from which all ages of this audit are counted
     only_regions: Collection[str] = ()  # blank: all that are enabled
+    excluded_regions: Collection[str] = ()  # of those that are enabled
     max_key_age: int = MAX_KEY_AGE  # days
     number: str = ""  # known once STS has answered, as is the ARN
     arn: str = ""  # of the auditor in this account
@@ -3270,7 +3402,7 @@ class Audit(NamedTuple):
 def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) -> Audit:
     """Run the checks on one account and make its report."""
     began = time.monotonic()
-    check_region_names(aws)
+    limit_regions(aws)
     state, today = given.state or AccountState(), given.today
     start_prefetch(aws, given.checks)
     results = [run_check(definition, aws, progress) for definition in given.checks]
@@ -3278,6 +3410,7 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
     results, coverage = apply_acceptances(results, aws.number, given.acceptances, state, today)
     results = [apply_state(result, state, today) for result in results] if given.state else results
     change = diff_with_state(results, state, aws, today, coverage)
+    enabled = value_or_error(enabled_regions, aws)
     report = Report(
         account=aws.number,
         started=aws.now.replace(microsecond=0),
@@ -3291,6 +3424,7 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
         ),
         aliases=names_or_none(account_aliases, aws),
         regions=value_or_error(regions, aws),
+        enabled_regions=len(enabled) if isinstance(enabled, list) else 0,
         seconds=round(time.monotonic() - began, 1),
         results=results,
         controls={
@@ -3307,17 +3441,24 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
     return Audit(report, change, used)
 
 
-def check_region_names(aws: Account) -> None:
-    """Raises CannotRun if --region names a region that is not enabled in the account."""
-    if not (wanted := set(aws.only_regions)):
+def limit_regions(aws: Account) -> None:
+    """Limits the account to the regions of --region, without those of --exclude-region.
+
+    Raises CannotRun if a region is not enabled in the account, or if none is left.
+    """
+    wanted, excluded = set(aws.only_regions), set(aws.excluded_regions)
+    if not wanted and not excluded:
         return
     try:
-        unknown = sorted(wanted - set(enabled_regions(aws)))
+        enabled = enabled_regions(aws)
     except AwsCallFailed:  # the checks will say what they cannot read
         return
-    if unknown:
-        valid = ", ".join(enabled_regions(aws))
+    if unknown := sorted(wanted - {*enabled}):
+        valid = ", ".join(enabled)
         raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
+    aws.only_regions = (wanted or {*enabled}) - excluded
+    if not aws.only_regions:
+        raise CannotRun("--exclude-region leaves no region")
 
 
 def names_or_none(function: Callable[[Account], list[str]], aws: Account) -> list[str]:
@@ -3346,7 +3487,7 @@ def check_target(definition: Check, aws: Account, target: str) -> tuple[list[Row
     found = definition.rows(aws, target)
     try:
         while True:
-            rows.append(next(found))
+            rows.append(definition.with_arn(next(found), aws))
             require_declared_controls(definition, rows[-1])
     except StopIteration as end:
         number = end.value or 0
@@ -3403,7 +3544,14 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
         text = definition.empty_message.format(targets=targets, evaluated=evaluated[""])
         rows.insert(0, Row(NOTHING_TARGET, "", {}, Message(text)))
     complete = not (definition.targets.regional and aws.only_regions)
-    return CheckResult(definition, rows, complete, [*futures], failed, not unlisted, evaluated)
+    resources = evaluated[""] or sum(not row.error and row.target != NOTHING_TARGET for row in rows)
+    looked_at = {*map(region_of, futures)}
+    if definition.targets.regional and not unlisted:
+        enabled = value_or_error(regions, aws)
+        looked_at |= set() if isinstance(enabled, AwsError) else {*enabled}
+    return CheckResult(
+        definition, rows, complete, resources, looked_at, failed, not unlisted, evaluated
+    )
 
 
 def collapse_expired(
@@ -3554,7 +3702,12 @@ def is_undetermined(result: CheckResult, id: str, known: KnownFinding) -> bool:
         return True
     if any(f"{id}/".startswith(prefix) for prefix in prefixes):
         return True
-    return result.check.targets.regional and known.target not in result.targets
+    return result.check.targets.regional and region_of(known.target) not in result.regions
+
+
+def region_of(target: str) -> str:
+    """The region of a regional target, which is a region or begins with one and a slash."""
+    return target.partition("/")[0]
 
 
 def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResult:
@@ -3565,9 +3718,10 @@ def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResu
     if not (result.check.targets.regional and result.complete and result.targets_complete):
         return result
     lost = Counter(
-        known.target
+        region_of(known.target)
         for id, known in state.findings.items()
-        if id.partition("/")[0] == result.check.name and known.target not in result.targets
+        if id.partition("/")[0] == result.check.name
+        and region_of(known.target) not in result.regions
     )
     rows = [
         not_checked_row(
@@ -3586,22 +3740,22 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
     vanished = defaultdict[tuple[str, str], dict[str, KnownFinding]](dict)
     for id, known in vanished_findings(result, state).items():
         vanished[result.check.name, known.resource or known.target][id] = known
+    first_run = state.since.get(result.check.name, today) == today
     rows = []
     for row in result.rows:
         id = result.check.id(row)
         if row.status == OK or row.error:
             rows.append(row)
         elif before := state.findings.get(id):
-            rows.append(changed_row(row, before, today))
+            rows.append(changed_row(row, before, today, first_run))
         elif moved := vanished.get(resource_key(result, row)):
             rows.append(moved_row(result, row, moved))
         else:
-            first_run = state.since.get(result.check.name, today) == today
             rows.append(replace(row, first_seen=today, change="" if first_run else NEW))
     return replace(result, rows=rows)
 
 
-def changed_row(row: Row, before: KnownFinding, today: str) -> Row:
+def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = False) -> Row:
     """A row that was known, and whether it is new today, worse or better."""
     change, was = "", before.result
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
@@ -3612,7 +3766,7 @@ def changed_row(row: Row, before: KnownFinding, today: str) -> Row:
     elif before.worse_since == today:  # a run of this day told it, or failed to
         change, was = WORSE, before.was
     elif before.first_seen == today:
-        change, was = NEW, ""
+        change, was = "" if first_run else NEW, ""
     elif before.severity and (row.severity, row.extent) != (before.severity, before.extent):
         change = BETTER if row.fully_read else ""
     return replace(row, first_seen=before.first_seen, change=change, was=was if change else "")
@@ -3700,10 +3854,11 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
     earlier = state.resolved if state.last_day == change.today else {}
     findings, resolved = kept | seen, earlier | change.resolved
     resolved = {id: known for id, known in resolved.items() if id not in findings}
+    since = dict.fromkeys(change.checks, change.today) | state.since
     return AccountState(
-        since=dict.fromkeys(change.checks, change.today) | state.since,
+        since=since,
         findings=findings,
-        history=append_today(state.history, findings, resolved, change),
+        history=append_today(state.history, findings, resolved, change, since),
         coverage=state.coverage | change.coverage,
         resolved=resolved,
         last_day=change.today,
@@ -3722,20 +3877,26 @@ def append_today(
     findings: dict[str, KnownFinding],
     resolved: dict[str, KnownFinding],
     change: StateChange,
+    since: dict[str, str],
 ) -> tuple[HistoryEntry, ...]:
     """The history with an entry for today, which is counted from the state after the audit.
 
-    What was not looked at today is counted as it was.
+    What was not looked at today is counted as it was. On the day of a check's first audit,
+    which is its `since`, nothing is new.
     """
     today = start_of_day(change.today)
     open_findings = {id: known for id, known in findings.items() if not known.accepted}
     severities = Counter(known.severity for known in open_findings.values())
-    firsts = [one.first_seen for one in (*open_findings.values(), *resolved.values())]
+    new = [
+        id
+        for id, known in (open_findings | resolved).items()
+        if known.first_seen == change.today != since.get(id.partition("/")[0])
+    ]
     entry = HistoryEntry(
         change.today,
         open={severity: severities[severity] for severity in SEVERITIES},
         not_checked=change.not_checked,
-        new=firsts.count(change.today),
+        new=len(new),
         days_open=tuple((today - start_of_day(one.first_seen)).days for one in resolved.values()),
         remembered=len(open_findings.keys() - change.seen.keys()),
     )
@@ -4211,7 +4372,12 @@ def encode(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return [*map(encode, value)]
     kind: Any = type(value)
-    return {name: encode(getattr(value, name)) for name in reported_fields(kind)}
+    fields = {name: encode(getattr(value, name)) for name in reported_fields(kind)}
+    if isinstance(value, Report):
+        levels = Counter(row.level for row in value.rows())
+        counts = {level: levels[level] for level in ROW_ORDER}
+        return {"exit_code": value.exit_code(), "counts": counts, **fields}
+    return fields
 
 
 def encode_result(result: CheckResult) -> dict[str, Any]:
@@ -4222,13 +4388,19 @@ def encode_result(result: CheckResult) -> dict[str, Any]:
             "status": row.status,
             "result": row.result,
             "control": row.control,
+            "controls": row.controls,
             **encode(row),
             "dates": [name for name, cell in row.cells.items() if isinstance(cell, datetime)],
         }
         for row in result.rows
     ]
-    name, title = result.check.name, result.check.title
-    return {"check": name, "title": title, "complete": result.complete, "rows": rows}
+    return {
+        "check": result.check.name,
+        "title": result.check.title,
+        "complete": result.complete,
+        "evaluated": result.evaluated,
+        "rows": rows,
+    }
 
 
 @functools.cache
@@ -4299,7 +4471,8 @@ def decode_result(data: dict[str, Any]) -> CheckResult:
     """A result of one of our checks."""
     (definition,) = (one for one in CHECKS if one.name == data["check"])
     complete = require_type((bool,), data["complete"])
-    return CheckResult(definition, [*map(decode_row, data["rows"])], complete)
+    evaluated = require_type((int,), data["evaluated"])
+    return CheckResult(definition, [*map(decode_row, data["rows"])], complete, evaluated)
 
 
 DECODERS: dict[Any, Callable[[Any], Any]] = {
@@ -4378,8 +4551,11 @@ def check_values(report: Report) -> None:
         start_of_day(day)
     if report.account_status == ACTIVE and not report.error and not report.results:
         raise ValueError("a report without a result")
+    if any(one.status not in CONTROL_STATUSES for one in report.controls.values()):
+        raise ValueError("a control without a status")
     named: list[ControlFinding] = [one for row in rows for one in row.control_findings]
     statuses = {*(one.status for one in named), *(one.status for one in report.controls.values())}
+    statuses |= {report.question.fail_on or "none"} if report.question else set()
     unknown = {*(row.severity for row in rows), *statuses} - {"", *SEVERITIES, *CONTROL_STATUSES}
     known_controls = {name for one in CHECKS for name in one.controls}
     controls = {*report.controls, *(one.control for one in named)}
@@ -4509,17 +4685,22 @@ def rows_by_check(reports: Iterable[Report], with_ok: bool = True) -> Sheets:
             shown = (row for row in result.rows if with_ok or row.status != OK)
             found[result.check] += [(report, row) for row in shown]
     for pairs in found.values():
-        pairs.sort(key=lambda pair: ROW_ORDER.index(pair[1].level))
+        pairs.sort(key=lambda pair: seriousness(pair[1]))
     return {
         definition: [SheetRow(report, definition, row, n) for n, (report, row) in enumerate(pairs)]
         for definition, pairs in found.items()
     }
 
 
+def seriousness(row: Row) -> tuple[int, int]:
+    """Sorts the most serious row first."""
+    return ROW_ORDER.index(row.level), -row.priority
+
+
 def ranked(sheets: Sheets, status: str) -> list[SheetRow]:
     """The rows with a status from all sheets, the most serious first."""
     lines = [line for sheet in sheets.values() for line in sheet if line.row.status == status]
-    return sorted(lines, key=lambda line: ROW_ORDER.index(line.row.level))
+    return sorted(lines, key=lambda line: seriousness(line.row))
 
 
 def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
@@ -4531,19 +4712,21 @@ def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
     return [*groups.values()]
 
 
-def tally(rows: Iterable[Row], with_new: bool, with_ok: bool = True) -> dict[str, int]:
-    """The number of rows by heading: the severities, New, OK, ACCEPTED and NOT CHECKED."""
+def tally(rows: Iterable[Row], with_new: bool) -> dict[str, int]:
+    """The number of rows by heading: the severities, New, ACCEPTED and NOT CHECKED."""
     counts: Counter[str] = Counter()
     for row in rows:
         counts.update([row.level, *(["New"] if row.new and row.status == FINDING else [])])
-    optional = [*(["New"] if with_new else []), *([OK] if with_ok else [])]
-    headings = (*SEVERITIES, *optional, ACCEPTED, NOT_CHECKED)
+    headings = (*SEVERITIES, *(["New"] if with_new else []), ACCEPTED, NOT_CHECKED)
     return {heading: counts[heading] for heading in headings}
 
 
-def tally_for(overview: Overview, rows: Iterable[Row]) -> dict[str, int]:
-    """The tally with the headings that fit the overview."""
-    return tally(rows, overview.with_state, with_ok=not overview.multi_account)
+def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]) -> dict[str, int]:
+    """The tally of a check, behind the number of resources that were evaluated."""
+    results = (result for report in overview.reports for result in report.results)
+    evaluated = sum(result.evaluated for result in results if result.check is definition)
+    counts = tally((line.row for line in lines), overview.with_state)
+    return {"Evaluated": evaluated, **counts}
 
 
 # --- sentences ------------------------------------------------------------------------
@@ -4607,19 +4790,88 @@ def names_or_error(names: list[str] | AwsError) -> str:
 
 
 def headline(overview: Overview) -> str:
-    """The numbers of findings and of what is NOT CHECKED, in one line."""
+    """The numbers of findings and of what is NOT CHECKED, and the limits of the audit."""
     reports = overview.reports
     found = [row for report in reports for row in report.rows(FINDING)]
     findings = counted(len(found), "finding")
+    if overview.with_state:
+        resolved = sum(len(report.resolved or ()) for report in reports)
+        new, worse = (sum(row.change == one for row in found) for one in (NEW, WORSE))
+        changes = [f"{new:,} new", *([f"{worse:,} worse"] if worse else [])]
+        findings += f" ({', '.join(changes)}, {resolved:,} resolved)"
     errors = sum(len(report.errors()) for report in reports)
     accepted = sum(bool(row.error) for report in reports for row in report.rows(ACCEPTED))
     accepted += sum(bool(report.error_acceptance) for report in reports)
-    if overview.with_state:
-        resolved = sum(len(report.resolved or ()) for report in reports)
-        findings += f" ({sum(row.new for row in found):,} new, {resolved:,} resolved)"
-    gaps = [f"{errors:,} {NOT_CHECKED}"] if errors else []
-    gaps += [f"{accepted:,} {NOT_CHECKED} but accepted"] if accepted else []
-    return f"{findings}, {', '.join(gaps) or 'everything was checked'}"
+    parts = [
+        *([f"{errors:,} {NOT_CHECKED}"] if errors else []),
+        *([f"{accepted:,} {NOT_CHECKED} but accepted"] if accepted else []),
+        *([f"limited to: {limits}"] if (limits := describe_limits(overview)) else []),
+    ]
+    return ", ".join([findings, *(parts or ["everything was checked"])])
+
+
+class QuestionPart(NamedTuple):
+    """A part of what a run was asked."""
+
+    text: str
+    limited: bool  # whether it leaves something out
+    names: Sequence[str] = ()
+
+
+def question_parts(overview: Overview) -> list[QuestionPart]:
+    """The checks, regions, ages and accounts that were asked for; of several reports the fewest."""
+    asked = [report.question for report in overview.reports if report.question]
+    if not asked:
+        return []
+    checks = min((question.checks for question in asked), key=len)
+    everything = len(checks) == len(CHECKS)
+    number = f"all {len(CHECKS):,}" if everything else f"{len(checks):,} of {len(CHECKS):,}"
+    age = max(question.max_key_age for question in asked)
+    parts = [
+        QuestionPart(f"{number} checks", not everything, checks),
+        regions_asked(overview),
+        QuestionPart(f"access keys older than {counted(age, 'day')}", age > MAX_KEY_AGE),
+    ]
+    for word, number in (("named", "accounts"), ("left out", "excluded_accounts")):
+        if names := sorted({name for question in asked for name in getattr(question, number)}):
+            parts.append(QuestionPart(f"{counted(len(names), 'account')} {word}", True, names))
+    return parts
+
+
+def regions_asked(overview: Overview) -> QuestionPart:
+    """The regions that were asked for, in the account in which they were the fewest."""
+    parts = []
+    for report in overview.reports:
+        if question := report.question:
+            names = report.regions if isinstance(report.regions, list) else question.regions
+            limited = bool(question.regions or question.excluded_regions)
+            known = f" of {report.enabled_regions:,}" if report.enabled_regions else ""
+            text = f"{len(names):,}{known} regions" if limited else "all regions"
+            parts.append(QuestionPart(text, limited, names))
+    return min(parts, key=lambda part: (not part.limited, len(part.names)))
+
+
+def describe_limits(overview: Overview) -> str:
+    """`1 of 6 checks, 1 of 17 regions`; blank if everything was asked for."""
+    return ", ".join(part.text for part in question_parts(overview) if part.limited)
+
+
+def describe_question(overview: Overview) -> str:
+    """All that was asked, and by which rules."""
+    parts = [
+        f"{part.text} ({in_words(part.names)})" if part.limited and part.names else part.text
+        for part in question_parts(overview)
+    ]
+    text = ", ".join(parts) or "no account could be audited"
+    return f"{text[:1].upper()}{text[1:]}. {describe_version(overview)}"
+
+
+def describe_version(overview: Overview) -> str:
+    """`security_check.py 2.0, rules of 2026-11-25`."""
+    asked = [report.question for report in overview.reports if report.question]
+    versions = in_words(sorted({one.version for one in asked} or {__version__}))
+    rules = in_words(sorted({one.rules for one in asked} or {RULES_DATE}))
+    return f"security_check.py {versions}, rules of {rules}"
 
 
 def describe_accounts(reports: list[Report]) -> str:
@@ -4641,6 +4893,15 @@ def describe_outcome(report: Report) -> str:
     return f"{how} {report.seconds:.0f} s"
 
 
+def describe_whose(overview: Overview) -> str:
+    """`AWS account 123456789012 (alias)`, or several accounts in words."""
+    if overview.multi_account:
+        return overview.scope
+    (report,) = overview.reports
+    aliases = f" ({names_or_error(report.aliases)})" if report.aliases else ""
+    return f"AWS account {report.account}{aliases}"
+
+
 def run_details(overview: Overview) -> dict[str, str]:
     """The section `The audit` of the Summary."""
     when = {
@@ -4652,8 +4913,30 @@ def run_details(overview: Overview) -> dict[str, str]:
         return accounts | {"Audited by": overview.auditor_arn} | when
     (report,) = overview.reports
     account = {"Account": report.account, "Alias": ", ".join(report.aliases)}
-    where = {"Regions": names_or_error(report.regions)}
-    return account | {"Audited by": report.auditor_arn} | when | where
+    return account | {"Audited by": report.auditor_arn} | when
+
+
+def question_details(overview: Overview) -> dict[str, str]:
+    """The section `What was asked` of the Summary: a line a check, then the rest."""
+    asked = [report.question for report in overview.reports if report.question]
+    if not asked:
+        return {"Version": describe_version(overview)}
+    checks, where, keys, *accounts = question_parts(overview)
+    names = where.text if where.limited else f"all {len(where.names):,} that are enabled"
+    least = min((question.fail_on for question in asked), key=SEVERITIES.index)
+    return {
+        **{one.title: one.coverage if one.name in checks.names else "not asked" for one in CHECKS},
+        "Regions": f"{names}: {', '.join(where.names)}",
+        "Key age": f"{keys.text} are findings",
+        **({"Accounts": "; ".join(map(describe_part, accounts))} if accounts else {}),
+        **({"Exit code": f"1 only for findings of {least} or worse"} if least != LOW else {}),
+        "Version": describe_version(overview),
+    }
+
+
+def describe_part(part: QuestionPart) -> str:
+    """A part of the question with all names."""
+    return f"{part.text}: {', '.join(part.names)}"
 
 
 # --- history --------------------------------------------------------------------------
@@ -4698,6 +4981,107 @@ def last_two_bars(history: Sequence[HistoryEntry], today: str) -> list[str]:
     ]
 
 
+# --- lines of the terminal and the Summary --------------------------------------------
+
+
+class SummaryLine(NamedTuple):
+    """A line of a section."""
+
+    label: str
+    text: str
+    link: str = ""
+    command: str = ""
+
+
+def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+    """A line for each resource, with the command for its first finding."""
+    return [
+        SummaryLine(
+            group[0].row.severity,
+            describe_resource(group, overview.multi_account),
+            group[0].link(),
+            group[0].row.remediation.command,
+        )
+        for group in group_by_resource(lines)
+    ]
+
+
+def change_lines(lines: Iterable[SheetRow], overview: Overview, change: str) -> list[SummaryLine]:
+    """The findings that are NEW or WORSE; of the latter also what they were."""
+    changed = [line for line in lines if line.row.change == change]
+    return finding_lines(changed, overview)
+
+
+def ended_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+    """The findings whose acceptance does not count any more."""
+    return finding_lines([line for line in lines if line.row.acceptance_ended], overview)
+
+
+def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+    """The findings of one account by resource; of several accounts by what they are."""
+    if not overview.multi_account:
+        return finding_lines(lines, overview)
+    groups: dict[tuple[str, ...], list[SheetRow]] = defaultdict(list)
+    for line in lines:
+        kind = line.row.kind or line.row.result
+        groups[line.check.name, line.row.severity, kind].append(line)
+    return [
+        SummaryLine(
+            severity, f"{kind[:1].upper()}{kind[1:]}: {describe_spread(group)}", group[0].link()
+        )
+        for (_, severity, kind), group in groups.items()
+    ]
+
+
+def describe_spread(group: Sequence[SheetRow]) -> str:
+    """`41 rules in 23 accounts`."""
+    accounts = {f"{line.report.account} {line.report.name}".strip() for line in group}
+    where = f"{len(accounts):,} accounts" if len(accounts) > 1 else accounts.pop()
+    return f"{counted(len(group), group[0].check.row_noun)} in {where}"
+
+
+def account_error_lines(overview: Overview) -> list[SummaryLine]:
+    """The accounts that could not be opened."""
+    return [
+        SummaryLine(
+            NOT_CHECKED,
+            f"{report.account} {report.name}: {describe_outcome(report)}".strip(),
+            f"#Accounts!A{number}",
+        )
+        for number, report in enumerate(overview.reports, HEADER_ROWS + 1)
+        if report.error
+    ]
+
+
+def gap_lines(overview: Overview, sheets: Sheets) -> list[SummaryLine]:
+    """The rows that are NOT CHECKED, a line for each error of a check."""
+    groups: dict[tuple[str, str], list[SheetRow]] = defaultdict(list)
+    for line in ranked(sheets, NOT_CHECKED):
+        error = f"{describe_result(line.row)}{needed_permission(line.row.error)}"
+        groups[line.check.title, error].append(line)
+    return [
+        SummaryLine(
+            NOT_CHECKED, f"{title}: {error}: {describe_gap(group, overview)}", group[0].link()
+        )
+        for (title, error), group in groups.items()
+    ]
+
+
+def describe_gap(group: Sequence[SheetRow], overview: Overview) -> str:
+    """The targets that were not read, and their accounts."""
+    text = in_words(line.row.id.removesuffix("/not-checked") for line in group)
+    accounts = (f"{line.report.account} {line.report.name}".strip() for line in group)
+    return f"{text} in {in_words(accounts)}" if overview.multi_account else text
+
+
+def policy_line(overview: Overview) -> list[SummaryLine]:
+    """The statement to add to the policy for the calls that were denied, if any was."""
+    errors = (error for report in overview.reports for error in report.errors())
+    actions = sorted({one.missing_permission for one in errors if one.missing_permission})
+    statement = json.dumps({"Effect": "Allow", "Action": actions, "Resource": "*"})
+    return [SummaryLine("Remediation", f"Add to the policy: {statement}")] if actions else []
+
+
 # --- terminal -------------------------------------------------------------------------
 
 COLUMNS_OF_TERMINAL = 80
@@ -4706,42 +5090,60 @@ MAX_WORST, MAX_LINES = 5, 10
 ANSI = {CRITICAL: "1;31", HIGH: "31", "New": "1", NOT_CHECKED: "7"}  # colours
 
 
-def terminal_text(overview: Overview, colour: bool = False) -> str:
-    """The summary on standard output; the path comes last, so that it can be copied."""
+def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False) -> str:
+    """The summary on standard output; the path comes last, so that it can be copied.
+
+    With --quiet it begins with the reasons why it is printed.
+    """
     sheets = rows_by_check(overview.reports)
     table = account_table if overview.multi_account else check_table
-    lines = ranked(sheets, FINDING)
-    resolved = [
+    findings = ranked(sheets, FINDING)
+    history = merge_history(overview.reports)
+    numbers = [*table(overview, sheets, colour), ""]
+    worst = finding_text("Worst", worst_lines(findings, overview), MAX_WORST)
+    news = [
+        *finding_text("Worse", change_lines(findings, overview, WORSE), MAX_LINES),
+        *finding_text("New", change_lines(findings, overview, NEW), MAX_LINES),
+        *first_lines("Not checked", gap_texts(overview, sheets), MAX_LINES),
+        *finding_text("Acceptance ended", ended_lines(findings, overview), MAX_LINES),
+        *first_lines("Resolved", resolved_texts(overview), MAX_LINES),
+    ]
+    begin = [f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}", ""]
+    end = [*fold(describe_question(overview), ""), overview.path]
+    ended = overview.started + timedelta(seconds=overview.seconds)  # perhaps after midnight
+    total = [headline(overview), *last_two_bars(history, f"{ended:%Y-%m-%d}")]
+    total += first_run_text(overview)
+    compared = overview.with_state and not any(report.first_run for report in overview.reports)
+    if quiet and compared:
+        return "\n".join([*begin, *total, *news, "", *numbers, *end])
+    return "\n".join([*begin, *numbers, *total, *worst, *news, *end])
+
+
+def first_run_text(overview: Overview) -> list[str]:
+    """The reason why nothing is new in a first run."""
+    first = sum(report.first_run for report in overview.reports)
+    whose = f" of {counted(first, 'account')}" if overview.multi_account else ""
+    return fold(f"First run{whose} with this state: nothing to compare with.", "") if first else []
+
+
+def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
+    """Everything that is NOT CHECKED, and the statement that the policy lacks."""
+    lines = [*account_error_lines(overview), *gap_lines(overview, sheets)]
+    return [line.text for line in (*lines[: MAX_LINES - 1], *policy_line(overview))]
+
+
+def resolved_texts(overview: Overview) -> list[str]:
+    """The findings that were resolved since last time."""
+    return [
         f"{known.result} ({f'{report.account}/' if overview.multi_account else ''}{id})"
         for report in overview.reports
         for id, known in (report.resolved or {}).items()
     ]
-    history = merge_history(overview.reports)
-    end = overview.started + timedelta(seconds=overview.seconds)  # perhaps after midnight
-    new = [line for line in lines if line.row.change == NEW]
-    worse = [line for line in lines if line.row.change == WORSE]
-    ended = [line for line in lines if line.row.acceptance_ended]
-    return "\n".join([
-        *table(overview, sheets, colour),
-        "",
-        headline(overview),
-        *last_two_bars(history, f"{end:%Y-%m-%d}"),
-        *finding_text("Worst", lines, overview, MAX_WORST),
-        *finding_text("New", new, overview, MAX_LINES),
-        *finding_text("Worse", worse, overview, MAX_LINES),
-        *finding_text("Acceptance ended", ended, overview, MAX_LINES),
-        *first_lines("Resolved", resolved, MAX_LINES),
-        *filter(None, [overview.path]),
-    ])  # fmt: skip
 
 
-def finding_text(title: str, lines: Iterable[SheetRow], overview: Overview, most: int) -> list[str]:
-    """Findings under a title, one line a resource."""
-    texts = [
-        f"{group[0].row.severity:8}  {describe_resource(group, overview.multi_account)}"
-        for group in group_by_resource(lines)
-    ]
-    return first_lines(title, texts, most)
+def finding_text(title: str, lines: Iterable[SummaryLine], most: int) -> list[str]:
+    """Findings under a title."""
+    return first_lines(title, [f"{line.label:8}  {line.text}" for line in lines], most)
 
 
 def first_lines(title: str, lines: list[str], most: int) -> list[str]:
@@ -4753,27 +5155,27 @@ def first_lines(title: str, lines: list[str], most: int) -> list[str]:
 
 def check_table(overview: Overview, sheets: Sheets, colour: bool) -> list[str]:
     """The numbers of a single account, one line a check."""
-    (report,) = overview.reports
-    alias = f" ({', '.join(report.aliases)})" if report.aliases else ""
-    lines = [f"AWS account {report.account}{alias}", ""]
-    lines.append(" " * 16 + number_cells(tally_for(overview, []), names=True))
+    lines: list[str] = []
     for definition, found in sheets.items():
-        counts = tally_for(overview, (line.row for line in found))
-        lines.append(f"{definition.title:16}" + number_cells(counts, colour))
+        counts = check_tally(overview, definition, found)
+        lines += [] if lines else [" " * 15 + number_cells(counts, names=True)]
+        lines.append(f"{definition.title:15}" + number_cells(counts, colour))
     return lines
 
 
 def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
     """The numbers of the first MAX_ACCOUNT_LINES accounts, one line each."""
     reports = overview.reports
-    lines = [f"{overview.scope}: {describe_accounts(reports)}", ""]
+    lines = [describe_accounts(reports), ""]
     for n, report in enumerate(reports[:MAX_ACCOUNT_LINES]):
-        counts = tally_for(overview, report.rows())
+        counts = tally(report.rows(), overview.with_state)
         del counts[ACCEPTED]  # to stay within COLUMNS_OF_TERMINAL
         if n == 0:
             lines.append(" " * 33 + number_cells(counts, names=True))
-        audited = report.account_status == ACTIVE and not report.error
-        end = number_cells(counts, colour) if audited else describe_outcome(report)[:47]
+        active = report.account_status == ACTIVE
+        end = number_cells(counts, colour) if active else f" {report.account_status}"
+        if report.error:  # the reason stands under `Not checked`
+            end = f"{NOT_CHECKED:>{len(number_cells(counts))}}"
         lines.append(f"{report.account:12} {fit(report.name, 19)} {end}")
     more = len(reports) - MAX_ACCOUNT_LINES
     return [*lines, f"and {more:,} more accounts"] if more > 0 else lines
@@ -4789,14 +5191,14 @@ def number_cells(counts: dict[str, int], colour: bool = False, names: bool = Fal
     return "".join(cells)
 
 
-def fold(text: str) -> list[str]:
+def fold(text: str, indent: str = "  ") -> list[str]:
     """The text in lines of COLUMNS_OF_TERMINAL, indented.
 
     A wide character takes two columns, so it is folded with a placeholder behind it.
     """
     padded = "".join(f"{char}\0" if display_width(char) == 2 else char for char in printable(text))
     lines = textwrap.wrap(
-        padded, COLUMNS_OF_TERMINAL, initial_indent="  ", subsequent_indent=" " * 12,
+        padded, COLUMNS_OF_TERMINAL, initial_indent=indent, subsequent_indent=6 * indent,
         break_on_hyphens=False,
     )  # fmt: skip
     return [line.replace("\0", "") for line in lines]
@@ -4824,18 +5226,24 @@ def fit(text: str, places: int) -> str:
 
 # --- workbook: columns and styles -----------------------------------------------------
 
-REMEDIATION_NOTE = "Remediation: read a command first, what it closes may be in use."
+REMEDIATION_NOTE = " Remediation: read a command first, what it closes may be in use."
 MAX_ROWS = 65_536  # of a sheet of the .xls format
-HEADER_ROWS = 3  # title, note, header
+HEADER_ROWS = 4  # title, note, a thin blank row, header
+FROZEN_COLUMNS = 2  # Severity and Status
+MAX_ROW_HEIGHT = 409 * 20  # twentieths of a point; the format holds no more
 MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # digits, lines
-COLUMN_UNIT, POINT = 270, 48.8  # the width of a digit, and of a point, in units of the format
-LETTERS_PER_DIGIT = 1.2  # widths count digits; letters are narrower
-CAPITAL_WIDTH = 1.25  # digits; bold and capital letters are wider
+# In units of the format: a digit, a digit with some room, a point.
+DIGIT_UNIT, COLUMN_UNIT, POINT = 256, 270, 48.8
+# Widths of Arial's letters in digits; of others it is 1, of bold ones a tenth more.
+NARROW, SLIM, WIDE, BOLD = 0.55, 0.9, 1.3, 1.1
+NARROW_LETTERS, SLIM_LETTERS = " !'(),-./:;I[]fijlrt|", "ceksvxyz"
+WIDE_LETTERS = "@%ABCDEGHKMNOPQRSTUVWXYmw"
 DATE_WIDTH = 10  # digits of 2030-12-31
 PAGE_WIDTH_PT = 785  # between the margins of a landscape A4 page, less a little
 MIN_SCALE = 70  # per cent, so that letters of 10 points are printed with 7
-SUMMARY_LAST_COLUMN = 11  # so that the Summary is as wide as a portrait page
-SUMMARY_LETTERS = 115  # in a line over the columns 1 to SUMMARY_LAST_COLUMN
+SUMMARY_LAST_COLUMN = 12  # so that the Summary is as wide as a portrait page
+SUMMARY_GAPS, SUMMARY_WORST = 2, 10  # lines, so that both are on the first screen
+COMMAND_LETTERS = 105  # in the style `code`, over the columns from 1 to SUMMARY_LAST_COLUMN
 
 ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "never"
 
@@ -4865,10 +5273,12 @@ COLUMNS: dict[str, Column] = {
     "Finding": Column(52),
     **dict.fromkeys(("Instance ID", "Group ID", "Access key ID"), Column(wraps=AT_SPACES)),
     **dict.fromkeys(("VPC", "Owner"), Column(wraps=AT_SPACES)),
-    **dict.fromkeys((*ROW_ORDER, FINDING, "New", "Resolved"), NUMBER),
+    **dict.fromkeys((*SEVERITIES, NOT_CHECKED, ACCEPTED, "New", "Resolved"), NUMBER),
     **dict.fromkeys(("Evaluated", "Failed", "Accounts failed"), NUMBER),
     **dict.fromkeys(("Age (days)", "Days open"), NUMBER),
-    **dict.fromkeys(("First seen", "Control", "Status"), Column(printed=IF_IT_FITS)),
+    **dict.fromkeys(("Severity", "Status"), Column(wraps=NEVER)),
+    **dict.fromkeys(("First seen", "Control"), Column(printed=IF_IT_FITS)),
+    "Workbook": Column(40, AT_SPACES),
     "Remediation": Column(wraps=NEVER, printed=NEVER),
     "ID": Column(40, AT_SPACES, printed=NEVER),
 }
@@ -4892,6 +5302,7 @@ STYLES = {
     "cell": "font: bold off",
     "command": "font: name Courier New, colour gray80",
     "code": "font: name Courier New, colour gray80, height 160",
+    "thin": "font: height 20",
     # text that may run over the next cell, without a line below it
     "title": "font: bold on, height 320",
     "note": "font: italic on",
@@ -4901,9 +5312,10 @@ STYLES = {
 }
 OVERFLOW_STYLES = ("title", "note", "jump", "section", "bar")
 UNWRAPPED_STYLES = (*OVERFLOW_STYLES, "command", "code")
-UNDERLINED_STYLES = STYLES.keys() - {*OVERFLOW_STYLES, "code"}  # with a thin line below
+UNDERLINED_STYLES = STYLES.keys() - {*OVERFLOW_STYLES, "code", "thin"}  # with a thin line below
 LINE_HEIGHT = 270  # twentieths of a point, as all heights
 ROW_HEIGHTS = {"title": 440, "section": 340}
+THIN_ROW = 60
 CODE_HEIGHT = 230
 
 
@@ -5032,6 +5444,29 @@ def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
 # --- workbook: sheets -----------------------------------------------------------------
 
 
+def text_width(text: str) -> float:
+    """The width of a text in digits."""
+    letters = {NARROW: NARROW_LETTERS, SLIM: SLIM_LETTERS, WIDE: WIDE_LETTERS}
+    other = ((width - 1) * sum(map(text.count, those)) for width, those in letters.items())
+    return len(text) + sum(other)
+
+
+def lines_needed(text: str, width: float) -> int:
+    """The number of lines that a text takes in a column; words are kept together if they fit.
+
+    >>> lines_needed("1 interface, none public", 12)
+    2
+    """
+    lines, room = 1, width
+    for word in text.split():
+        size = text_width(word)
+        if size > room and room < width:
+            lines, room = lines + 1, width
+        lines += max(math.ceil(size / width) - 1, 0)
+        room -= (size - 1e-9) % width + NARROW
+    return lines
+
+
 class SheetWriter:
     """A worksheet, written from top to bottom."""
 
@@ -5041,7 +5476,8 @@ class SheetWriter:
         self.widths: Counter[int] = Counter()  # digits, by column
         self.links: list[tuple[int, int, str]] = []
         self.last_printed = SUMMARY_LAST_COLUMN  # column
-        sheet.header_str, sheet.footer_str = b"", f"&L{footer}&R&P / &N".encode()
+        # with the name of the sheet: xlwt makes the pages of each sheet begin with 1
+        sheet.header_str, sheet.footer_str = b"", f"&L{footer}&R&A, &P".encode()
 
     def write_row(self, cells: Sequence[Cell | StyledCell], columns: Sequence[Column] = ()) -> None:
         """Write a row; its height fits its text."""
@@ -5068,15 +5504,15 @@ class SheetWriter:
             self.sheet.write(self.next_row, number, to_xls(value), look)
         if overflows:
             return 1
-        capitals = name == "header" or text.isupper()
-        width = DATE_WIDTH if date else int(len(text) * (CAPITAL_WIDTH if capitals else 1)) + 1
+        bold = BOLD if "bold on" in STYLES[name] else 1
+        width = DATE_WIDTH if date else math.ceil(text_width(text) * bold) + 1
         self.widths[number] = max(self.widths[number], min(width, column.width))
-        return math.ceil(len(text) / column.width / LETTERS_PER_DIGIT) if wraps else 1
+        return lines_needed(text, (column.width - 1) / bold) if wraps else 1
 
     def end_row(self, height: int) -> None:
         """Set the height of the row, and go on to the next."""
         self.sheet.row(self.next_row).height_mismatch = True
-        self.sheet.row(self.next_row).height = height
+        self.sheet.row(self.next_row).height = min(height, MAX_ROW_HEIGHT)
         self.next_row += 1
 
     def digits(self, column: int) -> int:
@@ -5098,17 +5534,20 @@ class TableWriter(SheetWriter):
         self.header = header
         self.columns = [COLUMNS.get(name, Column()) for name in header]
         sheet.portrait = False
-        sheet.panes_frozen, sheet.horz_split_pos = True, HEADER_ROWS
+        sheet.panes_frozen = True
+        sheet.horz_split_pos, sheet.vert_split_pos = HEADER_ROWS, FROZEN_COLUMNS
 
     def write_head(self, title: str, note: str, docs: str) -> None:
-        """Write HEADER_ROWS: the title with links, the note, the header."""
-        cells = [StyledCell("", "title") for _ in self.header]
-        cells[self.header.index("Result")] = StyledCell("Summary", "jump", "#Summary!A1")
-        if docs:
-            cells[-1] = StyledCell("AWS documentation", "jump", docs)
-        cells[0] = StyledCell(title, "title")
-        self.write_row(cells)
+        """Write HEADER_ROWS: title with links, note, a thin row, header.
+
+        The thin row is blank, so that filters and pivot tables take the header for one.
+        """
+        links = [StyledCell("Summary", "jump", "#Summary!A1")]
+        links += [StyledCell("AWS documentation", "jump", docs)] if docs else []
+        between = [StyledCell("", "title")] * FROZEN_COLUMNS
+        self.write_row([StyledCell(title, "title"), *between, *links])
         self.write_row([StyledCell(note, "note")])
+        self.end_row(THIN_ROW)
         self.write_row([StyledCell(name, "header") for name in self.header], self.columns)
 
     def write_table_row(self, cells: TableRow) -> None:
@@ -5132,41 +5571,44 @@ class TableWriter(SheetWriter):
         super().close()
 
 
-class SummaryLine(NamedTuple):
-    """A line of a section of the Summary."""
-
-    label: str
-    text: str
-    link: str = ""
-    command: str = ""
-
-
 class SummaryWriter(SheetWriter):
     """The first sheet: tables and sections on one printed page."""
+
+    def __init__(self, sheet: Any, footer: str) -> None:
+        super().__init__(sheet, footer)
+        self.merged: dict[int, tuple[str, int, int]] = {}  # by row: text, first and last column
 
     def write_section(self, title: str, lines: Sequence[SummaryLine]) -> None:
         """Write lines under a title; the title says so if there are none."""
         self.next_row += 1
         self.write_row([StyledCell(title if lines else f"{title}: none", "section")])
         for label, text, link, command in lines:
-            name = status_cell(label).style
-            if link:  # on the label: LibreOffice does not wrap a linked text
-                self.links.append((self.next_row, 0, link))
-                name = "link" if name == "cell" else name
-            self.sheet.write(self.next_row, 0, label, xls_style(name))
-            height = LINE_HEIGHT * max(len(textwrap.wrap(text, SUMMARY_LETTERS)), 1)
-            self.write_merged(text, "cell", height)
-            if command:  # a line of it is visible; a copy of the cell has all of it
-                self.write_merged(command, "code", CODE_HEIGHT)
+            last = SUMMARY_LAST_COLUMN
+            if link:
+                self.links.append((self.next_row, last, link))
+                self.sheet.write(self.next_row, last, "show", xls_style("link", right=True))
+                last -= 1
+            self.sheet.write(self.next_row, 0, label, xls_style(status_cell(label).style))
+            self.write_merged(text, "cell", 1, last)
+            if 0 < len(command) <= COMMAND_LETTERS:
+                self.write_merged(command, "code", 1)
 
-    def write_merged(self, text: str, style: str, height: int) -> None:
-        """Write text over all columns but the first."""
-        row, last = self.next_row, SUMMARY_LAST_COLUMN
-        self.sheet.write_merge(row, row, 1, last, to_xls(text), xls_style(style))
-        self.end_row(height)
+    def write_merged(
+        self, text: str, style: str, first: int, last: int = SUMMARY_LAST_COLUMN
+    ) -> None:
+        """Write text over several columns; the height of the row is known when they are."""
+        row = self.next_row
+        self.sheet.write_merge(row, row, first, last, to_xls(text), xls_style(style))
+        if style != "code":  # of a command one line is shown
+            self.merged[row] = text, first, last
+        self.end_row(CODE_HEIGHT if style == "code" else LINE_HEIGHT)
 
     def close(self) -> None:
-        """Fit the sheet on one page."""
+        """Fit the sheet on one page, and its rows to their text."""
+        for row, (text, first, last) in self.merged.items():
+            width = sum(map(self.digits, range(first, last + 1))) * COLUMN_UNIT / DIGIT_UNIT
+            height = self.sheet.row(row).height * lines_needed(text, width)
+            self.sheet.row(row).height = min(height, MAX_ROW_HEIGHT)
         self.sheet.portrait = True
         self.sheet.fit_num_pages = self.sheet.fit_height_to_pages = 1
         super().close()
@@ -5179,6 +5621,9 @@ class WorkbookWriter:
         import xlwt
 
         self.book, self.footer = xlwt.Workbook(encoding="utf-8"), footer
+        author = f"security_check.py {__version__}"
+        # with the head of a string of the format ([MS-XLS] 2.5.240), which xlwt leaves out
+        self.book.owner = struct.pack("<HB", len(author), 0).decode() + author
         self.sheets: list[SheetWriter] = []
 
     def summary(self) -> SummaryWriter:
@@ -5186,27 +5631,22 @@ class WorkbookWriter:
         self.sheets.append(writer := SummaryWriter(self.book.add_sheet("Summary"), self.footer))
         return writer
 
-    def write_table(
-        self, title: str, note: str, docs: str, header: list[str],
-        rows: Iterable[TableRow], empty: str = "",
-    ) -> None:  # fmt: skip
-        """Write a table, on more sheets after MAX_ROWS; `empty` is what it says without rows."""
+    def write_table(self, table: Table) -> None:
+        """Write a table, on more sheets after MAX_ROWS."""
         writer = None
-        for number, cells in enumerate(rows):
+        for number, cells in enumerate(table.rows):
             part, line = divmod(number, MAX_ROWS - HEADER_ROWS)
             if not writer or line == 0:
-                writer = self.add_table(sheet_title(title, part), title, note, docs, header)
+                writer = self.add_table(table, part)
             writer.write_table_row(cells)
         if not writer:
-            writer = self.add_table(title, title, note, docs, header)
-            writer.write_row([empty], writer.columns)
+            self.add_table(table).write_row([StyledCell(table.empty, "note")])
 
-    def add_table(
-        self, name: str, title: str, note: str, docs: str, header: list[str]
-    ) -> TableWriter:
+    def add_table(self, table: Table, part: int = 0) -> TableWriter:
         """A new sheet, with its head."""
-        self.sheets.append(writer := TableWriter(self.book.add_sheet(name), self.footer, header))
-        writer.write_head(title, note, docs)
+        sheet = self.book.add_sheet(sheet_title(table.title, part))
+        self.sheets.append(writer := TableWriter(sheet, self.footer, table.header))
+        writer.write_head(table.title, table.note, table.docs)
         return writer
 
     def data(self) -> bytes:
@@ -5229,9 +5669,12 @@ def sheet_title(title: str, part: int) -> str:
 CIS_DOC_URL = (
     "https://docs.aws.amazon.com/securityhub/latest/userguide/cis-aws-foundations-benchmark.html"
 )
-CONSOLES = {
+CONSOLES = {  # by the beginning of a region's name; botocore knows the hosts of APIs only
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
+    "eusc-": "console.amazonaws-eusc.eu",
+    "us-iso": "",  # not on the Internet, and not documented there
+    "eu-iso": "",
     "": "console.aws.amazon.com",
 }
 
@@ -5244,16 +5687,18 @@ def console_link(line: SheetRow, column: str) -> str:
         return ""
     region = names.get("Region") or report.home_region
     console = next(host for start, host in CONSOLES.items() if region.startswith(start))
+    if not console:
+        return ""
     quoted = {name: quote(value, safe="", errors="replace") for name, value in names.items()}
     return f"https://{region}.{console}/{definition.console_links[column].format_map(quoted)}"
 
 
-def check_header(definition: Check, overview: Overview) -> list[str]:
+def check_header(definition: Check, with_account: bool, with_state: bool) -> list[str]:
     """The columns of a check's sheet."""
-    account = ["Account", "Account name"] if overview.multi_account else []
-    seen = ["First seen"] if overview.with_state else []
-    end = ["Result", "Severity", "Status", "Control", *seen, "Remediation", "ID"]
-    return [*account, *definition.columns, *end]
+    account = ["Account", "Account name"] if with_account else []
+    seen = ["First seen"] if with_state else []
+    end = ["Result", "Control", *seen, "Remediation", "ID"]
+    return ["Severity", "Status", *account, *definition.columns, *end]
 
 
 def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
@@ -5295,17 +5740,20 @@ def account_table_row(report: Report, overview: Overview) -> TableRow:
     """A row of the sheet Accounts, with a link to the workbook if it is in the same folder."""
     same_folder = report.workbook and Path(report.workbook).parent == Path(overview.path).parent
     status = FINDING if report.rows(FINDING) else NOT_CHECKED if report.errors() else OK
+    status = status if report.account_status == ACTIVE else report.account_status
     counts = {name: n or "" for name, n in tally(report.rows(), with_new=True).items()}
+    worst = next((name for name in SEVERITIES if counts[name]), "")
     link = StyledCell("open", "link", Path(report.workbook).name)
     return {
         **counts,
+        "Severity": status_cell(worst) if worst else "",
+        "Status": status_cell(NOT_CHECKED if report.error else status),
         "Account": report.account,
         "Name": report.name,
         "Alias": ", ".join(report.aliases),
         "Resolved": len(report.resolved or ()) or "",
         NOT_CHECKED: len(report.errors()) or "",
         "Result": describe_outcome(report),
-        "Status": status_cell(status if report.account_status == ACTIVE else report.account_status),
         "Workbook": link if same_folder else report.workbook,
     }
 
@@ -5316,6 +5764,7 @@ def resolved_table_rows(reports: Iterable[Report], multi_account: bool) -> Itera
         for id, known in (report.resolved or {}).items():
             first = start_of_day(known.first_seen)
             yield {
+                "Status": "RESOLVED",
                 "Account": report.account,
                 "Account name": report.name,
                 "Finding": f"{report.account}/{id}" if multi_account else id,
@@ -5335,7 +5784,7 @@ def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
             "Control": name,
             "Requirement": control.requirement,
             "Severity": status_cell(control.severity),
-            "Result": status_cell(status.status),
+            "Status": status_cell(status.status),
             "Evaluated": status.evaluated,
             "Failed": status.failed,
             "Accounts failed": len(failing),
@@ -5349,95 +5798,66 @@ def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
 # --- workbook: the Summary ------------------------------------------------------------
 
 
-def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """A line for each resource, with the command for its first finding."""
-    return [
-        SummaryLine(
-            group[0].row.severity,
-            describe_resource(group, overview.multi_account),
-            group[0].link(),
-            group[0].row.remediation.command,
-        )
-        for group in group_by_resource(lines)
-    ]
-
-
-def account_error_lines(overview: Overview) -> list[SummaryLine]:
-    """The accounts that could not be opened."""
-    return [
-        SummaryLine(
-            NOT_CHECKED,
-            f"{report.account} {report.name}: {describe_outcome(report)}".strip(),
-            f"#Accounts!A{number}",
-        )
-        for number, report in enumerate(overview.reports, HEADER_ROWS + 1)
-        if report.error
-    ]
-
-
-def not_checked_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """The rows that are NOT CHECKED, with the permission that is needed."""
-    return [
-        SummaryLine(
-            NOT_CHECKED,
-            f"{line.check.title}: {describe_result(line.row)}{needed_permission(line.row.error)}, "
-            f"{line.row.id}"
-            + (f", {line.report.account} {line.report.name}" if overview.multi_account else ""),
-            line.link(),
-        )
-        for line in lines
-    ]
-
-
-def policy_line(overview: Overview) -> list[SummaryLine]:
-    """The statement to add to the policy for the calls that were denied, if any was."""
-    errors = (error for report in overview.reports for error in report.errors())
-    actions = sorted({one.missing_permission for one in errors if one.missing_permission})
-    statement = json.dumps({"Effect": "Allow", "Action": actions, "Resource": "*"})
-    return [SummaryLine("Remediation", f"add to the policy: {statement}")] if actions else []
-
-
-def first_ten(lines: Sequence[SummaryLine]) -> list[SummaryLine]:
-    """The first ten lines, and the number of the others."""
-    more = [SummaryLine("", f"and {len(lines) - 10:,} more")] if len(lines) > 10 else []
-    return [*lines[:10], *more]
-
-
 def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
     """Write the first sheet: the numbers, what to look at first, and the run."""
-    page.write_row([StyledCell("AWS security check", "title")])
-    page.write_row([StyledCell(headline(overview), "note")])
+    whose = f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}"
+    page.write_row([StyledCell(f"AWS security check: {whose}", "title")])
+    limited = describe_limits(overview) or any(report.errors() for report in overview.reports)
+    page.write_merged(headline(overview), NOT_CHECKED if limited else OK, 0)
+    page.write_merged(" ".join([describe_question(overview), *first_run_text(overview)]), "cell", 0)
     page.next_row += 1
     write_check_counts(page, overview, sheets)
-    worst = finding_lines(ranked(sheets, FINDING), overview)
-    page.write_section("Worst findings", first_ten(worst))
-    unread = not_checked_lines(ranked(sheets, NOT_CHECKED), overview)
-    not_checked = first_ten([*account_error_lines(overview), *unread])
-    page.write_section("Not checked", [*not_checked, *policy_line(overview)])
+    gaps = [*account_error_lines(overview), *gap_lines(overview, sheets)]
+    page.write_section("Not checked", [*first_of(gaps, SUMMARY_GAPS), *policy_line(overview)])
+    worst_first = ranked(sheets, FINDING)
+    worst = worst_lines(worst_first, overview)
+    page.write_section("Worst findings", first_of(worst, SUMMARY_WORST))
+    changed = [line for line in worst_first if line.row.change in (NEW, WORSE)]
+    if changed:
+        lines = finding_lines(changed, overview)
+        page.write_section("New and worse", first_of(lines, SUMMARY_WORST))
     write_history(page, merge_history(overview.reports))
+    page.write_section("What was asked", details_lines(question_details(overview)))
     links = {"Accounts": "#Accounts!A1"}
     remarks = [SummaryLine("", remark) for remark in overview.remarks]
     if remarks:
-        page.write_section("The accept file", first_ten(remarks))
-    details = run_details(overview).items()
-    page.write_section(
-        "The audit", [SummaryLine(name, text, links.get(name, "")) for name, text in details]
-    )
-    page.write_section("What a status means", [SummaryLine(*one) for one in STATUS_HELP.items()])
+        page.write_section("The accept file", first_of(remarks, SUMMARY_WORST))
+    page.write_section("The audit", details_lines(run_details(overview), links))
+    page.write_section("What a status means", details_lines(STATUS_HELP))
+
+
+def first_of(lines: Sequence[SummaryLine], most: int) -> list[SummaryLine]:
+    """The first lines, and the number of the others if these are more than one."""
+    if len(lines) <= most + 1:
+        return [*lines]
+    return [*lines[:most], SummaryLine("", f"and {len(lines) - most:,} more")]
+
+
+def details_lines(
+    details: dict[str, str], links: dict[str, str] | None = None
+) -> list[SummaryLine]:
+    """A line for each detail."""
+    return [SummaryLine(name, text, (links or {}).get(name, "")) for name, text in details.items()]
 
 
 def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Write the number of rows of each check by severity and status."""
-    names = ["Check", *tally_for(overview, [])]
+    """Write what was evaluated and found by each check; accounts come first if some failed."""
+    counts = {one: check_tally(overview, one, lines) for one, lines in sheets.items()}
+    unopened = sum(report.error is not None for report in overview.reports)
+    names = ["Check", *next(iter(counts.values()), {NOT_CHECKED: 0})]
     columns = [COLUMNS.get(name, Column()) for name in names]
     page.write_row([StyledCell(name, "header") for name in names], columns)
-    for definition, lines in sheets.items():
+    if unopened:
+        title = (
+            StyledCell("Accounts", "link", "#Accounts!A1") if overview.multi_account else "Account"
+        )
+        page.write_row([title, *("" for _ in names[2:]), unopened])
+    for definition, numbers in counts.items():
         title = StyledCell(definition.title, "link", f"#'{definition.title}'!A1")
-        counts = tally_for(overview, (line.row for line in lines))
-        page.write_row([title, *(n or "" for n in counts.values())])
+        page.write_row([title, *(n or "" for n in numbers.values())])
     if overview.multi_account:
-        rows = (line.row for lines in sheets.values() for line in lines)
-        page.write_row(["All", *(n or "" for n in tally_for(overview, rows).values())])
+        total = sum(map(Counter, counts.values()), Counter({NOT_CHECKED: unopened}))
+        page.write_row(["All", "", *(total[name] or "" for name in names[2:])])
 
 
 def write_history(page: SummaryWriter, history: Sequence[HistoryEntry]) -> None:
@@ -5460,70 +5880,225 @@ def write_history(page: SummaryWriter, history: Sequence[HistoryEntry]) -> None:
 # --- workbook, CSV --------------------------------------------------------------------
 
 
+class Table(NamedTuple):
+    """A sheet with a header, in the workbook or as CSV."""
+
+    title: str
+    note: str
+    docs: str
+    header: list[str]
+    rows: Iterable[TableRow]
+    empty: str = ""  # what a sheet without rows says
+
+
 def build_workbook(overview: Overview) -> bytes:
     """The workbook of one account, or the overview of several, as the bytes of its file."""
-    reports, multi = overview.reports, overview.multi_account
-    whose = overview.scope if multi else f"AWS account {reports[0].account}"
-    book = WorkbookWriter(f"{whose}, {overview.started:%Y-%m-%d}")
-    sheets = rows_by_check(reports, with_ok=not multi)
+    book = WorkbookWriter(f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}")
+    sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
     write_summary(book.summary(), overview, sheets)
-    if multi:
-        write_accounts(book, overview)
-    for definition, lines in sheets.items():
-        note = f"{definition.description} {REMEDIATION_NOTE}"
-        header = check_header(definition, overview)
-        empty = f"Nothing in {counted(len(reports), 'account')}"
-        rows = (check_table_row(line, multi) for line in lines)
-        book.write_table(definition.title, note, definition.docs, header, rows, empty)
-    if any(report.controls for report in reports):
-        write_controls(book, overview)
-    if overview.with_state:
-        write_resolved(book, overview)
+    for table in all_tables(overview, sheets, overview.multi_account):
+        book.write_table(table)
     return book.data()
 
 
-def write_accounts(book: WorkbookWriter, overview: Overview) -> None:
-    """Write the sheet Accounts."""
-    header = ["Account", "Name", "Alias", *SEVERITIES]
+def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterator[Table]:
+    """The sheets behind the Summary."""
+    reports = overview.reports
+    if overview.multi_account:
+        yield accounts_table(overview)
+    for definition, lines in sheets.items():
+        commands = any(line.row.remediation.command for line in lines)
+        note = f"{definition.description}{REMEDIATION_NOTE if commands else ''}"
+        header = check_header(definition, with_account, overview.with_state)
+        empty = f"Nothing in {counted(len(reports), 'account')}"
+        rows = (check_table_row(line, overview.multi_account) for line in lines)
+        yield Table(definition.title, note, definition.docs, header, rows, empty)
+    if any(report.controls for report in reports):
+        yield controls_table(overview)
+    if overview.with_state:
+        yield resolved_table(overview, with_account)
+
+
+def accounts_table(overview: Overview) -> Table:
+    """The sheet Accounts."""
+    header = ["Severity", "Status", "Account", "Name", "Alias", *SEVERITIES]
     header += ["New", "Resolved"] if overview.with_state else []
-    header += [NOT_CHECKED, "Result", "Status", "Workbook"]
+    header += [NOT_CHECKED, "Result", "Workbook"]
     rows = (account_table_row(report, overview) for report in overview.reports)
-    book.write_table("Accounts", "Every account, the worst first.", "", header, rows)
+    return Table("Accounts", "Every account, the worst first.", "", header, rows)
 
 
-def write_controls(book: WorkbookWriter, overview: Overview) -> None:
-    """Write the sheet Controls."""
-    header = ["Control", "Requirement", "Severity", "Result", "Evaluated", "Failed"]
+def controls_table(overview: Overview) -> Table:
+    """The sheet Controls."""
+    header = ["Severity", "Status", "Control", "Requirement", "Evaluated", "Failed"]
     header += ["Accounts failed"] if overview.multi_account else []
     header += ["CIS 5.0.0", "CIS 3.0.0", "PCI DSS 4.0.1", "Sheet"]
     note = "Controls of AWS Security Hub that the checks decide, by the rules of Security Hub."
-    rows = control_table_rows(overview.reports)
-    book.write_table("Controls", note, CIS_DOC_URL, header, rows)
+    return Table("Controls", note, CIS_DOC_URL, header, control_table_rows(overview.reports))
 
 
-def write_resolved(book: WorkbookWriter, overview: Overview) -> None:
-    """Write the sheet Resolved."""
-    header = ["Account", "Account name"] if overview.multi_account else []
+def resolved_table(overview: Overview, with_account: bool) -> Table:
+    """The sheet Resolved."""
+    header = ["Severity", "Status", *(["Account", "Account name"] if with_account else [])]
     header += ["Finding", "Result", "First seen", "Days open"]
     note = "Findings of the last report that are resolved."
     rows = resolved_table_rows(overview.reports, overview.multi_account)
     empty = "Nothing was resolved since last time"
-    book.write_table("Resolved", note, "", header, rows, empty)
+    return Table("Resolved", note, "", header, rows, empty)
 
 
-def to_csv(result: CheckResult, report: Report) -> bytes:
-    """A sheet as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
+# --- CSV ------------------------------------------------------------------------------
+
+
+def csv_files(overview: Overview) -> Iterator[tuple[str, bytes]]:
+    """The sheets as CSV, by title, with the columns of the account."""
+    sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
+    for table in all_tables(overview, sheets, with_account=True):
+        yield table.title, to_csv(table)
+
+
+def to_csv(table: Table) -> bytes:
+    """A table as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
     file = io.StringIO()
-    table = csv.writer(file)
-    header = check_header(result.check, Overview.of_one(report))
-    table.writerow(header)
-    lines = rows_by_check([replace(report, results=[result])]).get(result.check, [])
-    for line in lines:
-        cells = check_table_row(line, multi_account=False)
-        values = [plain_value(cells.get(name, "")) for name in header]
+    writer = csv.writer(file)
+    writer.writerow(table.header)
+    for cells in table.rows:
+        values = [plain_value(cells.get(name, "")) for name in table.header]
         texts = (f"{one:%Y-%m-%d}" if isinstance(one, datetime) else str(one) for one in values)
-        table.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in texts)
+        writer.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in texts)
     return file.getvalue().encode("utf-8-sig")
+
+
+# --- OCSF -----------------------------------------------------------------------------
+#
+# Compliance Finding, class 2003, of the Open Cybersecurity Schema Framework:
+# https://schema.ocsf.io/1.5.0/classes/compliance_finding
+
+OCSF_VERSION, OCSF_CLASS = "1.5.0", 2003
+OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # 0: Unknown
+OCSF_STATUSES = {"New": (1, 1), "In Progress": (2, 2), "Suppressed": (3, 2), "Resolved": (4, 3)}
+OCSF_ACTIVITIES = {1: "Create", 2: "Update", 3: "Close"}
+OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # a Warning did not yield a result
+
+
+def to_ocsf(reports: Iterable[Report]) -> bytes:
+    """Every finding and gap, and what was resolved, as OCSF: an object a line."""
+    events = (event for report in reports for event in ocsf_events(report))
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+def ocsf_events(report: Report) -> Iterator[dict[str, Any]]:
+    """The events of one account."""
+    if report.error:
+        status = "Suppressed" if report.error_acceptance else "New"
+        text = f"The account could not be audited: {describe_outcome(report)}"
+        yield ocsf_event(report, NOT_CHECKED_END, text, status, 2)
+    for result in report.results:
+        for row in (row for row in result.rows if row.status != OK):
+            yield ocsf_row_event(report, result.check, row)
+    for id, known in (report.resolved or {}).items():
+        event = ocsf_event(report, id, known.result, "Resolved", 1, known.severity)
+        event["finding_info"]["first_seen_time"] = ocsf_time(start_of_day(known.first_seen))
+        yield event
+
+
+def ocsf_time(moment: datetime) -> int:
+    """A moment as OCSF has it."""
+    return round(moment.timestamp() * 1000)
+
+
+def ocsf_event(
+    report: Report, id: str, text: str, status: str, compliance: int, severity: str = ""
+) -> dict[str, Any]:
+    """An event with what all have; its resource is the account."""
+    status_id, activity = OCSF_STATUSES[status]
+    name = report.name or ", ".join(report.aliases)
+    account = {"uid": report.account, "name": name, "type": "AWS Account", "type_id": 10}
+    product = {"name": "security_check.py", "vendor_name": "security_check.py"}
+    source = id.partition("/")[0]
+    return {
+        "metadata": {
+            "version": OCSF_VERSION,
+            "profiles": ["cloud"],
+            "event_code": source,
+            "product": {**product, "version": __version__},
+        },
+        "time": ocsf_time(report.started),
+        "category_uid": 2,
+        "category_name": "Findings",
+        "class_uid": OCSF_CLASS,
+        "class_name": "Compliance Finding",
+        "activity_id": activity,
+        "activity_name": OCSF_ACTIVITIES[activity],
+        "type_uid": OCSF_CLASS * 100 + activity,
+        "type_name": f"Compliance Finding: {OCSF_ACTIVITIES[activity]}",
+        "severity_id": OCSF_SEVERITIES[severity],
+        "severity": severity or "Unknown",
+        "status_id": status_id,
+        "status": status,
+        "message": text,
+        "finding_info": {"uid": f"{report.account}/{id}", "title": text, "types": [source]},
+        "compliance": {
+            "status_id": compliance,
+            "status": OCSF_COMPLIANCE[compliance],
+            "standards": [],
+        },
+        "cloud": {"provider": "AWS", "account": account},
+        "resources": [{"uid": f"AWS::::Account:{report.account}"}],
+    }
+
+
+def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any]:
+    """The event of a row that is not OK."""
+    known = row.first_seen and row.first_seen != f"{report.started:%Y-%m-%d}"
+    status = "In Progress" if known else "New"
+    status = "Suppressed" if row.status == ACCEPTED else status
+    id, text = definition.id(row), describe_result(row)
+    event = ocsf_event(report, id, text, status, 2 if row.error else 3, row.severity)
+    event["finding_info"]["title"] = text if row.error else row.kind or text
+    if row.first_seen:
+        event["finding_info"]["first_seen_time"] = ocsf_time(start_of_day(row.first_seen))
+    event["finding_info"]["desc"] = definition.description
+    if row.controls:
+        event["compliance"] |= ocsf_controls(definition, row.controls)
+    fix = row.remediation.command or row.remediation.manual or needed_permission(row.error).strip()
+    event["remediation"] = {"desc": fix or definition.description, "references": [definition.docs]}
+    if row.acceptance:
+        event["comment"] = row.acceptance.reason
+    region = str(row.cells.get("Region") or report.home_region)
+    event["cloud"]["region"] = region
+    event["resources"] = [
+        {
+            "uid": row.arn or f"AWS::::Account:{report.account}",
+            "name": next(iter(definition.resource_names(row)), ""),
+            "region": region,
+            "cloud_partition": (row.arn or report.auditor_arn).split(":")[1],
+            "data": row.facts,
+        }
+    ]
+    return event
+
+
+def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
+    """The controls that a row fails, and their numbers in other standards."""
+    controls = [definition.controls[name] for name in names if name in definition.controls]
+    numbers = {
+        "CIS AWS Foundations Benchmark 5.0.0": [one.cis_5 for one in controls if one.cis_5],
+        "CIS AWS Foundations Benchmark 3.0.0": [one.cis_3 for one in controls if one.cis_3],
+        "PCI DSS 4.0.1": [one.pci for one in controls if one.pci],
+    }
+    numbers = {standard: found for standard, found in numbers.items() if found}
+    return {
+        "control": names[0],
+        "standards": ["AWS Security Hub", *numbers],
+        "requirements": [
+            *(f"AWS Security Hub {name}" for name in names),
+            *(
+                f"{standard} {', '.join(dict.fromkeys(found))}"
+                for standard, found in numbers.items()
+            ),
+        ],
+    }
 
 
 # === command line =====================================================================
@@ -5610,7 +6185,9 @@ def print_traceback(error: Exception) -> None:
 
 ROLE = "security-check"  # to assume in the accounts of an organization
 EPILOG = """\
-(*) may be repeated. The checks are:
+(*) takes several, and may be repeated. @FILE is a file of options.
+
+The checks are:
   {checks}
 
 exit codes:
@@ -5644,8 +6221,23 @@ UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
 FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
 FOLDER_NAME = re.compile(r"(^|[/\\])\.{0,2}$")  # such as `x/`, `..`
 NOT_TOGETHER = {
-    "merge": ("role", "external_id", "region", "check", "csv", "accept", "max_key_age", "list"),
-    "list": ("role", "check", "output", "json", "csv", "state", "accept", "max_key_age"),
+    "merge": (
+        *(
+            "role",
+            "external_id",
+            "region",
+            "exclude_region",
+            "check",
+            "accept",
+            "max_key_age",
+            "list",
+        ),
+        "fail_on",
+    ),
+    "list": (
+        *("role", "check", "output", "json", "ocsf", "csv", "state", "accept", "max_key_age"),
+        "fail_on",
+    ),
     "no_workbook": ("output",),
 }
 
@@ -5664,7 +6256,8 @@ def path_type(*own: str) -> Callable[[str], str]:
         problems = {
             "only {account}, {date} and {time} are filled in": UNKNOWN_PLACEHOLDER.search(text),
             f"it is not the name of a {'file' if own else 'folder'}": no_name or no_file,
-            "only --json and --list can be standard output": text == "-" and text not in own,
+            "only --json, --ocsf and --list can be standard output": text == "-"
+            and text not in own,
             f"it promises another format than {in_words(sorted({*own} - {'-'}))}": own
             and ending in FORMATS.difference(own),
         }
@@ -5678,49 +6271,72 @@ def path_type(*own: str) -> Callable[[str], str]:
 FOLDER = path_type()
 
 
+class OptionParser(argparse.ArgumentParser):
+    """A parser that reads files of options: lines as on a command line, and comments behind #."""
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """The words of a line."""
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"a file of options has the line {arg_line!r}: {error}")
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options of a run; a mistake in them ends the program with exit code 2."""
     names = [definition.name for definition in CHECKS]
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="security_check.py",
+        fromfile_prefix_chars="@",
         description="Audit an AWS account with read-only checks, and write a workbook.",
         epilog=EPILOG.format(checks=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # a new option must not make somebody's abbreviation ambiguous
     )
-    repeated: dict[str, Any] = {"action": "append", "default": []}
+    repeated: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
     named = repeated | {"type": regex_type(".+", "a name")}
     add = parser.add_argument
     add("--profile", **named, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--organization", action="store_true", help="audit every account of the organization")
     add("--account", **repeated, metavar="NUMBER", type=ACCOUNT,
         help="audit this account; with --organization, only this one of it (*)")  # fmt: skip
+    add("--exclude-account", **repeated, metavar="NUMBER", type=ACCOUNT,
+        help="leave this account of the organization out (*)")  # fmt: skip
     add("--role", metavar="NAME", type=ROLE_NAME, default=ROLE,
         help="the role to assume in other accounts (%(default)s)")  # fmt: skip
     add("--external-id", metavar="ID", type=EXTERNAL_ID,
         help="the external ID that the trust policy of the role asks for")  # fmt: skip
     add("--region", **named, metavar="REGION", help="limit regional checks to a region (*)")
+    add("--exclude-region", **named, metavar="REGION", help="leave this region out (*)")
     add("--check", **repeated, metavar="CHECK", choices=names, help="run only this check (*)")
     add("--output", metavar="FILE", type=path_type(".xls"),
         help="the workbook, or the overview of several accounts")  # fmt: skip
     add("--no-workbook", action="store_true", help="write no workbook")
     add("--json", metavar="FILE", type=path_type("-", ".json", ".txt"),
         help="write the report as JSON too; - is standard output")  # fmt: skip
+    add("--ocsf", metavar="FILE", type=path_type("-", ".json", ".txt"),
+        help="write findings and gaps as OCSF, an object a line; or -")  # fmt: skip
     add("--csv", metavar="FOLDER", type=FOLDER, help="write every sheet as a CSV file too")
     add("--state", metavar="FILE", type=path_type(".json", ".txt"),
         help="remember findings here, to tell new and resolved ones")  # fmt: skip
     add("--accept", metavar="FILE", type=path_type(*FORMATS),
         help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")  # fmt: skip
-    add("--merge", nargs="+", metavar="NAME", type=FOLDER, default=[],
+    add("--merge", **repeated, metavar="NAME", type=FOLDER,
         help="audit nothing: make the overview of these reports and folders")  # fmt: skip
     add("--list", metavar="FILE", type=path_type("-", ".csv", ".txt"),
         help="audit nothing: write the numbers of the accounts, one a line")  # fmt: skip
     add("--max-key-age", metavar="DAYS", type=DAYS, default=str(MAX_KEY_AGE),
         help="an access key older than this is a finding (%(default)s)")  # fmt: skip
+    add("--fail-on", metavar="SEVERITY", type=str.capitalize, choices=SEVERITIES, default=LOW,
+        help="findings below this do not make the exit code 1 (%(default)s)")  # fmt: skip
     add("--quiet", action="store_true", help="print only if there is news, or an error")
     add("--debug", action="store_true", help="log the calls to AWS on standard error")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(argv)
+    if options.json == options.ocsf == "-":
+        parser.error("--json and --ocsf cannot both be standard output")
+    if options.exclude_account and not options.organization:
+        parser.error("--exclude-account needs --organization")
     if len(set(options.profile)) > 1 and (options.organization or options.account):
         parser.error("--organization and --account take one --profile at most")
     for mode, others in NOT_TOGETHER.items():
@@ -5792,7 +6408,8 @@ def connect(
         if profile not in sign_ins:
             sign_ins[profile] = sign_in(profile, options.region)
         session = new_session(profile, sign_ins[profile], writes)
-        aws = Account(session, now, options.region, int(options.max_key_age), profile=profile or "")
+        limits = options.region, options.exclude_region, int(options.max_key_age)
+        aws = Account(session, now, *limits, profile=profile or "")
         identity = aws.ask("sts", "GetCallerIdentity")
         aws.number, aws.arn = identity["Account"], identity["Arn"]
     except ProfileNotFound as error:
@@ -5816,7 +6433,7 @@ def assume_role(
     else:
         session, arn = role_session(caller, profile, role, number, external_id)
     profile = profile if number == caller.number else ""
-    limits = caller.only_regions, caller.max_key_age
+    limits = caller.only_regions, caller.excluded_regions, caller.max_key_age
     return Account(session, utc_now(), *limits, number, arn, profile or "")
 
 
@@ -5994,6 +6611,26 @@ class Run:
                 failures.append(str(why))
         return failures
 
+    def with_question(self, report: Report) -> Report:
+        """The report, with what only the run knows of the question that it answers."""
+        options = self.options
+        if not report.question:
+            return report
+        named = options.account if options.organization else []
+        question = replace(
+            report.question,
+            accounts=sorted({*report.question.accounts, *named}),
+            excluded_accounts=sorted(
+                {*report.question.excluded_accounts, *options.exclude_account}
+            ),
+        )
+        if not options.merge:
+            limits = sorted(set(options.region)), sorted(set(options.exclude_region))
+            question = replace(
+                question, regions=limits[0], excluded_regions=limits[1], fail_on=options.fail_on
+            )
+        return replace(report, question=question)
+
     def overview_name(self) -> str:
         """The name of the overview."""
         return self.options.output or default_name(OVERVIEW, self.started)
@@ -6011,9 +6648,9 @@ def default_name(account: str, started: datetime) -> str:
     return f"security_check_{account}_{started:%Y-%m-%d_%H%M%S}.xls"
 
 
-def csv_name(folder: str, definition: Check) -> str:
+def csv_name(folder: str, title: str) -> str:
     """The name of a sheet as CSV, in a folder here or in S3."""
-    return f"{folder.rstrip('/')}/{{account}}-{definition.name}.csv"
+    return f"{folder.rstrip('/')}/{{account}}-{title.lower().replace(' ', '-')}.csv"
 
 
 def check_before_start(run: Run) -> None:
@@ -6022,8 +6659,11 @@ def check_before_start(run: Run) -> None:
     Files in S3 come last: for them AWS is called.
     """
     options = run.options
-    pairs = [(option, getattr(options, option)) for option in ("accept", "state", "json", "list")]
-    pairs += [("csv", csv_name(options.csv, one)) for one in CHECKS if options.csv]
+    single = ("accept", "state", "json", "ocsf", "list")
+    pairs = [(option, getattr(options, option)) for option in single]
+    titles = [*(one.title for one in CHECKS), "Accounts", "Controls", "Resolved"]
+    tables = [("csv", csv_name(options.csv, title)) for title in titles if options.csv]
+    pairs += tables[:1] if S3_NAME.fullmatch(options.csv or "") else tables
     pairs += [("merge", name) for name in options.merge]
     if not (options.no_workbook or options.list):
         pairs += [("output", run.overview_name())]
@@ -6091,6 +6731,17 @@ def select_accounts(run: Run) -> Selection:
     numbers = dict.fromkeys(options.account or [caller.number])
     jobs = [account_job(caller, options, profile, {"Id": number}) for number in numbers]
     return Selection("AWS accounts", caller.arn, jobs)
+
+
+def without_excluded(options: argparse.Namespace, selection: Selection) -> Selection:
+    """The accounts without those of --exclude-account. Raises CannotRun if none is left."""
+    excluded = {*options.exclude_account}
+    for number in sorted(excluded - {job.account for job in selection.jobs}):
+        warn(f"--exclude-account {number}: the run has no such account")
+    jobs = [job for job in selection.jobs if job.account not in excluded]
+    if excluded and not jobs:
+        raise CannotRun("--exclude-account leaves no account")
+    return selection._replace(jobs=jobs)
 
 
 def account_job(
@@ -6167,7 +6818,8 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
     run.use_acceptances(done.used_acceptances, aws.number)
     name = run.workbook_name(aws.number, done.report.started)
-    report = write_account_files(run, done.report, "" if run.options.no_workbook else name)
+    report = run.with_question(done.report)
+    report = write_account_files(run, report, "" if run.options.no_workbook else name)
     if state and not report.file_errors:
         run.changes[aws.number] = done.change
     return report
@@ -6184,9 +6836,9 @@ def write_account_files(run: Run, report: Report, name: str) -> Report:
         remarks = [] if run.multi_account else run.accept_remarks([report])
         data = build_workbook(replace(Overview.of_one(report), remarks=remarks))
         report = replace(report, workbook=run.try_write(data, name, account, errors))
-    for result in report.results if options.csv else ():
-        table = csv_name(options.csv, result.check)
-        run.try_write(to_csv(result, report), table, account, errors)
+    if report.results and options.csv and (not run.multi_account or "{account}" in options.csv):
+        for title, data in csv_files(Overview.of_one(report)):
+            run.try_write(data, csv_name(options.csv, title), account, errors)
     if "{account}" in (options.json or ""):
         run.try_write(to_json([report]), options.json, account, errors)
     return replace(report, file_errors=errors)
@@ -6288,7 +6940,8 @@ def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
 
 def unmergeable(report: Report, why: str) -> Report:
     """A report that stands for what is missing in the overview, and why. Its history is kept."""
-    warn(f"{report.account or report.name} {why}".strip())
+    named = report.name in why  # the name of a file stands in its error
+    warn(f"{report.account} {why}".strip() if named else f"{report.account or report.name} {why}")
     error = AwsError("NotMerged", detail=why)
     return Report(report.account, report.started, report.name, error=error, history=report.history)
 
@@ -6356,6 +7009,7 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
     expected = {job.account for job in jobs}
     for account in sorted(reports.keys() - expected) if jobs else ():
         warn(f"{account} is not one of the accounts that were named: its report is merged too")
+    reports = {account: run.with_question(report) for account, report in reports.items()}
     for job in jobs:
         report = reports.get(job.account) or missing_report(run, job)
         reports[job.account] = replace(report, name=job.name or report.name)
@@ -6425,7 +7079,7 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
     log_calls(options.debug)
     run = Run(options)
     check_before_start(run)
-    selection = select_accounts(run)
+    selection = without_excluded(options, select_accounts(run))
     if options.list:
         return write_list(run, [job.account for job in selection.jobs if job.open])
     if options.merge:
@@ -6464,19 +7118,22 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
         name = "" if options.no_workbook else run.overview_name()
         path = run.try_write(build_workbook(overview), name, OVERVIEW, failures) if name else ""
         overview = replace(overview, path=path)
+        if options.csv and "{account}" not in options.csv:
+            for title, data in csv_files(overview):
+                run.try_write(data, csv_name(options.csv, title), OVERVIEW, failures)
     attention = overview.needs_attention()
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
-    if options.json != "-" and shown and (attention or not options.quiet):
-        terminal = bool(sys.stdout and sys.stdout.isatty())
-        text = terminal_text(overview, colour=terminal and "NO_COLOR" not in os.environ)
-        print_message(text, sys.stdout)
+    if "-" not in (options.json, options.ocsf) and shown and (attention or not options.quiet):
+        print_message(terminal_text(overview, shows_colour(), options.quiet), sys.stdout)
     for remark in () if options.quiet else overview.remarks:
         warn(remark)
     if options.json == "-":
         print_result(to_json(reports, bool(options.merge)).decode())
     elif options.json and (options.merge or "{account}" not in options.json):
         run.try_write(to_json(reports, bool(options.merge)), options.json, OVERVIEW, failures)
+    if options.ocsf:
+        write_ocsf(run, reports, failures)
     failures = failures or run.write_states()
     if failures:
         raise CannotRun("; ".join(failures))
@@ -6484,6 +7141,26 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     if overview.multi_account:
         whose = f"{overview.scope}: {describe_accounts(reports)}"
     return Outcome(overview.exit_code(), f"{whose}: {headline(overview)}", attention, run.written)
+
+
+def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
+    """Write the findings and gaps as OCSF, in one file or in one for each account."""
+    name = run.options.ocsf
+    if name == "-":
+        print_result(to_ocsf(reports).decode().rstrip("\n"))
+    elif "{account}" not in name:
+        run.try_write(to_ocsf(reports), name, OVERVIEW, failures)
+    for one in reports if "{account}" in name else ():
+        run.try_write(to_ocsf([one]), name, one.account or file_name(one.name), failures)
+
+
+def shows_colour() -> bool:
+    """Whether standard output is a terminal with colours, and the user has not said no.
+
+    https://no-color.org: NO_COLOR counts if it is not empty.
+    """
+    refused = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return bool(sys.stdout and sys.stdout.isatty()) and not refused
 
 
 def warn_of_errors(overview: Overview) -> None:

@@ -1,20 +1,20 @@
 """How fast is the script? `python tests/benchmark.py [small] [medium] [large] [organization]
 [--rounds N]`
 
-An account behind 60 ms a call, and behind AWS's throttling, is audited by three programs:
+Three programs audit an account that answers after 60 ms, with and without AWS's throttling:
 
     script  security_check.py, as a user runs it
-    plain   the same questions, one call after another and about everything
-    floor   the fewest calls that answer them, each in flight as soon as it can be, 64 at once,
-            nothing judged, nothing written
+    plain   the same calls, one after another, for every resource
+    floor   the fewest calls that are needed, each as early as possible, 64 at once;
+            nothing is evaluated, nothing is written
 
-Each is a process of its own, and so is the account: its answers are worked out beforehand
-and only repeated, so that moto's own slowness is not measured. Script and floor take turns, and
-the median of three counts. Only ratios within one run mean something on another machine.
+Each is a process of its own, and so is the account. Its answers are computed beforehand and then
+repeated, so that moto's own slowness is not measured. Script and floor take turns, and the median
+of three runs counts. On another machine only the ratios within one run mean something.
 
 `organization` measures 20 small accounts and 8 medium ones, audited by one run and by a run for
-each, one after another; what --merge takes for a report; and the overview of 200 accounts with
-300 findings each.
+each, one after another; the cost of --merge for each report; and the overview of 200 accounts
+with 300 findings each.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import json
 import os
 import resource
 import statistics
@@ -83,7 +84,7 @@ def serve(pipe: Connection) -> None:
                 cloud.remember()
             elif order == "begin":
                 layer.calls, layer.throttled = [], 0
-                layer.delay, layer.buckets = argument
+                layer.delay, layer.buckets, layer.foreign = argument
             pipe.send((len(layer.calls), layer.throttled, allowed(layer.calls), processor_time()))
 
 
@@ -93,7 +94,7 @@ def processor_time() -> float:
 
 
 def allowed(calls: Iterable[Any]) -> float:
-    """The seconds in which the token buckets let these calls through, at best. A call that is
+    """The seconds that the throttling limits need at least for these calls. A call that is
     repeated because it was throttled counts once."""
     from cloud import LIMITS
 
@@ -107,7 +108,7 @@ def allowed(calls: Iterable[Any]) -> float:
 
 
 class Server:
-    """The account's process, from outside."""
+    """The process of the account, as the benchmark controls it."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
@@ -125,7 +126,7 @@ def server() -> Iterator[Server]:
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs,), daemon=True)
     process.start()
-    theirs.close()  # so that we hear of it when the process dies
+    theirs.close()  # so that an order fails if the process has died
     try:
         yield Server(ours)
     finally:
@@ -173,7 +174,7 @@ def plain() -> None:
             home.get_event_selectors(TrailName=trail["TrailARN"])
     iam.get_account_summary()
     iam.generate_credential_report()
-    iam.get_credential_report()  # of root's last sign-in
+    iam.get_credential_report()  # it has root's last sign-in
     for user in (user["UserName"] for user in pages(iam, "list_users", "Users")):
         for key in pages(iam, "list_access_keys", "AccessKeyMetadata", UserName=user):
             iam.get_access_key_last_used(AccessKeyId=key["AccessKeyId"])
@@ -192,8 +193,8 @@ def plain() -> None:
 
 
 def floor() -> None:
-    """It knows what `fill_many` has made such that it must be asked about further: what has a
-    name that ends in 0."""
+    """It knows for which resources `fill_many` makes a second call necessary: those whose name
+    ends in 0."""
     from botocore.exceptions import ClientError
 
     threads = 64
@@ -247,25 +248,24 @@ def floor() -> None:
 
 
 def rows(number: int = 200_000) -> None:
-    """A workbook of so many rows, without asking anybody."""
+    """A workbook of so many rows, without a call."""
     sys.path.insert(0, str(SCRIPT.parent))
     import security_check as script
 
-    acls, rest = script.CHECKS[5], ("", "me", "Owner", "READ", "")
-    grants = []
+    (acls,) = (check for check in script.CHECKS if check.name == "s3-acls")
+    rest, grants = ("", "me", "Owner", "READ", ""), []
     for bucket in (f"bucket-{n}" for n in range(number)):
         cells: dict[str, Any] = dict(zip(acls.columns, (bucket, *rest), strict=True))
-        grants.append(script.Row(bucket, "Owner/READ", cells, "Fine"))
+        grants.append(script.Row(bucket, "Owner/READ", cells, script.Message("Fine")))
     report = script.Report(
-        number="1",
-        arn="a",
-        home="us-east-1",
+        account="123456789012",
         started=datetime.now(timezone.utc),
-        aliases=[],
+        auditor_arn="a",
+        home_region="us-east-1",
         regions=["us-east-1"],
-        sheets=[script.Sheet(acls, grants)],
+        results=[script.CheckResult(acls, grants)],
     )
-    print(len(script.workbook(report)))
+    print(len(script.build_workbook(script.Overview.of_one(report))))
 
 
 def measure_alone(program: str, what: str) -> None:
@@ -303,10 +303,11 @@ class Measured:
 
 
 def measure(
-    server: Server, program: str, delay: float, throttling: bool, *arguments: str
-) -> Measured:
+    server: Server, program: str, delay: float, throttling: bool, *arguments: str,
+    foreign: float = 0,
+) -> Measured:  # fmt: skip
     own = [str(Path(__file__).resolve()), "--program", program]
-    *_, before = server.order("begin", (delay, {} if throttling else None))
+    *_, before = server.order("begin", (delay, {} if throttling else None, foreign))
     with tempfile.TemporaryDirectory() as folder:
         script = [str(SCRIPT), *arguments]
         command = [sys.executable, *(script if program == "script" else own)]
@@ -328,13 +329,12 @@ def measure(
 
 def fill(server: Server, size: Size, programs: Iterable[str]) -> None:
     server.order("fill", (size, [OWN]))
-    for program in programs:  # so that all their answers are worked out
+    for program in programs:  # so that all their answers are computed
         measure(server, program, 0, throttling=False)
 
 
 def compare(server: Server, name: str, throttling: bool) -> None:
-    """The median counts of what takes seconds, where a machine's mood shows; plain takes a
-    minute and more."""
+    """The median of three counts; plain takes a minute and more, so it is measured once."""
     print(f"\n{name}, throttling {'on' if throttling else 'off'}")
     print("           wall     CPU  memory   calls throttled")
     each: dict[str, list[Measured]] = defaultdict(list)
@@ -355,11 +355,18 @@ def compare(server: Server, name: str, throttling: bool) -> None:
         )
 
 
+def refused(server: Server) -> None:
+    """A medium account, of whose calls a third is refused whatever we do."""
+    print("\nforeign\n           wall     CPU  memory   calls throttled")
+    fill(server, SIZES["medium"], ["script"])
+    print(measure(server, "script", DELAY, throttling=True, foreign=1 / 3).line())
+
+
 def organization(server: Server, name: str, number: int) -> None:
     """Accounts side by side, and the same one after another, as AWS throttles."""
     accounts = [OWN, *(f"{n:012}" for n in range(1, number))]
     server.order("fill", (SIZES[name], accounts))
-    measure(server, "script", 0, False, "--organization")  # so that all answers are worked out
+    measure(server, "script", 0, False, "--organization")  # so that all answers are computed
     together = measure(server, "script", DELAY, True, "--organization")
     alone = [measure(server, "script", DELAY, True, "--account", one) for one in accounts]
     wall = sum(one.wall for one in alone)
@@ -393,32 +400,42 @@ def merging(server: Server, numbers: tuple[int, ...] = (500, 1000, 2000)) -> Non
                 (runs / f"{n}.json").write_text(text.replace(OWN, f"{n:012}"))
             given = ("--merge", str(runs), "--output", str(Path(folder, "o.xls")), "--quiet")
             measured.append(measure(server, "script", 0, False, *given))
-    told = sum('"status": "OK"' not in line for line in text.splitlines() if '"status"' in line)
+    (account,) = json.loads(text)["accounts"]
+    rows = (row for result in account["results"] for row in result["rows"])
+    shown = sum(row["status"] != "OK" for row in rows)
     cpu = statistics.linear_regression(numbers, [one.cpu for one in measured]).slope
     memory = statistics.linear_regression(numbers, [one.memory for one in measured]).slope
     print(
         f"\n--merge: {cpu * 1000:.1f} ms of the processor and {memory:.2f} MB a report"
-        f" with {told} things to read"
+        f" with {shown} rows that are not OK"
     )
 
 
 def overview(accounts: int = 200, findings: int = 300) -> None:
-    """The overview of so many accounts, without asking anybody."""
+    """The overview of so many accounts, without a call."""
     sys.path.insert(0, str(SCRIPT.parent))
     import security_check as script
 
-    acls, now = script.CHECKS[5], datetime.now(timezone.utc)
-    results = script.Results([], now, several=True, of="AWS accounts", path="o.xls")
+    (acls,) = (check for check in script.CHECKS if check.name == "s3-acls")
+    now, message = datetime.now(timezone.utc), script.Message("is public")
+    reports = []
     for number in range(accounts):
         rows = []
         for bucket in (f"bucket-{number}-{n}" for n in range(findings)):
             cells: dict[str, Any] = dict.fromkeys(acls.columns, "x") | {"Bucket": bucket}
-            rows.append(script.Row(bucket, "AllUsers/READ", cells, "Public", script.CRITICAL))
-        report = script.Report(f"{number:012}", now, home="us-east-1", name=f"account {number}")
-        report.sheets = [script.Sheet(acls, rows)]
-        results.reports.append(report)
-    assert len(script.build_workbook(results)) > accounts * findings
-    assert script.tally([r for one in results.reports for r in one.all_rows()], False)["Critical"]
+            rows.append(script.Row(bucket, "AllUsers/READ", cells, message, script.CRITICAL))
+        report = script.Report(
+            f"{number:012}",
+            now,
+            name=f"account {number}",
+            home_region="us-east-1",
+            results=[script.CheckResult(acls, rows)],
+        )
+        reports.append(report)
+    whole = script.Overview(reports, now, 0, "o.xls", multi_account=True, scope="AWS accounts")
+    assert len(script.build_workbook(whole)) > accounts * findings
+    every = [row for report in reports for row in report.rows()]
+    assert script.tally(every, with_new=False)["Critical"] == accounts * findings
 
 
 def fit(server: Server) -> None:
@@ -449,17 +466,17 @@ PROGRAMS: dict[str, Callable[[], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "sizes", nargs="*", metavar="SIZE", help="small, medium, large, organization"
+        "sizes", nargs="*", metavar="SIZE", help="small, medium, large, foreign, organization"
     )
     parser.add_argument("--rounds", type=int, default=1, help="how often to measure everything")
     parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.program:
         return PROGRAMS[options.program]()
-    for name in list(os.environ):  # nothing of a real account, for us and all we start
+    for name in list(os.environ):  # no real account, here and in all processes
         if name.startswith("AWS_") or name.lower().endswith("_proxy"):
             del os.environ[name]
-    if unknown := set(options.sizes) - {*SIZES, "organization"}:
+    if unknown := set(options.sizes) - {*SIZES, "organization", "foreign"}:
         parser.error(f"no such size: {', '.join(sorted(unknown))}")
     print(f"{len(REGIONS)} regions, {DELAY * 1000:.0f} ms a call; seconds, megabytes")
     with server() as account:
@@ -467,6 +484,8 @@ def main() -> None:
             for name, number in ORGANIZATIONS.items():
                 organization(account, name, number)
             merging(account)
+        if "foreign" in options.sizes:
+            refused(account)
         sizes = [name for name in options.sizes if name in SIZES]
         for name in sizes if options.sizes else ("small", "medium"):
             fill(account, SIZES[name], ("script", "plain", "floor"))

@@ -1,9 +1,7 @@
-"""Try the script without an AWS account: `python tests/demo.py [options of the script]`.
-With `--organization` it is a made-up organization of twelve accounts.
+"""Try the script without an AWS account: `python tests/demo.py --help`.
 
 An account is made up on 127.0.0.1, the real script audits it as it would audit yours, and
-the workbook is left in the current folder. With `--months 2` it is audited a second time, as
-if a month had passed and somebody had worked on the findings.
+the workbook is left in the current folder.
 """
 
 from __future__ import annotations
@@ -47,13 +45,21 @@ def a_month_passes(cloud: Cloud, state: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--months", type=int, choices=(1, 2), default=1)
-    ours, options = parser.parse_known_args()
+    parser = argparse.ArgumentParser(
+        prog="demo.py",
+        description="Try security_check.py on an account that is made up on 127.0.0.1.",
+        epilog="Every other option is handed on to the script: see `security_check.py --help`.",
+    )
+    parser.add_argument("--organization", action="store_true",
+        help="make up an organization of twelve accounts, and audit it")  # fmt: skip
+    parser.add_argument("--months", type=int, choices=(1, 2), default=1,
+        help="2: audit a second time, as if a month had passed")  # fmt: skip
+    ours, others = parser.parse_known_args()
+    options = [*(["--organization"] if ours.organization else []), *others]
     about = "This is a made-up account on 127.0.0.1: no real one is asked or changed."
     print(about, file=sys.stderr, flush=True)
     with running() as cloud, tempfile.TemporaryDirectory() as folder:
-        (fill_organization if "--organization" in options else fill)(cloud)
+        (fill_organization if ours.organization else fill)(cloud)
         try:
             if ours.months == 1:
                 return audit(cloud, *options)

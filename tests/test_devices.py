@@ -78,6 +78,13 @@ def test_a_device_is_written_into_and_not_replaced(
 
 
 @linux
+def test_a_device_is_no_state(cloud: Cloud, null: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--state", "null"]) == 2
+    assert "null is a device or a pipe: it remembers nothing" in capsys.readouterr().err
+    assert cloud.layer.calls == []
+
+
+@linux
 def test_a_link_to_a_device_is_written_into(cloud: Cloud, null: Path) -> None:
     Path("x.xls").symlink_to("null")
     assert main(["--output", "x.xls", *QUICK]) == 0

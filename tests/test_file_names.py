@@ -105,7 +105,6 @@ REFUSED = {
     "reports that are not there, of an organization": ["--organization", "--merge", "nowhere"],
     "socket for a file": ["--json", "socket"],
     "pipe for the state": ["--state", "pipe"],
-    "device for the state": ["--state", "/dev/null"],
     "accept file for JSON": ["--accept", "acc.txt", "--json", "acc.txt"],
     "accept file for JSON, by another way": ["--accept", "acc.txt", "--json", "folder/../acc.txt"],
     "accept file for JSON, by a link": ["--accept", "acc.txt", "--json", "link.txt"],
@@ -132,8 +131,8 @@ REFUSED = {
             "--max-key-age": "1",
         }.items()
     },
-    "wrong here, though the other is in S3": ["--output", "s3://b0b/x.xls", "--json", "folder"],
-    "not there, though the other is in S3": ["--json", "s3://b0b/x.json", "--accept", "nowhere"],
+    "wrong here, though the other is in S3": ["--json", "s3://b0b/x.json", "--output", "folder"],
+    "not there, though the other is in S3": ["--state", "s3://b0b/x.json", "--merge", "nowhere"],
 }
 
 
@@ -180,7 +179,7 @@ FINE = {
     "JSON as text": ["--json", "x.txt"],
     "no workbook": ["--no-workbook", "--json", "-"],
     "two names that meet in no account": ["--state", "{account}.json", "--json", "all.json"],
-    "one device for two": ["--output", "/dev/null", "--json", "/dev/null"],
+    "one pipe for two": ["--output", "pipe", "--json", "pipe"],
     "one of the longest names": ["--json", "x" * 240],
     "beyond ASCII": ["--output", "größe-監査.xls"],
     "role with a path": ["--role", "/audit/security-check"],

@@ -46,7 +46,7 @@ def test_interrupted_it_leaves_at_once_and_leaves_nothing_behind(
     process.send_signal(number)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number
-    assert err == f"security_check.py: interrupted by {number.name}: no workbook was written\n"
+    assert err == f"security_check.py: interrupted by {number.name}: nothing was written\n"
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.xls": "old"}
 
 

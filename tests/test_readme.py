@@ -20,7 +20,7 @@ from example import fill, fill_organization
 from readme import TOP
 
 import security_check
-from security_check import ACTIONS, CHECKS, main
+from security_check import CHECKS, IAM_ACTION_NAMES, main
 
 SOURCE = (TOP / "security_check.py").read_text()
 
@@ -32,8 +32,9 @@ ALLOWED = POLICY[0]["Action"]
 
 
 def actions_of(calls: Iterable[Call]) -> set[str]:
-    """The IAM actions behind the calls, but for the one that needs none."""
-    return {ACTIONS.get(call.name, call.name) for call in calls} - {"sts:GetCallerIdentity"}
+    """The IAM actions behind the calls, without the call that needs no permission."""
+    names = {IAM_ACTION_NAMES.get(call.name, call.name) for call in calls}
+    return names - {"sts:GetCallerIdentity"}
 
 
 class Demo(NamedTuple):
@@ -139,7 +140,7 @@ def test_the_exit_codes_are_the_helps() -> None:
 
 
 def test_the_statuses_are_the_workbooks() -> None:
-    assert {status for status, _ in readme.table("status")} == set(security_check.MEANING)
+    assert {status for status, _ in readme.table("status")} == set(security_check.STATUS_HELP)
 
 
 def test_numbers_in_words_are_the_codes() -> None:
@@ -148,9 +149,9 @@ def test_numbers_in_words_are_the_codes() -> None:
         f"{waits} and {security_check.READ_TIMEOUT} for an answer",
         f"is tried {security_check.ATTEMPTS} times",
         f"holds {security_check.MAX_ROWS:,} rows a sheet",
-        f"{security_check.MAX_TEXT:,} characters a cell",
+        f"{security_check.MAX_CELL_TEXT:,} characters a cell",
         f"{security_check.MAX_KEY_AGE} days unless told",
-        f"within {security_check.SOON.days} days is OK",
+        f"within {security_check.DUE_SOON.days} days is OK",
         "every active account, eight side by side",
     ):
         assert readme.says(words), words
@@ -188,7 +189,7 @@ def test_what_is_pasted_installs_and_runs(requirements: str, runs: str) -> None:
 
 def test_the_accept_file_of_the_readme_is_one() -> None:
     text = readme.block("text", " until ")
-    assert len(security_check.acceptances(text, "README.md")) == 4
+    assert len(security_check.parse_accept_file(text, "README.md")) == 4
 
 
 def test_what_the_readme_leads_to_is_there() -> None:

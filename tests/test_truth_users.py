@@ -118,9 +118,13 @@ def test_an_account_in_its_first_hour(aws: Canned) -> None:
 
 @pytest.mark.parametrize(
     ("region", "manual"),
-    [("us-east-1", "sign in as root"), ("us-gov-west-1", "have AWS Support delete its keys")],
+    [
+        ("us-east-1", "sign in as root"),
+        ("us-gov-west-1", "have AWS Support delete its keys"),
+        ("cn-north-1", "have AWS Support delete its keys"),
+    ],
 )
-def test_nobody_signs_in_as_root_in_govcloud(region: str, manual: str) -> None:
+def test_nobody_signs_in_as_root_in_govcloud_and_china(region: str, manual: str) -> None:
     aws = World(Contents(regions=(region,), root={"AccountAccessKeysPresent": 1}))
     aws.home_region = region
     (row,) = KEYS.rows(aws, ROOT)

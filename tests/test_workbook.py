@@ -302,6 +302,15 @@ def links_of_the_summary(book: Any) -> list[str]:
             "#/users/details/a%2Bb%3Dc%2Cd.e%40f-_?section=security_credentials",
             id="GovCloud, and a name with everything",
         ),
+        pytest.param(
+            "s3-acls",
+            {"Bucket": "b", "Region": "eusc-de-east-1"},
+            "Bucket",
+            "eusc-de-east-1",
+            "https://eusc-de-east-1.console.amazonaws-eusc.eu/s3/buckets/b?region=eusc-de-east-1",
+            id="the European Sovereign Cloud",
+        ),
+        pytest.param("mfa", {"User": "a"}, "User", "us-iso-east-1", "", id="not on the Internet"),
         pytest.param("mfa", {"User": ROOT}, "User", "us-east-1", "", id="root has no page"),
         pytest.param(
             "security-groups", {"Region": "r"}, "Group ID", "us-east-1", "", id="no group"
