@@ -69,7 +69,7 @@ def refused(item: str = "", region: str = "eu-west-1") -> Row:
 
 def result(*rows: Row, targets: tuple[str, ...] = PARTS, **more: Any) -> CheckResult:
     failed = {row.target for row in rows if row.error and not row.item}
-    return CheckResult(GROUPS, [*rows], targets=targets, failed_targets=failed, **more)
+    return CheckResult(GROUPS, [*rows], regions=targets, failed_targets=failed, **more)
 
 
 def month(
@@ -260,7 +260,7 @@ def test_a_renamed_user_is_the_same_user() -> None:
         failed = (ControlFinding("IAM.19", name),)
         message = Message("has no MFA")
         row = Row(name, "", {}, message, "Medium", control_findings=failed, resource="AIDA1")
-        return CheckResult(mfa, [row], targets=[name])
+        return CheckResult(mfa, [row])
 
     state = AccountState(since={"mfa": "2030-07-01"})
     _, august = month(state, users("alice"), AUGUST)
