@@ -5109,7 +5109,7 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
         *first_lines("Resolved", resolved_texts(overview), MAX_LINES),
     ]
     begin = [f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}", ""]
-    end = [*fold(describe_question(overview), ""), overview.path]
+    end = [*fold(describe_question(overview), ""), *filter(None, [overview.path])]
     ended = overview.started + timedelta(seconds=overview.seconds)  # perhaps after midnight
     total = [headline(overview), *last_two_bars(history, f"{ended:%Y-%m-%d}")]
     total += first_run_text(overview)
@@ -6220,24 +6220,10 @@ EXTERNAL_ID = regex_type(r"[\w+=,.@:/-]{2,1224}", "an external ID")
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
 FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
 FOLDER_NAME = re.compile(r"(^|[/\\])\.{0,2}$")  # such as `x/`, `..`
+FOR_AUDITS = ("role", "external_id", "check", "accept", "max_key_age", "fail_on")
 NOT_TOGETHER = {
-    "merge": (
-        *(
-            "role",
-            "external_id",
-            "region",
-            "exclude_region",
-            "check",
-            "accept",
-            "max_key_age",
-            "list",
-        ),
-        "fail_on",
-    ),
-    "list": (
-        *("role", "check", "output", "json", "ocsf", "csv", "state", "accept", "max_key_age"),
-        "fail_on",
-    ),
+    "merge": (*FOR_AUDITS, "region", "exclude_region", "list"),
+    "list": (*FOR_AUDITS, "output", "no_workbook", "json", "ocsf", "csv", "state"),
     "no_workbook": ("output",),
 }
 
