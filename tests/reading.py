@@ -107,7 +107,8 @@ def summary_section(source: Source, title: str) -> list[tuple[str, str]]:
         if not row:
             break
         word, *beside = [*row, ""]
-        section.append((str(word), " ".join(str(value) for value in beside if value != "")))
+        texts = (str(value) for value in beside if value not in ("", "show"))  # "show" is a link
+        section.append((str(word), " ".join(texts)))
     return section
 
 
