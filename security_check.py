@@ -12,7 +12,8 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                   offers: CRITICAL, HIGH, MEDIUM, LOW, SEVERITIES, OK, FINDING, NOT_CHECKED,
                     ACCEPTED, ROW_ORDER, NEW, WORSE, BETTER, PASSED, FAILED, CONTROL_STATUSES,
                     ACTIVE, LEFT, ROOT, NOTHING_TARGET, EXPIRED_TARGET, NOT_CHECKED_END,
-                    MAX_KEY_AGE, RULES_DATE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, Cell,
+                    MAX_KEY_AGE, RULES_DATE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, DENIED_BY,
+                    Cell,
                     CannotRun, AwsError, AwsCallFailed, Acceptance, Control, ControlFinding,
                     ControlStatus, Remediation, Message, Row, TargetKind, Check, CHECKS, check,
                     CheckResult, KnownFinding, HistoryEntry, CoveredFinding, Coverage,
@@ -159,6 +160,8 @@ IAM_ACTION_NAMES = {
     "s3control:GetPublicAccessBlock": "s3:GetAccountPublicAccessBlock",
 }
 
+DENIED_BY = "(denied by: "  # a policy, in AwsError.detail
+
 Cell = str | int | bool | datetime | None
 Fact = str | int | bool | None  # of the JSON report
 
@@ -186,7 +189,8 @@ class AwsError:
         """The IAM action that may be missing; blank if the call was not denied."""
         action = f"{self.service}:{self.operation}"
         denied = "Denied" in self.code or "Unauthorized" in self.code
-        return IAM_ACTION_NAMES.get(action, action) if denied else ""
+        elsewhere = DENIED_BY in self.detail  # so that one more Allow would not help
+        return IAM_ACTION_NAMES.get(action, action) if denied and not elsewhere else ""
 
 
 class AwsCallFailed(Exception):
@@ -3101,6 +3105,10 @@ def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, 
 # --- what went wrong ------------------------------------------------------------------
 
 ERROR_CODE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+DENIER = re.compile(  # the policy that has to change, where AWS names it
+    r"explicit deny in an? ([\w -]{1,30}(?:policy|boundary))"
+    r"|because no ((?:service control|resource control|session) policy|permissions boundary)"
+)
 # The services that botocore asks for credentials, by operation; all others are of STS
 SIGN_IN_SERVICES = {
     "GetRoleCredentials": "sso",
@@ -3134,7 +3142,9 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     if code == "NotAws" or not ERROR_CODE.fullmatch(code):
         return call.error("MalformedResponse", NOT_AWS)
-    return call.error(code, "(cut off)" if code == "MalformedResponse" else "")
+    denier = DENIER.search(str(error.response["Error"].get("Message", "")))
+    detail = f"{DENIED_BY}{denier[1] or denier[2]})" if denier else ""
+    return call.error(code, "(cut off)" if code == "MalformedResponse" else detail)
 
 
 def program_words(error: Exception) -> str:
@@ -6440,7 +6450,8 @@ def role_session(
         try:
             return caller.ask("sts", "AssumeRole", **params)
         except AwsCallFailed as failed:
-            raise AwsCallFailed(replace(failed.error, detail=wanted)) from failed
+            detail = f"{wanted} {failed.error.detail}".strip()
+            raise AwsCallFailed(replace(failed.error, detail=detail)) from failed
 
     def metadata(response: Response) -> dict[str, str]:
         keys = response["Credentials"]
