@@ -5487,7 +5487,8 @@ class SheetWriter:
         self.links: list[tuple[int, int, str]] = []
         self.last_printed = SUMMARY_LAST_COLUMN  # column
         # with the name of the sheet: xlwt makes the pages of each sheet begin with 1
-        sheet.header_str, sheet.footer_str = b"", f"&L{footer}&R&A, &P".encode()
+        sheet.header_str = b""
+        sheet._Worksheet__footer_str = f"&L{footer}&R&A, &P"  # as bytes it has to be ASCII
 
     def write_row(self, cells: Sequence[Cell | StyledCell], columns: Sequence[Column] = ()) -> None:
         """Write a row; its height fits its text."""
