@@ -7200,6 +7200,13 @@ def release(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
+def report_bug(error: Exception) -> str:
+    """Print the traceback, and return one line that says what is lost."""
+    print_traceback(error)
+    written = f"written before: {', '.join(WRITTEN)}" if WRITTEN else "nothing was written"
+    return f"this is a bug of the script ({type(error).__name__}): no report; {written}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit accounts; the arguments are the command line's, the result is the exit code."""
     try:
@@ -7207,9 +7214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CannotRun as why:
         warn(str(why))
     except Exception as error:
-        print_traceback(error)
-        written = f"written before: {', '.join(WRITTEN)}" if WRITTEN else "nothing was written"
-        warn(f"this is a bug of the script ({type(error).__name__}): no report; {written}")
+        warn(report_bug(error))
     return 2
 
 
@@ -7225,8 +7230,12 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
         os.chdir(folder)  # the only place where a function may write
         try:
             outcome = run_program([*event["arguments"]])
-        except SystemExit as end:
-            raise CannotRun("bad arguments: the log tells which") from end
+        except SystemExit:
+            raise CannotRun("bad arguments: the log tells which") from None
+        except CannotRun as why:
+            raise CannotRun(str(why)) from None  # what is chained to it may hold a secret
+        except Exception as error:
+            raise CannotRun(report_bug(error)) from None
         finally:
             os.chdir(before)
     kept = [name for name in outcome.files if S3_NAME.fullmatch(name)]

@@ -1,7 +1,7 @@
 """Accounts to audit: a small company's, with every kind of finding, and large plain ones.
 
-`fill` makes the company through the API; what moto's API cannot hold, its models can.
-`fill_many` changes the models alone: it makes thousands of things in a moment.
+`fill` makes the company through the API, and through moto's models what moto's API cannot do.
+`fill_many` uses the models only: it makes thousands of resources in a moment.
 `fill_organization` makes the company and the other accounts of its organization.
 """
 
@@ -57,7 +57,7 @@ class Group:
 
 VPCS = {
     IRELAND: ("shop", "office"),
-    VIRGINIA: ("archive", "status-page"),  # VPC block public access: the latter is let off
+    VIRGINIA: ("archive", "status-page"),  # VPC block public access excludes the latter
     OREGON: ("lab",),
 }
 PREFIX_LISTS = {"partners": ("198.51.100.0/24", INTERNET), "offices": ("203.0.113.0/28",)}
@@ -98,8 +98,8 @@ GROUPS = (
     Group(OREGON, "lab", "notebook", (rule("tcp", (8888,), INTERNET),), (PUBLIC,)),
 )
 
-# Region, Name tag, state, days since it was launched; whether it stands outside a VPC. One
-# that is terminated has no VpcId either.
+# Region, Name tag, state, days since it was launched, whether it is outside a VPC. A terminated
+# instance has no VpcId either.
 INSTANCES = (
     (IRELAND, "web-1", "running", 40, False),
     (IRELAND, "web-2", "running", 12, False),
@@ -314,7 +314,7 @@ def make_instances(cloud: Cloud, ec2: Any, region: str, subnet: str, now: dateti
 
 
 def block_public_access(cloud: Cloud, ec2: Any) -> None:
-    """VPC block public access in one region; one VPC is let off."""
+    """VPC block public access in one region; one VPC is excluded."""
     tag = {"Name": "tag:Name", "Values": [VPCS[VIRGINIA][1]]}
     (vpc,) = ec2.describe_vpcs(Filters=[tag])["Vpcs"]
     arn = f"arn:aws:ec2:{VIRGINIA}:{DEFAULT_ACCOUNT_ID}:vpc/{vpc['VpcId']}"
@@ -640,7 +640,7 @@ def fill_member(cloud: Cloud, member: Member, now: datetime) -> None:
 
 
 def set_account(cloud: Cloud, member: Member, now: datetime) -> None:
-    """What goes for the account as a whole."""
+    """The settings of the account as a whole."""
     number, state = member.number, member.state
     set_summary(cloud, number, ROOT_IN_USE if member.root else ROOT_SAFE)
     if member.root:

@@ -56,7 +56,7 @@ CONTROL = Control(MEDIUM, "No user was made for a test", cis_5="9.9")
 
 @contextlib.contextmanager
 def more_checks() -> Iterator[None]:
-    """What is declared meanwhile is forgotten at the end: other tests must not see it."""
+    """Checks declared inside are forgotten at the end: other tests must not see them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(security_check, "CHECKS", [*CHECKS])
         yield
@@ -85,7 +85,7 @@ def declared() -> Iterator[None]:
             if user.startswith("test-"):
                 failed = (ControlFinding("OWN.1", user),)
                 message = Message("made for a test")
-                yield Row(user, "", cells, message, MEDIUM, "OWN.1", control_findings=failed)
+                yield Row(user, "", cells, message, MEDIUM, control_findings=failed)
             else:
                 yield Row(user, "", cells, Message("Fine"))
             return Counter({"": 1, "OWN.1": 1})
@@ -110,7 +110,7 @@ def audit(*more: str) -> int:
 
 
 class Run(NamedTuple):
-    """What a run of all checks came to."""
+    """The outcome of a run of all checks."""
 
     code: int
     out: str
@@ -202,8 +202,8 @@ class TestRunOfAllChecks:
     def test_it_has_a_line_on_the_summary_and_on_the_terminal(self, run: Run) -> None:
         book = run.book
         (counts,) = (row for row in summary_table(book, "Check") if row["Check"] == "Users")
-        told = {name: number for name, number in counts.items() if number}
-        assert told == {"Check": "Users", "Medium": 1, "OK": 1, "ACCEPTED": 1}
+        shown = {name: number for name, number in counts.items() if number}
+        assert shown == {"Check": "Users", "Medium": 1, "OK": 1, "ACCEPTED": 1}
         worst = summary_section(book, "Worst findings")
         assert ("Medium", "test-robot: made for a test") in worst
         assert re.search(r"^Users( +-){2} +1( +-){2} +1 +1 +-$", run.out, re.MULTILINE), run.out
@@ -229,6 +229,9 @@ class TestRunOfAllChecks:
             "acceptance_ended": "",
             "severity": "Medium",
             "control": "OWN.1",
+            "control_findings": [
+                {"control": "OWN.1", "resource": "test-robot", "status": "FAILED"}
+            ],
             "status": "FINDING",
             "extent": [],
             "resource": "",
@@ -326,14 +329,14 @@ def test_its_findings_may_be_accepted(staffed: Cloud, capsys: pytest.CaptureFixt
         "users/test-bot": "ACCEPTED",
         "users/test-robot": "ACCEPTED",
     }
-    decision = {"pattern": "users/test-*", "until": "", "reason": "they are ours"}
-    assert rows["users/test-robot"]["acceptance"] == decision
+    acceptance = {"pattern": "users/test-*", "until": "", "reason": "they are ours"}
+    assert rows["users/test-robot"]["acceptance"] == acceptance
     Path("accept.txt").write_text("users/test-* until 2020-01-31 # they are ours\n")
     capsys.readouterr()
     assert audit("--check", "users") == 1
     words = "made for a test (acceptance expired, until 2020-01-31: they are ours)"
-    told = " ".join(capsys.readouterr().out.split())
-    assert f"Acceptance ended: Medium test-bot: {words}" in told
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Acceptance ended: Medium test-bot: {words}" in shown
 
 
 def test_users_that_cannot_be_listed_are_not_checked_and_nothing_is_resolved(
@@ -352,8 +355,8 @@ def test_users_that_cannot_be_listed_are_not_checked_and_nothing_is_resolved(
         ("<users>", "AccessDenied: iam ListUsers", "NOT CHECKED", "users/<users>/not-checked"),
         ("", "No user among 1", "OK", "users/<nothing>"),
     ]
-    told = "Users: AccessDenied: iam ListUsers (needs iam:ListUsers), <users>/not-checked"
-    assert ("NOT CHECKED", told) in summary_section("x.xls", "Not checked")
+    shown = "Users: AccessDenied: iam ListUsers (needs iam:ListUsers), <users>/not-checked"
+    assert ("NOT CHECKED", shown) in summary_section("x.xls", "Not checked")
     assert in_json()["users/<users>/not-checked"]["status"] == "NOT CHECKED"
     assert "0 findings (0 new, 0 resolved), 1 NOT CHECKED" in capsys.readouterr().out
     assert in_state() == before

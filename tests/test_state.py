@@ -283,7 +283,7 @@ DENIED = not_checked("b", error="AccessDenied: s3 GetBucketAcl", cells={"Bucket"
 
 
 @pytest.mark.parametrize(
-    ("row", "decision", "status", "result"),
+    ("row", "given", "status", "result"),
     [
         pytest.param(FOUND, {"pattern": "mfa/b"}, "ACCEPTED", "Bad (accepted r)", id="exact"),
         pytest.param(FOUND, {"pattern": "mfa/*"}, "ACCEPTED", "Bad (accepted r)", id="glob"),
@@ -322,10 +322,10 @@ DENIED = not_checked("b", error="AccessDenied: s3 GetBucketAcl", cells={"Bucket"
     ],
 )
 def test_acceptances_change_a_row(
-    row: Row, decision: dict[str, str], status: str, result: str
+    row: Row, given: dict[str, str], status: str, result: str
 ) -> None:
-    found, given = [check_result("mfa", row)], [acceptance(reason="r", **decision)]
-    ((after,), _) = apply_acceptances(found, "1", given, AccountState(), "2030-01-02")
+    found, acceptances = [check_result("mfa", row)], [acceptance(reason="r", **given)]
+    ((after,), _) = apply_acceptances(found, "1", acceptances, AccountState(), "2030-01-02")
     (shown,) = seen(after.rows)
     assert (shown.status, shown.result) == (status, result)
 

@@ -15,7 +15,7 @@ import pytest
 from cloud import Cloud
 
 import security_check
-from security_check import main
+from security_check import CannotRun, lambda_handler, main
 
 SCRIPT = Path(security_check.__file__)
 QUICK = ("--check", "mfa", "--output", "x.xls")
@@ -65,6 +65,17 @@ def test_whatever_is_not_foreseen_is_a_traceback_and_a_line_and_2(
     assert "KeyError: 'a name that is not there'" in error
     last = error.splitlines()[-1]
     assert last.startswith("security_check.py: this is a bug of the script (KeyError)")
+
+
+@pytest.mark.survives_bugs
+def test_in_lambda_a_bug_is_told_and_raised(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(security_check, "select_accounts", raise_bug)
+    with pytest.raises(CannotRun, match=r"^this is a bug of the script \(KeyError\)") as raised:
+        lambda_handler({"arguments": [*QUICK]}, None)
+    assert raised.value.__suppress_context__
+    assert capsys.readouterr().err.startswith("Traceback")
 
 
 @pytest.mark.survives_bugs

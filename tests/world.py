@@ -173,7 +173,8 @@ class World(Account):
     def __init__(
         self, contents: Contents, refused: Collection[tuple[str, str]] = (), **options: Any
     ) -> None:
-        super().__init__(SESSION, NOW, number=NUMBER, **options)
+        arn = f"arn:aws:iam::{NUMBER}:user/auditor"
+        super().__init__(SESSION, NOW, number=NUMBER, arn=arn, **options)
         self.contents, self.refused = contents, refused
         self.calls: Counter[str] = Counter()
 
