@@ -324,6 +324,13 @@ def test_no_line_is_wider_than_a_terminal(situation: str) -> None:
     assert max(map(len, printed().splitlines())) <= 80
 
 
+def test_of_one_severity_the_worst_comes_first() -> None:
+    """A group that nothing uses, before one with a public address in the order of the check."""
+    unused = replace(BASTION, item="sg-1/TCP/22", cells={"Group name": "unused"}, priority=1)
+    told = terminal_text(Overview.of_one(report([unused, BASTION], [NOTHING])))
+    assert told.index("bastion: ") < told.index("unused: ")
+
+
 def test_a_gap_is_told_with_its_reason_what_is_needed_and_the_statement_to_add() -> None:
     told = " ".join(gaps().split())
     assert "AccessDenied: ec2 DescribeSecurityGroups (needs ec2:DescribeSecurityGroups)" in told
