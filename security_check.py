@@ -2873,7 +2873,8 @@ class RoleCache:
         from botocore.utils import JSONFileCache
 
         self.memory: dict[str, Any] = {}
-        self.files = JSONFileCache(str(Path.home() / ".aws" / "cli" / "cache"))
+        # Path.home() raises where nobody has a home, as in some containers
+        self.files = JSONFileCache(os.path.expanduser("~/.aws/cli/cache"))  # noqa: PTH111
 
     def __contains__(self, key: str) -> bool:
         with contextlib.suppress(KeyError, TypeError):  # a damaged file is none
