@@ -41,7 +41,7 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
 
 Where to look:
 
-    when a port is a finding           checks: PortRange.severity
+    when a port is a finding           checks: port_severity, and exposure
     a denied call becomes a row        audit: check_target, and to_aws_error
     a denied call that is the answer   checks: search for `except AwsCallFailed`
     when a finding is new or resolved  audit: diff_with_state
