@@ -12,7 +12,8 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                   offers: CRITICAL, HIGH, MEDIUM, LOW, SEVERITIES, OK, FINDING, NOT_CHECKED,
                     ACCEPTED, ROW_ORDER, NEW, WORSE, BETTER, PASSED, FAILED, CONTROL_STATUSES,
                     ACTIVE, LEFT, ROOT, NOTHING_TARGET, EXPIRED_TARGET, NOT_CHECKED_END,
-                    MAX_KEY_AGE, RULES_DATE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, Cell,
+                    MAX_KEY_AGE, RULES_DATE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, DENIED_BY,
+                    Cell,
                     CannotRun, AwsError, AwsCallFailed, Acceptance, Control, ControlFinding,
                     ControlStatus, Remediation, Message, Row, TargetKind, Check, CHECKS, check,
                     CheckResult, KnownFinding, HistoryEntry, CoveredFinding, Coverage,
@@ -159,6 +160,8 @@ IAM_ACTION_NAMES = {
     "s3control:GetPublicAccessBlock": "s3:GetAccountPublicAccessBlock",
 }
 
+DENIED_BY = "(denied by: "  # a policy, in AwsError.detail
+
 Cell = str | int | bool | datetime | None
 Fact = str | int | bool | None  # of the JSON report
 
@@ -186,7 +189,8 @@ class AwsError:
         """The IAM action that may be missing; blank if the call was not denied."""
         action = f"{self.service}:{self.operation}"
         denied = "Denied" in self.code or "Unauthorized" in self.code
-        return IAM_ACTION_NAMES.get(action, action) if denied else ""
+        elsewhere = DENIED_BY in self.detail  # so that one more Allow would not help
+        return IAM_ACTION_NAMES.get(action, action) if denied and not elsewhere else ""
 
 
 class AwsCallFailed(Exception):
@@ -3109,6 +3113,10 @@ def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, 
 # --- what went wrong ------------------------------------------------------------------
 
 ERROR_CODE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+DENIER = re.compile(  # the policy that has to change, where AWS names it
+    r"explicit deny in an? ([\w -]{1,30}(?:policy|boundary))"
+    r"|because no ((?:service control|resource control|session) policy|permissions boundary)"
+)
 # The services that botocore asks for credentials, by operation; all others are of STS
 SIGN_IN_SERVICES = {
     "GetRoleCredentials": "sso",
@@ -3142,7 +3150,9 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     if code == "NotAws" or not ERROR_CODE.fullmatch(code):
         return call.error("MalformedResponse", NOT_AWS)
-    return call.error(code, "(cut off)" if code == "MalformedResponse" else "")
+    denier = DENIER.search(str(error.response["Error"].get("Message", "")))
+    detail = f"{DENIED_BY}{denier[1] or denier[2]})" if denier else ""
+    return call.error(code, "(cut off)" if code == "MalformedResponse" else detail)
 
 
 def program_words(error: Exception) -> str:
@@ -5134,7 +5144,7 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
         *first_lines("Resolved", resolved_texts(overview), MAX_LINES),
     ]
     begin = [f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}", ""]
-    end = [*fold(describe_question(overview), ""), overview.path]
+    end = [*fold(describe_question(overview), ""), *filter(None, [overview.path])]
     ended = overview.started + timedelta(seconds=overview.seconds)  # perhaps after midnight
     total = [headline(overview), *last_two_bars(history, f"{ended:%Y-%m-%d}")]
     total += first_run_text(overview)
@@ -5502,7 +5512,8 @@ class SheetWriter:
         self.links: list[tuple[int, int, str]] = []
         self.last_printed = SUMMARY_LAST_COLUMN  # column
         # with the name of the sheet: xlwt makes the pages of each sheet begin with 1
-        sheet.header_str, sheet.footer_str = b"", f"&L{footer}&R&A, &P".encode()
+        sheet.header_str = b""
+        sheet._Worksheet__footer_str = f"&L{footer}&R&A, &P"  # as bytes it has to be ASCII
 
     def write_row(self, cells: Sequence[Cell | StyledCell], columns: Sequence[Column] = ()) -> None:
         """Write a row; its height fits its text."""
@@ -6245,24 +6256,10 @@ EXTERNAL_ID = regex_type(r"[\w+=,.@:/-]{2,1224}", "an external ID")
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
 FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
 FOLDER_NAME = re.compile(r"(^|[/\\])\.{0,2}$")  # such as `x/`, `..`
+FOR_AUDITS = ("role", "external_id", "check", "accept", "max_key_age", "fail_on")
 NOT_TOGETHER = {
-    "merge": (
-        *(
-            "role",
-            "external_id",
-            "region",
-            "exclude_region",
-            "check",
-            "accept",
-            "max_key_age",
-            "list",
-        ),
-        "fail_on",
-    ),
-    "list": (
-        *("role", "check", "output", "json", "ocsf", "csv", "state", "accept", "max_key_age"),
-        "fail_on",
-    ),
+    "merge": (*FOR_AUDITS, "region", "exclude_region", "list"),
+    "list": (*FOR_AUDITS, "output", "no_workbook", "json", "ocsf", "csv", "state"),
     "no_workbook": ("output",),
 }
 
@@ -6479,7 +6476,8 @@ def role_session(
         try:
             return caller.ask("sts", "AssumeRole", **params)
         except AwsCallFailed as failed:
-            raise AwsCallFailed(replace(failed.error, detail=wanted)) from failed
+            detail = f"{wanted} {failed.error.detail}".strip()
+            raise AwsCallFailed(replace(failed.error, detail=detail)) from failed
 
     def metadata(response: Response) -> dict[str, str]:
         keys = response["Credentials"]
