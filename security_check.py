@@ -12,28 +12,31 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                   offers: CRITICAL, HIGH, MEDIUM, LOW, SEVERITIES, OK, FINDING, NOT_CHECKED,
                     ACCEPTED, ROW_ORDER, NEW, WORSE, BETTER, PASSED, FAILED, CONTROL_STATUSES,
                     ACTIVE, LEFT, ROOT, NOTHING_TARGET, EXPIRED_TARGET, NOT_CHECKED_END,
-                    MAX_KEY_AGE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, Cell, CannotRun,
-                    AwsError, AwsCallFailed, Acceptance, Control, ControlFinding, ControlStatus,
-                    Remediation, Message, Row, TargetKind, Check, CHECKS, check, CheckResult,
-                    KnownFinding, HistoryEntry, CoveredFinding, Coverage, AccountState, Question,
-                    Report, AccountJob, Overview, once, for_each, counted, in_words, yes_no,
-                    not_checked_row, utc_now, start_of_day
+                    MAX_KEY_AGE, RULES_DATE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, DENIED_BY,
+                    Cell,
+                    CannotRun, AwsError, AwsCallFailed, Acceptance, Control, ControlFinding,
+                    ControlStatus, Remediation, Message, Row, TargetKind, Check, CHECKS, check,
+                    CheckResult, KnownFinding, HistoryEntry, CoveredFinding, Coverage,
+                    AccountState, Question, Report, AccountJob, Overview, once, for_each,
+                    counted, in_words, yes_no, not_checked_row, utc_now, start_of_day
     checks        the targets of checks, then six checks, each below its rules
                   offers: enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
-                  offers: Account, Account.ask, Account.fetch, Account.close, Account.number,
-                    Account.session, Account.now, Account.only_regions, Account.max_key_age,
-                    Account.fatal_error, Account.cache
+                  offers: LIMITS_USED_UP, READ_POLICY, CALL_LOG, SIGN_IN, sign_in, new_session,
+                    describe_failure, Account, Account.ask, Account.fetch, Account.close,
+                    Account.number, Account.session, Account.now, Account.only_regions,
+                    Account.excluded_regions, Account.max_key_age, Account.fatal_error,
+                    Account.cache
     audit         runs the checks on one account, compares with the state, applies acceptances
                   offers: AuditInput, audit, to_aws_error, rank_of, StateChange, apply_change,
-                    merge_history, merge_statuses, drop_ok_rows
+                    merge_history, merge_statuses, drop_ok_rows, drop_repeated_rows
     storage       files here and in S3; the accept file, the state and the report as JSON
-                  offers: LocalFile, S3_NAME, S3Object, File, read_errors_as_cannot_run,
-                    write_or_save_copy, read_accept_file, encode, to_json, reports_from_json,
-                    read_state_file, account_state, write_state_file
+                  offers: WRITTEN, WRITING, LocalFile, S3_NAME, S3Object, File, error_text,
+                    read_errors_as_cannot_run, write_or_save_copy, read_accept_file, encode,
+                    to_json, reports_from_json, read_state_file, account_state, write_state_file
     output        reports as people read them: sentences, terminal, workbook, CSV
                   offers: needed_permission, headline, describe_accounts, terminal_text,
-                    build_workbook, to_csv
+                    printable, build_workbook, csv_files, to_ocsf
     command line  arguments, credentials, the accounts of a run, merging, main
                   offers: main, lambda_handler
 
@@ -56,13 +59,21 @@ rule; where there is no number, the rule and its severity are ours.
 
 from __future__ import annotations
 
+import sys
+
+# The file is parsed before this is run, so it keeps to the grammar of Python 3.8.
+if sys.version_info < (3, 10):  # noqa: UP036
+    if sys.stderr:
+        sys.stderr.write("security_check.py: run it with Python 3.10 or later, e.g. python3.12\n")
+    sys.exit(2)
+
 import argparse
 import contextlib
 import csv
 import errno
 import functools
 import gc
-import importlib.util
+import importlib
 import io
 import json
 import logging
@@ -73,9 +84,9 @@ import re
 import secrets
 import shlex
 import signal
+import stat
 import string
 import struct
-import sys
 import tempfile
 import textwrap
 import threading
@@ -84,13 +95,14 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field, is_dataclass, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import translate
-from ipaddress import collapse_addresses, ip_address, ip_network
-from itertools import accumulate
+from ipaddress import collapse_addresses, ip_network
+from itertools import accumulate, pairwise
 from pathlib import Path
-from types import UnionType
+from types import SimpleNamespace, UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -111,7 +123,7 @@ if TYPE_CHECKING:  # at run time imported late, so that --help and bad arguments
     import boto3
     import xlwt
 
-__version__ = "1.0"
+__version__ = "2.0"
 
 # === model ============================================================================
 #
@@ -130,13 +142,13 @@ NOTHING_TARGET, EXPIRED_TARGET = "<nothing>", "<expired>"  # of rows that are ab
 NOT_CHECKED_END = "not-checked"  # of the ID of everything that is NOT CHECKED
 
 MAX_KEY_AGE = 90  # days, as Security Hub IAM.3 asks
+RULES_DATE = "2026-11-25"  # when rules and controls were last compared with AWS's documentation
 MAX_CELL_TEXT = 32_767  # characters that a cell of the .xls format can hold
 PREFETCH_THREADS = 8  # IAM throttles the account as a whole
 
 EXPIRED_CODES = {
-    *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "CredentialRetrievalError"),
-    *("LoginRefreshRequired", "LoginTokenLoadError", "SSOTokenLoadError", "TokenRetrievalError"),
-    "UnauthorizedSSOTokenError",
+    *("ExpiredToken", "ExpiredTokenException", "LoginRefreshRequired", "LoginTokenLoadError"),
+    *("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
 }
 GONE_CODES = {"NoSuchEntity", "NoSuchBucket"}  # deleted between the list and the call
 
@@ -148,7 +160,10 @@ IAM_ACTION_NAMES = {
     "s3control:GetPublicAccessBlock": "s3:GetAccountPublicAccessBlock",
 }
 
+DENIED_BY = "(denied by: "  # a policy, in AwsError.detail
+
 Cell = str | int | bool | datetime | None
+Fact = str | int | bool | None  # of the JSON report
 
 # --- values ---------------------------------------------------------------------------
 
@@ -174,7 +189,8 @@ class AwsError:
         """The IAM action that may be missing; blank if the call was not denied."""
         action = f"{self.service}:{self.operation}"
         denied = "Denied" in self.code or "Unauthorized" in self.code
-        return IAM_ACTION_NAMES.get(action, action) if denied else ""
+        elsewhere = DENIED_BY in self.detail  # so that one more Allow would not help
+        return IAM_ACTION_NAMES.get(action, action) if denied and not elsewhere else ""
 
 
 class AwsCallFailed(Exception):
@@ -228,7 +244,7 @@ class Control(NamedTuple):
     cis_5: str = ""  # CIS AWS Foundations Benchmark 5.0.0
     cis_3: str = ""  # CIS AWS Foundations Benchmark 3.0.0
     pci: str = ""  # PCI DSS 4.0.1
-    scope: str = ""  # ROOT or "account", if it is decided once and not for each resource
+    scope: str = ""  # the target that decides it, if it is not decided for each resource
 
 
 class ControlFinding(NamedTuple):
@@ -278,13 +294,18 @@ class Row:
     cells: dict[str, Cell]  # the check's own columns, by header
     message: Message = field(default=Message(""))
     severity: str = ""  # of a finding; blank if there is none
-    control: str = ""  # shown on the sheet
     error: AwsError | None = None  # why this is NOT CHECKED
     remediation: Remediation = field(default=Remediation(), compare=False)
-    control_findings: tuple[ControlFinding, ...] = field(default=(), compare=False)
+    control_findings: tuple[ControlFinding, ...] = ()  # what gives the severity comes first
     extent: frozenset[str] = frozenset()  # how far a finding goes: open ranges, flaws, ...
     resource: str = ""  # findings of one resource may turn into each other; blank: the target
     fully_read: bool = True  # False if severity or extent may be higher than they really are
+
+    # for lists and tools
+    kind: str = field(default="", compare=False)  # `SSH (22) open to the whole Internet`
+    priority: int = field(default=0, compare=False)  # in one severity, the higher first
+    arn: str = field(default="", compare=False)  # given if the check's pattern does not tell it
+    facts: dict[str, Fact] = field(default_factory=dict, compare=False)
 
     # filled in by apply_state and apply_acceptances
     acceptance: Acceptance | None = None
@@ -310,6 +331,17 @@ class Row:
         return NOT_CHECKED if self.error else FINDING if self.severity else OK
 
     @property
+    def controls(self) -> list[str]:
+        """Every control that the row fails."""
+        failed = (one.control for one in self.control_findings if one.status == FAILED)
+        return [*dict.fromkeys(failed)]
+
+    @property
+    def control(self) -> str:
+        """Every control that the row fails: `EC2.19, EC2.13`."""
+        return ", ".join(self.controls)
+
+    @property
     def level(self) -> str:
         """The severity of a finding, else the status: one of ROW_ORDER."""
         return self.severity if self.status == FINDING else self.status
@@ -325,10 +357,6 @@ class Row:
         """Whether it was first seen on the day of the run."""
         return self.change == NEW
 
-    def shown_remediation(self) -> Remediation:
-        """Blank unless the row is a FINDING."""
-        return self.remediation if self.status == FINDING else Remediation()
-
 
 # What a check yields; it may return the number of resources evaluated, in total or by control.
 Rows = Generator[Row, None, Counter[str] | int | None]
@@ -340,6 +368,7 @@ class TargetKind(NamedTuple):
     noun: str  # plural, for messages
     names: Callable[[Account], Iterable[str]]
     regional: bool = False  # if so, --region limits it; a name is a region, or begins `region/`
+    arn: Callable[[Account, str], str] | None = None  # if a pattern cannot tell it
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,6 +383,8 @@ class Check:
     empty_message: str  # of a sheet without a finding; may use {targets} and {evaluated}
     rows: Callable[[Account, str], Rows]
 
+    coverage: str = ""  # what is counted, and what is not looked at
+    arn: str = ""  # of a row's resource; may use {columns}, {partition} and {account}
     name_columns: tuple[str, ...] = ()  # these name the resource, the best name first
     row_noun: str = "row"
     controls: dict[str, Control] = field(default_factory=dict)  # decided by the check
@@ -370,6 +401,17 @@ class Check:
         """Names the row among all checks: `security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0`."""
         return f"{self.name}/{row.id}"
 
+    def with_arn(self, row: Row, aws: Account) -> Row:
+        """The row with the ARN of its resource; blank if a column that names it is blank."""
+        if row.arn or (row.error and not row.item):
+            return row
+        if self.targets.arn:
+            return replace(row, arn=self.targets.arn(aws, row.target))
+        names = {name: str(row.cells.get(name) or "") for name in self.columns}
+        names |= {"account": aws.number, "partition": aws.arn.split(":")[1]}
+        known = all(names[name] for name in template_fields(self.arn))
+        return replace(row, arn=self.arn.format_map(names) if known else "")
+
     def resource_names(self, row: Row) -> list[str]:
         """The name of the row's resource, and then what else identifies it."""
         cells = (row.cells.get(column) for column in self.name_columns or self.columns[:1])
@@ -383,6 +425,7 @@ COMMON_COLUMNS = {
     *("Remediation", "ID"),
 }
 EMPTY_FIELDS = {"targets", "evaluated"}  # of Check.empty_message
+ARN_FIELDS = {"partition", "account"}  # of Check.arn, beside the columns
 CheckFunction = TypeVar("CheckFunction", bound=Callable[..., Any])
 
 
@@ -407,7 +450,8 @@ def declaration_problem(definition: Check) -> str:
     """The reason why a declaration would fail later; blank if there is none."""
     own, links = set(definition.columns), definition.console_links
     in_links = (name for template in links.values() for name in template_fields(template))
-    used = {*definition.name_columns, *links, *in_links}
+    in_arn = {*template_fields(definition.arn)} - ARN_FIELDS
+    used = {*definition.name_columns, *links, *in_links, *in_arn}
     in_message = {*template_fields(definition.empty_message)}
     known = {name for other in CHECKS for name in other.controls}
     titles = [*OTHER_SHEETS, *(other.title.lower() for other in CHECKS)]
@@ -440,9 +484,10 @@ class CheckResult:
     check: Check
     rows: list[Row]
     complete: bool = True  # False if --region limited it
+    evaluated: int = 0  # resources, or rows where each is a resource
 
     # for diff_with_state and evaluate_control; not part of the JSON report
-    targets: Collection[str] = field(default=(), compare=False)  # all that were listed
+    regions: Collection[str] = field(default=(), compare=False)  # those that were looked at
     failed_targets: Collection[str] = field(default=(), compare=False)
     targets_complete: bool = field(default=True, compare=False)  # False if listing them failed
     evaluated_by_control: Counter[str] = field(default_factory=Counter, compare=False)  # "": all
@@ -518,6 +563,11 @@ class Question:
     regions: list[str]  # those named by --region; empty: all that are enabled
     max_key_age: int  # days
     version: str  # of this script
+    excluded_regions: list[str] = field(default_factory=list)
+    accounts: list[str] = field(default_factory=list)  # named, of the organization; empty: all
+    excluded_accounts: list[str] = field(default_factory=list)
+    fail_on: str = LOW  # the least severity that counts for the exit code
+    rules: str = RULES_DATE
 
 
 @dataclass(frozen=True)
@@ -541,6 +591,7 @@ class Report:
     question: Question | None = None  # None without results
     aliases: list[str] = field(default_factory=list)
     regions: list[str] | AwsError = field(default_factory=list)
+    enabled_regions: int = 0  # in the account; 0 if not known
     seconds: float = 0  # duration of the audit
     workbook: str = ""  # its absolute path, or s3://
     results: list[CheckResult] = field(default_factory=list)
@@ -566,7 +617,10 @@ class Report:
 
     def exit_code(self) -> int:
         """0 if nothing was found, 1 for findings, 3 if something is NOT CHECKED."""
-        return 3 if self.errors() else 1 if self.rows(FINDING) else 0
+        least = self.question.fail_on if self.question else LOW
+        counting = SEVERITIES[: SEVERITIES.index(least) + 1]
+        found = any(row.severity in counting for row in self.rows(FINDING))
+        return 3 if self.errors() else int(found)
 
     def needs_attention(self) -> bool:
         """Whether there is news for a person.
@@ -617,6 +671,7 @@ class Overview:
     with_state: bool = False
     scope: str = ""  # of several accounts, such as `AWS organization of 123456789012`
     auditor_arn: str = ""
+    remarks: list[str] = field(default_factory=list)  # on the accept file
 
     @classmethod
     def of_one(cls, report: Report) -> Overview:
@@ -741,18 +796,33 @@ def compact_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def aws_cli(aws: Account, region: str, *words: str) -> Remediation:
-    """The command `aws ...`, to be pasted into a shell; a blank region is the home region.
+def cli_command(aws: Account, region: str, *words: str) -> str:
+    """The command `aws ...`, with every word quoted: resource names are chosen by others.
 
-    Resource names are chosen by others: everything is quoted, and a command with characters
-    that a terminal does not show is left out.
+    A blank region is the home region.
     """
     words = ("aws", *words, "--region", region or aws.home_region)
-    words += cli_option("profile", aws.profile) if aws.profile else ()
-    command = shlex.join(words)
-    if command.isprintable() and len(command) <= MAX_CELL_TEXT:
-        return Remediation(command)
+    return shlex.join((*words, *(cli_option("profile", aws.profile) if aws.profile else ())))
+
+
+def shell_line(line: str) -> Remediation:
+    """A line to be pasted into a shell, unless a terminal does not show all of its characters."""
+    if line.isprintable() and len(line) <= MAX_CELL_TEXT:
+        return Remediation(line)
     return Remediation(manual="too long, or odd characters: by hand")
+
+
+def aws_cli(aws: Account, region: str, *words: str) -> Remediation:
+    """A single command, to be pasted into a shell."""
+    return shell_line(cli_command(aws, region, *words))
+
+
+def answer_or_error(ask: Callable[[], T]) -> T | AwsError:
+    """The answer to a question, or why AWS did not give it."""
+    try:
+        return ask()
+    except AwsCallFailed as failed:
+        return failed.error
 
 
 # --- targets --------------------------------------------------------------------------
@@ -781,6 +851,12 @@ def users(aws: Account) -> Iterator[str]:
     yield from users_by_name(aws)
 
 
+def user_arn(aws: Account, user: str) -> str:
+    """The ARN of a user, which may have a path in it, or of root."""
+    root = f"arn:{aws.arn.split(':')[1]}:iam::{aws.number}:root"
+    return root if user == ROOT else str(users_by_name(aws).get(user, {}).get("Arn", ""))
+
+
 @once
 def bucket_regions(aws: Account) -> dict[str, str]:
     """The region of every bucket by name; blank if ListBuckets does not tell it."""
@@ -795,7 +871,7 @@ def account_aliases(aws: Account) -> list[str]:
 
 
 REGIONS = TargetKind("regions", regions, regional=True)
-USERS = TargetKind("users", users)
+USERS = TargetKind("users", users, arn=user_arn)
 BUCKETS = TargetKind("buckets", bucket_regions)
 
 # --- check 1: EC2-Classic -------------------------------------------------------------
@@ -822,6 +898,9 @@ def name_tag(instance: dict[str, Any]) -> str:
     targets=REGIONS,
     columns=("Region", "Instance ID", "Name", "State", "Launched"),
     name_columns=("Name", "Instance ID", "Region"),
+    row_noun="instance",
+    arn="arn:{partition}:ec2:{Region}:{account}:instance/{Instance ID}",
+    coverage="Instances that are not terminated, in every state. Nothing else of EC2 is looked at.",
     description="Instances outside a VPC. Move each into a VPC: nothing isolates it from others.",
     docs="https://docs.aws.amazon.com/vpc/latest/userguide/what-is-amazon-vpc.html",
     console_links={
@@ -846,7 +925,10 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
                 "Launched": instance["LaunchTime"],
             }
             message, manual = Message(f"is {state} outside a VPC"), "move it by hand"
-            yield Row(region, id, cells, message, HIGH, remediation=Remediation(manual=manual))
+            yield Row(
+                region, id, cells, message, HIGH, remediation=Remediation(manual=manual),
+                kind="Instance outside a VPC", priority=2 if state == "running" else 0,
+            )  # fmt: skip
     return evaluated
 
 
@@ -860,45 +942,63 @@ NON_PUBLIC_NETWORKS: list[Any] = [
     *map(ip_network, ("192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24")),
     *map(ip_network, ("224.0.0.0/3", "::/3", "4000::/2", "8000::/1")),
 ]
-# By IP version, the prefix length of a range that is a finding by itself. Two IPv4 /8, or an
-# IPv6 /12, which IANA gives to a regional registry as a whole, mean nobody in particular.
-WIDE_PREFIX_LENGTH = {4: 7, 6: 12}
+# By IP version, so many public addresses that they mean nobody in particular: as many as two
+# IPv4 /8 have, or an IPv6 /12, which IANA gives to a regional registry as a whole.
+MANY_ADDRESSES = {4: 2 * 2**24, 6: 2**116}
+WHOLE_INTERNET = {4: "0.0.0.0/0", 6: "::/0"}  # by IP version
 SOURCE_FIELDS = {"IpRanges": "CidrIp", "Ipv6Ranges": "CidrIpv6", "PrefixListIds": "PrefixListId"}
 FILTER_VALUES = 200  # in one filter of DescribeNetworkInterfaces
 
 
 class Exposure(NamedTuple):
-    """The part of the Internet that the sources of a rule let in together."""
+    """The part of the Internet that some sources let in together; blank if it is small."""
 
-    open_to: list[str]  # 0.0.0.0/0, ::/0, else ranges too wide to mean somebody in particular
-    prefix_lists: list[str]  # the lists of the rule that contribute to it
-    cidrs: list[str]  # all sources that were read
-    complete: bool = True  # False if a prefix list was not read
-    error: AwsError | None = None  # why not, if the list may open the rule further
+    whole: bool = False
+    versions: tuple[int, ...] = ()  # of IP, of which they let in the whole, or a large part
+    open_to: tuple[str, ...] = ()  # 0.0.0.0/0, ::/0, else the ranges
+    text: str = ""  # `the whole Internet`, `56 % of the Internet`
 
-    def describe(self) -> str:
-        """`the whole Internet through pl-1`."""
-        lists = f" through {', '.join(self.prefix_lists)}" if self.prefix_lists else ""
-        if not whole_internet(self.open_to):
-            return f"{in_words(self.open_to)}, a large part of the Internet{lists}"
-        return f"the whole {'IPv6 ' if self.open_to == ['::/0'] else ''}Internet{lists}"
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """By IP version: 2 for the whole Internet, 1 for a large part of it, 0 for neither."""
+        return tuple((1 + self.whole) * (version in self.versions) for version in WHOLE_INTERNET)
 
 
+@functools.lru_cache(maxsize=4096)
 def loose_network(cidr: str) -> Any:
     """The network of a CIDR. Host bits are ignored: AWS reads 10.0.0.0/0 as 0.0.0.0/0."""
     return ip_network(cidr, strict=False)
 
 
-def whole_internet(cidrs: Iterable[str]) -> list[str]:
-    """Those of 0.0.0.0/0 and ::/0 that the CIDRs cover together.
+def networks_of(cidrs: Iterable[str], version: int) -> list[Any]:
+    """The networks of the CIDRs of one IP version."""
+    return [net for net in map(loose_network, cidrs) if net.version == version]
 
-    >>> whole_internet(["0.0.0.0/1", "128.0.0.0/1", "2000::/4"])
-    ['0.0.0.0/0']
+
+def number_of_addresses(networks: Iterable[Any]) -> int:
+    """The number of different addresses in networks of one IP version."""
+    return sum(net.num_addresses for net in collapse_addresses(networks))
+
+
+def public_addresses(cidrs: Iterable[str], version: int) -> int:
+    """The number of addresses of the Internet that the CIDRs cover together.
+
+    >>> public_addresses(["8.0.0.0/8", "8.0.0.0/9", "10.0.0.0/8"], 4) == 2**24
+    True
     """
-    networks: list[Any] = [*map(loose_network, cidrs), *NON_PUBLIC_NETWORKS]
-    versions = ([net for net in networks if net.version == version] for version in (4, 6))
-    covered = (net for version in versions for net in collapse_addresses(version))
-    return [str(net) for net in covered if net.prefixlen == 0]
+    private = [net for net in NON_PUBLIC_NETWORKS if net.version == version]
+    covered = [*networks_of(cidrs, version), *private]
+    return number_of_addresses(covered) - number_of_addresses(private)
+
+
+ALL_ADDRESSES = {
+    version: public_addresses([cidr], version) for version, cidr in WHOLE_INTERNET.items()
+}
+
+
+def share_of(cidrs: Iterable[str], version: int) -> float:
+    """The share of the Internet that the CIDRs cover together: 1 is the whole of it."""
+    return public_addresses(cidrs, version) / ALL_ADDRESSES[version]
 
 
 def is_private(network: Any) -> bool:
@@ -907,53 +1007,58 @@ def is_private(network: Any) -> bool:
     return any(network.subnet_of(other) for other in same_version)
 
 
-def wide_sources(cidrs: Iterable[str]) -> list[str]:
-    """The public CIDRs that are too wide to mean somebody in particular.
+def public_ranges(cidrs: Collection[str], version: int) -> list[str]:
+    """The public CIDRs of one IP version, without repetitions and as few as possible."""
+    networks = (net for net in networks_of(cidrs, version) if not is_private(net))
+    return [str(net) for net in collapse_addresses(networks)]
 
-    >>> wide_sources(["8.0.0.0/7", "8.0.0.0/8", "10.0.0.0/7", "10.0.0.0/8"])
-    ['8.0.0.0/7', '10.0.0.0/7']
+
+def exposure(cidrs: Collection[str]) -> Exposure:
+    """The exposure of sources. It goes by their addresses, however they are written.
+
+    >>> exposure(["0.0.0.0/1", "128.0.0.0/1"]).text, exposure(["10.0.0.0/7"]).text
+    ('the whole Internet', '')
+    >>> exposure(["8.0.0.0/8", "9.0.0.0/8"]).text, exposure(["2000::/4"]).text
+    ('1 % of the Internet', '50 % of the IPv6 Internet')
     """
-    networks = map(loose_network, cidrs)
-    wide = (net for net in networks if net.prefixlen <= WIDE_PREFIX_LENGTH[net.version])
-    return [str(net) for net in wide if not is_private(net)]
+    counts = {}
+    for version, many in MANY_ADDRESSES.items():
+        sizes = sum(net.num_addresses for net in networks_of(cidrs, version))
+        counts[version] = public_addresses(cidrs, version) if sizes >= many else 0
+    if whole := tuple(version for version in counts if counts[version] == ALL_ADDRESSES[version]):
+        text = f"the whole {'' if 4 in whole else 'IPv6 '}Internet"
+        return Exposure(True, whole, tuple(WHOLE_INTERNET[version] for version in whole), text)
+    large = tuple(version for version in counts if counts[version] >= MANY_ADDRESSES[version])
+    ranges = (cidr for version in large for cidr in public_ranges(cidrs, version))
+    shares = {version: 100 * counts[version] / ALL_ADDRESSES[version] for version in large}
+    texts = [
+        f"{min(max(round(share), 1), 99)} % of the {'IPv6 ' if version == 6 else ''}Internet"
+        for version, share in shares.items()
+    ]
+    return Exposure(False, large, tuple(ranges), in_words(texts))
 
 
-def public_sources(cidrs: list[str]) -> list[str]:
-    """The CIDRs to remove from a rule so that it is no longer open.
+def sources_to_remove(cidrs: Collection[str], others: Collection[str] = ()) -> list[str]:
+    """The CIDRs to remove, so that the rest and the others open no more than the others alone.
 
-    These are the wide ones. If the others still cover the whole Internet in small pieces, all
-    public ones are.
+    These are the widest, and all that are as wide as the last of them.
+
+    >>> sources_to_remove(["0.0.0.0/0", "8.8.8.8/32"])
+    ['0.0.0.0/0']
+    >>> sources_to_remove(["8.0.0.0/8", "9.0.0.0/8", "11.0.0.0/16"])
+    ['8.0.0.0/8', '9.0.0.0/8']
     """
-    wide = [cidr for cidr in cidrs if wide_sources([cidr])]
-    if not whole_internet(cidr for cidr in cidrs if cidr not in wide):
-        return wide
-    return [cidr for cidr in cidrs if not is_private(loose_network(cidr))]
-
-
-@once
-def prefix_list(aws: Account, region: str, id: str) -> list[str]:
-    """The CIDRs of a managed prefix list."""
-    operation = "GetManagedPrefixListEntries"
-    entries = aws.fetch("ec2", operation, "Entries", region, page_size=100, PrefixListId=id)
-    return [entry["Cidr"] for entry in entries]
-
-
-def exposure(aws: Account, region: str, cidrs: list[str], prefix_lists: list[str]) -> Exposure:
-    """The exposure of these sources. Lists are read unless the CIDRs cover the whole Internet."""
-    if covered := whole_internet(cidrs):
-        return Exposure(covered, [], cidrs, complete=not prefix_lists)
-    entries: dict[str, list[str]] = {}
-    error = None
-    for id in prefix_lists:
-        try:
-            entries[id] = prefix_list(aws, region, id)
-        except AwsCallFailed as failed:
-            error = failed.error
-    sources = [*cidrs, *(cidr for listed in entries.values() for cidr in listed)]
-    wide = [id for id, listed in entries.items() if wide_sources(listed)]
-    if covered := whole_internet(sources):  # without a wide list, in small pieces of all lists
-        return Exposure(covered, wide or [*entries], sources, complete=not error)
-    return Exposure(sorted(set(wide_sources(sources))), wide, sources, not error, error)
+    widths = defaultdict[tuple[int, int], list[str]](list)
+    for cidr in cidrs:
+        if not is_private(net := loose_network(cidr)):
+            widths[net.prefixlen, net.version].append(cidr)
+    allowed, removed = exposure(others).levels, list[str]()
+    for (_, version), equally_wide in sorted(widths.items()):
+        left = [cidr for cidr in cidrs if cidr not in removed]
+        place = [*WHOLE_INTERNET].index(version)
+        if exposure([*left, *others]).levels[place] > allowed[place]:
+            removed += equally_wide
+    return removed
 
 
 # --- check 2: security groups, ports --------------------------------------------------
@@ -965,9 +1070,11 @@ HIGH_RISK_PORTS = {  # the list of Security Hub EC2.19
     5500: "VNC", 5601: "OpenSearch Dashboards", 8080: "HTTP proxy", 8088: "HTTP", 8888: "HTTP",
     9200: "OpenSearch", 9300: "OpenSearch",
 }  # fmt: skip
+REMOTE_LOGIN_PORTS = {22, 3389}  # SSH and RDP
 WEB_PORTS = {80: "HTTP", 443: "HTTPS"}  # allowed by Security Hub EC2.18
-PORT_NAMES = HIGH_RISK_PORTS | WEB_PORTS
+PORT_NAMES = HIGH_RISK_PORTS | WEB_PORTS  # they are TCP
 ALL_PORTS = range(65536)
+PORT_PROTOCOLS = ("TCP", "UDP")  # the only ones whose rules have ports
 
 # https://www.iana.org/assignments/protocol-numbers
 PROTOCOLS = {
@@ -1001,7 +1108,7 @@ class PortRange(NamedTuple):
     @property
     def ports(self) -> range:
         """The ports that are opened; none for a protocol without ports."""
-        if self.protocol not in ("ALL", "TCP", "UDP"):
+        if self.protocol not in ("ALL", *PORT_PROTOCOLS):
             return range(0)
         if self.protocol == "ALL" or self.first is None or self.first == -1:
             return ALL_PORTS
@@ -1023,8 +1130,9 @@ class PortRange(NamedTuple):
         return f"{opened[0]}-{opened[-1]}" if len(opened) > 1 else f"{opened[0]}"
 
     def name(self) -> str:
-        """The usual service of a single port, such as SSH; else blank."""
-        return PORT_NAMES.get(self.ports[0], "") if len(self.ports) == 1 else ""
+        """The usual service of a single TCP port, such as SSH; else blank."""
+        single = self.protocol == "TCP" and len(self.ports) == 1
+        return PORT_NAMES.get(self.ports[0], "") if single else ""
 
     def cell(self) -> str:
         """The column Ports: `22 (SSH)`, `8000-9000`, `ALL`."""
@@ -1038,33 +1146,70 @@ class PortRange(NamedTuple):
         """
         if self.protocol == "ALL":
             return "all ports"
-        if self.protocol not in ("TCP", "UDP"):
+        if self.protocol not in PORT_PROTOCOLS:
             everything = self.numbers().startswith("ALL")
             return self.protocol if everything else f"{self.protocol} {self.numbers()}"
         if self.numbers() == "ALL":
             return f"all {self.protocol} ports"
-        if self.name() and self.protocol == "TCP":
-            return f"{self.name()} ({self.numbers()})"
-        return f"{self.protocol} {self.numbers()}"
+        return (
+            f"{self.name()} ({self.numbers()})"
+            if self.name()
+            else f"{self.protocol} {self.numbers()}"
+        )
 
-    def severity(self) -> tuple[str, str]:
-        """Severity and control (EC2.19, EC2.18) if these ports are open to the whole Internet."""
-        if any(port in self.ports for port in HIGH_RISK_PORTS):
-            return CRITICAL, "EC2.19"
-        web = self.protocol == "TCP" and len(self.ports) == 1 and self.ports[0] in WEB_PORTS
-        return (LOW, "") if web or self.protocol.startswith("ICMP") else (HIGH, "EC2.18")
+    def parts(self, others: Iterable[PortRange]) -> Iterator[PortRange]:
+        """The ports, cut where the ports of the others begin and end.
+
+        >>> [part.numbers() for part in PortRange("TCP", 20, 30).parts([PortRange("TCP", 22, 22)])]
+        ['20-21', '22', '23-30']
+        """
+        others = [*others]
+        if not self.ports:
+            yield self
+        for protocol in PORT_PROTOCOLS if self.ports else ():
+            if self.protocol not in ("ALL", protocol):
+                continue
+            edges = {self.ports.start, self.ports.stop}
+            for ports in (other.ports for other in others if other.protocol == protocol):
+                edges |= {edge for edge in (ports.start, ports.stop) if edge in self.ports}
+            for first, end in pairwise(sorted(edges)):
+                yield PortRange(protocol, first, end - 1)
+
+    def covers(self, part: PortRange) -> bool:
+        """Whether a rule for these ports opens a part, too."""
+        same = self.protocol == part.protocol and part.first in self.ports
+        return self.protocol == "ALL" or self == part or same
 
 
 # --- check 2: security groups, rules --------------------------------------------------
 
+# How each control decides, by the rule of AWS Config behind it (the pages of the user guide name
+# them; docs.aws.amazon.com/config/latest/developerguide/ has a page a rule): restricted-ssh and
+# restricted-common-ports (EC2.14, EC2.19) are about TCP, vpc-sg-port-restriction-check (EC2.53,
+# EC2.54) and vpc-sg-open-only-to-authorized-ports (EC2.18) about TCP and UDP. All of them look
+# for 0.0.0.0/0 and ::/0 themselves. By default, vpc-sg-port-restriction-check leaves out groups of
+# other accounts; we do so for all. restricted-common-ports speaks of groups in use; the controls
+# do not, and neither do we.
 GROUP_CONTROLS = {
-    "EC2.13": Control(HIGH, "SSH (22) is closed to the Internet", pci="1.3.1"),
-    "EC2.14": Control(HIGH, "RDP (3389) is closed to the Internet", pci="1.3.1"),
+    "EC2.13": Control(HIGH, "SSH (TCP 22) is closed to the Internet", pci="1.3.1"),
+    "EC2.14": Control(HIGH, "RDP (TCP 3389) is closed to the Internet", pci="1.3.1"),
     "EC2.18": Control(HIGH, "Only TCP 80 and 443 are open to the Internet"),
-    "EC2.19": Control(CRITICAL, "No high-risk port is open to the Internet"),
-    "EC2.53": Control(HIGH, "SSH and RDP are closed to IPv4", "5.3", "5.2", "1.3.1"),
-    "EC2.54": Control(HIGH, "SSH and RDP are closed to IPv6", "5.4", "5.3", "1.3.1"),
+    "EC2.19": Control(CRITICAL, "No high-risk TCP port is open to the Internet"),
+    "EC2.53": Control(HIGH, "TCP and UDP 22 and 3389 are closed to IPv4", "5.3", "5.2", "1.3.1"),
+    "EC2.54": Control(HIGH, "TCP and UDP 22 and 3389 are closed to IPv6", "5.4", "5.3", "1.3.1"),
 }
+
+
+class Sources(NamedTuple):
+    """The sources of the inbound rules of a group for one port range."""
+
+    cidrs: list[str]
+    lists: dict[str, list[str]]  # the CIDRs of its prefix lists
+    unread: dict[str, AwsError]  # the prefix lists that could not be read, and why
+
+    def all_cidrs(self) -> list[str]:
+        """The CIDRs of the rules and of their prefix lists."""
+        return [*self.cidrs, *(cidr for listed in self.lists.values() for cidr in listed)]
 
 
 class OpenRule(NamedTuple):
@@ -1072,118 +1217,197 @@ class OpenRule(NamedTuple):
 
     group: dict[str, Any]  # as DescribeSecurityGroups describes it
     ports: PortRange
-    cidrs: list[str]
-    prefix_lists: list[str]
+    sources: Sources
     exposure: Exposure
+    reached: PortRange  # the ports that are exposed so, if other rules take part in it
+    partners: dict[PortRange, list[str]]  # the other rules that take part, and their CIDRs
 
 
-def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[OpenRule]:
-    """Rules with the same ports are evaluated together, because their sources add up."""
-    sources: dict[PortRange, list[str]] = defaultdict(list)
-    for rule in group["IpPermissions"]:
-        for kind, name in SOURCE_FIELDS.items():
-            sources[PortRange.of_rule(rule)] += [one[name] for one in rule.get(kind) or ()]
-    for ports, names in sources.items():
-        prefix_lists = sorted({name for name in names if name.startswith("pl-")})
-        cidrs = [name for name in names if name not in prefix_lists]
-        found = exposure(aws, region, cidrs, prefix_lists)
-        if found.open_to or found.error:
-            yield OpenRule(group, ports, cidrs, prefix_lists, found)
+def owner_of(aws: Account, group: dict[str, Any]) -> str:
+    """The number of the account that a group belongs to, which may have shared it or its VPC."""
+    return str(group.get("OwnerId") or aws.number)
 
 
 def failed_group_controls(ports: PortRange, cidrs: Iterable[str]) -> list[str]:
-    """The controls that a rule with these sources fails.
+    """The controls that a rule with these sources fails, the most severe first.
 
     They match only 0.0.0.0/0 and ::/0 themselves, also inside prefix lists. They ignore usage
     and VPC block public access.
     """
     whole = [net for net in map(loose_network, cidrs) if net.prefixlen == 0]
-    if not whole:
-        return []
-    opened = ports.ports
+    opened = ports.ports if whole else range(0)
+    tcp = opened if ports.protocol in ("ALL", "TCP") else range(0)
     web = ports.protocol == "TCP" and all(port in WEB_PORTS for port in opened)
-    remote_login = 22 in opened or 3389 in opened
+    remote_login = any(port in opened for port in REMOTE_LOGIN_PORTS)
     failed = {
-        "EC2.13": 22 in opened,
-        "EC2.14": 3389 in opened,
+        "EC2.19": any(port in tcp for port in HIGH_RISK_PORTS),
+        "EC2.13": 22 in tcp,
+        "EC2.14": 3389 in tcp,
         "EC2.18": bool(opened) and not web,
-        "EC2.19": any(port in opened for port in HIGH_RISK_PORTS),
         "EC2.53": remote_login and any(net.version == 4 for net in whole),
         "EC2.54": remote_login and any(net.version == 6 for net in whole),
     }
     return [control for control, fails in failed.items() if fails]
 
 
-def rule_control_findings(rule: OpenRule) -> tuple[ControlFinding, ...]:
-    """The controls that the rule FAILED.
+def port_severity(ports: PortRange) -> str:
+    """The severity if these ports are open to the whole Internet.
 
-    If a prefix list was not read, those that it might fail as well are NOT CHECKED.
+    It is that of the controls that fail then. Where none does it is ours: High for protocols
+    without ports, Low for ICMP and the web.
     """
-    failed = failed_group_controls(rule.ports, rule.exposure.cidrs)
-    whole = () if rule.exposure.complete else ("0.0.0.0/0", "::/0")
-    possible = failed_group_controls(rule.ports, whole)
-    return (
-        *(ControlFinding(control, rule.group["GroupId"]) for control in failed),
-        *(ControlFinding(name, "", NOT_CHECKED) for name in possible if name not in failed),
-    )
+    if failed := failed_group_controls(ports, WHOLE_INTERNET.values()):
+        return GROUP_CONTROLS[failed[0]].severity
+    return LOW if ports.ports or ports.protocol.startswith("ICMP") else HIGH
 
 
-def revoke_command(rule: OpenRule) -> tuple[str, ...]:
-    """Removes the public sources, and no others, from the group's rules with these ports."""
-    public = {*public_sources(rule.cidrs), *rule.exposure.prefix_lists}
-    permissions = []
+Rules = dict[PortRange, list[str]]  # the CIDRs of a group's rules
+
+
+def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
+    """The exposure of rules that open the same ports, and the widest of them that make it."""
+    together = exposure([cidr for cidrs in rules.values() for cidr in cidrs])
+    widest = sorted(rules, key=lambda ports: -max(share_of(rules[ports], v) for v in (4, 6)))
+    for number in range(1, len(rules) + 1) if together.versions else ():
+        used = {ports: rules[ports] for ports in widest[:number]}
+        found = exposure([cidr for cidrs in used.values() for cidr in cidrs])
+        if found.levels == together.levels:
+            return found, used
+    return Exposure(), {}
+
+
+def most_exposed(rules: Rules, ports: PortRange) -> tuple[Exposure, PortRange, Rules]:
+    """The exposure of a rule; where other rules for some of its ports add to it, the greatest.
+
+    Also the ports that are exposed so, and these other rules.
+    """
+    alone = exposure(rules[ports])
+    found: list[tuple[Exposure, PortRange, Rules]] = [(alone, ports, {})]
+    for part in () if alone.whole else ports.parts(rules):
+        together, used = exposed_together({o: rules[o] for o in rules if o.covers(part)})
+        if ports in used and len(used) > 1:
+            found.append((together, part, {other: used[other] for other in used if other != ports}))
+    return max(found, key=lambda one: (one[0].levels, -SEVERITIES.index(port_severity(one[1]))))
+
+
+@once
+def prefix_list(aws: Account, region: str, id: str) -> list[str]:
+    """The CIDRs of a managed prefix list."""
+    operation = "GetManagedPrefixListEntries"
+    entries = aws.fetch("ec2", operation, "Entries", region, page_size=100, PrefixListId=id)
+    return [entry["Cidr"] for entry in entries]
+
+
+def read_sources(aws: Account, region: str, names: Iterable[str]) -> Sources:
+    """The sources of a rule. Its prefix lists are read unless they can add nothing."""
+    sources = Sources([name for name in names if not name.startswith("pl-")], {}, {})
+    if exposure(sources.cidrs).levels == (2, 2):
+        return sources
+    for id in sorted({name for name in names if name.startswith("pl-")}):
+        try:
+            sources.lists[id] = prefix_list(aws, region, id)
+        except AwsCallFailed as failed:
+            sources.unread[id] = failed.error
+    return sources
+
+
+def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[OpenRule]:
+    """The rules of a group that are open to the Internet, or may be."""
+    names: dict[PortRange, list[str]] = defaultdict(list)
+    for rule in group["IpPermissions"]:
+        for kind, name in SOURCE_FIELDS.items():
+            names[PortRange.of_rule(rule)] += [one[name] for one in rule.get(kind) or ()]
+    sources = {ports: read_sources(aws, region, names[ports]) for ports in names}
+    rules = {ports: sources[ports].all_cidrs() for ports in names}
+    closed = not exposure([cidr for cidrs in rules.values() for cidr in cidrs]).versions
+    for ports in names:
+        found = (Exposure(), ports, {}) if closed else most_exposed(rules, ports)
+        if found[0].versions or sources[ports].unread:
+            yield OpenRule(group, ports, sources[ports], *found)
+
+
+def lists_in(rule: OpenRule) -> list[str]:
+    """The prefix lists of an open rule without which its exposure would not be what it is."""
+    others = [cidr for cidrs in rule.partners.values() for cidr in cidrs]
+    if exposure([*rule.sources.cidrs, *others]).levels == rule.exposure.levels:
+        return []
+    lists = rule.sources.lists
+    return [id for id, cidrs in lists.items() if exposure(cidrs).versions] or [*lists]
+
+
+def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
+    """Commands that remove public sources, one each: one that is gone stops no other.
+
+    AWS removes nothing at all if one of several sources is not there. What remains of the rule
+    is no finding.
+    """
+    lists = lists_in(rule)
+    kept = [cidr for id, cidrs in rule.sources.lists.items() if id not in lists for cidr in cidrs]
+    others = [cidr for cidrs in (kept, *rule.partners.values()) for cidr in cidrs]
+    removed = {*sources_to_remove(rule.sources.cidrs, others), *lists}
+    operation, group_id = "revoke-security-group-ingress", rule.group["GroupId"]
     for permission in rule.group["IpPermissions"]:
         if PortRange.of_rule(permission) != rule.ports:
             continue
         names = ("IpProtocol", "FromPort", "ToPort")
-        revoked = {name: permission[name] for name in names if name in permission}
+        about = {name: permission[name] for name in names if name in permission}
         for kind, name in SOURCE_FIELDS.items():
-            sources = [one[name] for one in permission.get(kind) or () if one[name] in public]
-            revoked |= {kind: [{name: source} for source in sources]} if sources else {}
-        if revoked.keys() & SOURCE_FIELDS.keys():
-            permissions.append(revoked)
-    operation, group_id = "revoke-security-group-ingress", rule.group["GroupId"]
-    return ("ec2", operation, "--group-id", group_id, "--ip-permissions", compact_json(permissions))
+            for source in (one[name] for one in permission.get(kind) or () if one[name] in removed):
+                text = compact_json([{**about, kind: [{name: source}]}])
+                yield "ec2", operation, "--group-id", group_id, "--ip-permissions", text
 
 
 # --- check 2: security groups, usage --------------------------------------------------
 
 
-def describe_usage(interfaces: Sequence[dict[str, Any]], blocker: str) -> tuple[str, str]:
+def describe_usage(interfaces: Sequence[dict[str, Any]]) -> tuple[str, str]:
     """The cell `2 interfaces, 1 public`, and the end of the sentence."""
-    stopped = f"; {blocker} stops it" if blocker else ""
     if not interfaces:
-        return "not in use", f"; nothing uses it{stopped}"
+        return "no interface", "; no interface has it now"
     number, public = counted(len(interfaces), "interface"), sum(map(is_public, interfaces))
     use, some = "uses" if len(interfaces) == 1 else "use", f"{public:,}" if public else "none"
-    text = f"; {number} {use} it, {some} with a public address{stopped}"
-    return f"{number}, {public:,} public", text
+    return f"{number}, {public:,} public", f"; {number} {use} it, {some} with a public address"
+
+
+def interfaces_with(
+    aws: Account, region: str, filter_name: str, values: Iterable[str]
+) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """The network interfaces that pass a filter, each with the values that were asked for."""
+    wanted = sorted(set(values))
+    for batch in (wanted[n : n + FILTER_VALUES] for n in range(0, len(wanted), FILTER_VALUES)):
+        for interface in aws.fetch(
+            "ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", region,
+            Filters=[{"Name": filter_name, "Values": batch}], IncludeManagedResources=True,
+        ):  # fmt: skip
+            yield batch, interface
 
 
 def interfaces_by_group(
     aws: Account, region: str, group_ids: set[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """The network interfaces that have each of the groups."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    ids = sorted(group_ids)
-    for batch in (ids[n : n + FILTER_VALUES] for n in range(0, len(ids), FILTER_VALUES)):
-        filters = [{"Name": "group-id", "Values": batch}]
-        for interface in aws.fetch(
-            "ec2", "DescribeNetworkInterfaces", "NetworkInterfaces", region,
-            Filters=filters, IncludeManagedResources=True,
-        ):  # fmt: skip
-            for id in {group["GroupId"] for group in interface["Groups"]} & set(batch):
-                found[id].append(interface)
+    found: dict[str, list[dict[str, Any]]] = {id: [] for id in group_ids}
+    for batch, interface in interfaces_with(aws, region, "group-id", group_ids):
+        for id in {group["GroupId"] for group in interface["Groups"]} & set(batch):
+            found[id].append(interface)
     return found
 
 
 def is_public(interface: dict[str, Any]) -> bool:
-    """Whether an interface has a public IPv4, an Elastic IP or a global IPv6 address."""
-    addresses = interface.get("PrivateIpAddresses") or ()
-    if any(address.get("Association") for address in (interface, *addresses)):
+    """Whether an interface has an address that the Internet reaches.
+
+    A customer-owned address (Outposts) belongs to a network of the customer, a carrier address
+    (Wavelength) to that of a telephone company: the Internet reaches neither.
+    https://docs.aws.amazon.com/wavelength/latest/developerguide/how-wavelengths-work.html
+    """
+    if interface.get("DenyAllIgwTraffic"):
+        return False
+    addresses = (interface, *(interface.get("PrivateIpAddresses") or ()))
+    if any((address.get("Association") or {}).get("PublicIp") for address in addresses):
         return True
-    ipv6 = interface.get("Ipv6Addresses") or ()
-    return any(ip_address(address["Ipv6Address"]).is_global for address in ipv6)
+    ipv6 = [one["Ipv6Address"] for one in interface.get("Ipv6Addresses") or ()]
+    ipv6 += [one["Ipv6Prefix"] for one in interface.get("Ipv6Prefixes") or ()]
+    return any(ip_network(one, strict=False).is_global for one in ipv6)
 
 
 @dataclass(frozen=True)
@@ -1192,20 +1416,20 @@ class VpcBlockPublicAccess:
 
     mode: str
     own_vpcs: frozenset[str] = frozenset()
-    excluded: frozenset[str] = frozenset()  # VPCs and subnets
+    excluded: frozenset[str] = frozenset()  # VPCs, also those of an excluded subnet
 
     def blocks(self, group_vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
         """The mode, if it stops inbound traffic to the group; else blank.
 
+        A load balancer in an excluded subnet reaches targets in all of its VPC:
         https://docs.aws.amazon.com/vpc/latest/userguide/security-vpc-bpa.html
         """
         # a group may be used in other VPCs than its own
         vpcs = {group_vpc, *(interface.get("VpcId", group_vpc) for interface in interfaces)}
-        subnets = {interface.get("SubnetId", "") for interface in interfaces}
         stops = self.mode.startswith("block-") and vpcs <= self.own_vpcs
-        if not stops or (vpcs | subnets) & self.excluded:
-            return ""
-        return f"VPC block public access ({self.mode})"
+        return (
+            f"VPC block public access ({self.mode})" if stops and not vpcs & self.excluded else ""
+        )
 
 
 @once
@@ -1219,13 +1443,59 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
     own = frozenset(vpc["VpcId"] for vpc in vpcs if vpc["OwnerId"] == aws.number)
     operation, items = "DescribeVpcBlockPublicAccessExclusions", "VpcBlockPublicAccessExclusions"
     inactive = ("create-failed", "delete-complete", "disable-complete")
-    excluded = frozenset(
+    excluded = {
         one["ResourceArn"].rpartition("/")[2]
         for one in aws.fetch("ec2", operation, items, region)
         if one["InternetGatewayExclusionMode"] == "allow-bidirectional"
         and one["State"] not in inactive
+    }
+    subnets = {id for id in excluded if id.startswith("subnet-")}
+    inside = {one["VpcId"] for _, one in interfaces_with(aws, region, "subnet-id", subnets)}
+    return VpcBlockPublicAccess(mode, own, frozenset(excluded | inside))
+
+
+class Usage(NamedTuple):
+    """The interfaces of each group of a region and what blocks them, or why that is not known."""
+
+    interfaces: dict[str, list[dict[str, Any]]] | AwsError
+    block: VpcBlockPublicAccess | AwsError
+
+
+class GroupUsage(NamedTuple):
+    """The use of a group, and what blocks inbound traffic to it."""
+
+    used_by: str
+    blocked_by: str  # blank if nothing does
+    text: str = ""  # the end of the sentence
+    unused: bool = False  # as far as is known
+    public: bool = False  # whether the Internet reaches an interface
+
+
+def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
+    """The usage of these groups. No call is made if there are none."""
+    if not group_ids:
+        return Usage({}, VpcBlockPublicAccess("off"))
+    return Usage(
+        answer_or_error(lambda: interfaces_by_group(aws, region, group_ids)),
+        answer_or_error(lambda: vpc_block_public_access(aws, region)),
     )
-    return VpcBlockPublicAccess(mode, own, excluded)
+
+
+def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
+    """The usage of one group. Instances outside a VPC have a group, but no interface."""
+    if isinstance(usage.interfaces, AwsError):
+        return GroupUsage(NOT_CHECKED, NOT_CHECKED)
+    if not (vpc := group.get("VpcId")):
+        return GroupUsage("instances outside a VPC", "", "; instances outside a VPC may use it")
+    interfaces = usage.interfaces[group["GroupId"]]
+    used_by, text = describe_usage(interfaces)
+    used = GroupUsage(used_by, NOT_CHECKED, text, not interfaces, any(map(is_public, interfaces)))
+    if isinstance(usage.block, AwsError):
+        return used
+    blocked = usage.block.blocks(vpc, interfaces)
+    return used._replace(
+        blocked_by=blocked, text=text + (f"; {blocked} stops it" if blocked else "")
+    )
 
 
 # --- check 2: security groups ---------------------------------------------------------
@@ -1240,6 +1510,11 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
     ),
     name_columns=("Group name", "Group ID", "Region"),
     row_noun="rule",
+    arn="arn:{partition}:ec2:{Region}:{account}:security-group/{Group ID}",
+    coverage=(
+        "Security groups; a row for each rule that is open. Routes, network ACLs and firewalls are "
+        "not looked at, nor are rules for networks narrower than an IPv4 /7 or an IPv6 /12."
+    ),
     controls=GROUP_CONTROLS,
     description=(
         "Inbound rules open to the Internet. Narrow each to those who need it, or remove it."
@@ -1251,37 +1526,34 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
 def check_security_groups(aws: Account, region: str) -> Rows:
     """Inbound rules open to the whole Internet, or to a large part of it.
 
-    A rule of an unused group is one severity lower, one behind VPC block public access is Low.
-    If usage cannot be read, open rules keep their severity and the region is NOT CHECKED too.
+    A rule of a group that no interface has is one severity lower; one behind VPC block public
+    access, or of another account, is Low. What of that cannot be read lowers nothing, and is a
+    row NOT CHECKED.
     """
-    groups, rules = 0, list[OpenRule]()
+    groups, own, rules = 0, 0, list[OpenRule]()
     try:
         for group in aws.fetch("ec2", "DescribeSecurityGroups", "SecurityGroups", region):
-            groups += 1
+            groups, own = groups + 1, own + (owner_of(aws, group) == aws.number)
             rules += open_rules(aws, region, group)
-        interfaces = interfaces_by_group(aws, region, {rule.group["GroupId"] for rule in rules})
-        block = vpc_block_public_access(aws, region) if rules else None
-    except AwsCallFailed:
+    except AwsCallFailed as failed:
         for rule in rules:
-            yield from rule_rows(aws, region, rule, [], None)
+            yield from rule_rows(aws, region, rule, Usage(failed.error, failed.error))
         raise
+    open_groups = (one.group for one in rules if one.exposure.versions)
+    ours = {one["GroupId"] for one in open_groups if owner_of(aws, one) == aws.number}
+    usage = read_usage(aws, region, ours)
     for rule in rules:
-        yield from rule_rows(aws, region, rule, interfaces[rule.group["GroupId"]], block)
-    return Counter(dict.fromkeys(["", *GROUP_CONTROLS], groups))
+        yield from rule_rows(aws, region, rule, usage)
+    for name, answer in usage._asdict().items():
+        if isinstance(answer, AwsError):
+            yield not_checked_row(region, name, {"Region": region}, answer)
+    return Counter({"": groups, **dict.fromkeys(GROUP_CONTROLS, own)})
 
 
-def rule_rows(
-    aws: Account, region: str, rule: OpenRule,
-    interfaces: list[dict[str, Any]], block: VpcBlockPublicAccess | None,
-) -> Iterator[Row]:  # fmt: skip
-    """A finding if the rule is open, a row NOT CHECKED if a prefix list may open it further.
-
-    Without `block` the usage could not be read.
-    """
-    group, ports, open_to = rule.group, rule.ports, rule.exposure.open_to
-    via = ", ".join(rule.exposure.prefix_lists)
-    id = group["GroupId"]
-    item = f"{id}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
+def rule_rows(aws: Account, region: str, rule: OpenRule, usage: Usage) -> Iterator[Row]:
+    """A finding if the rule is open, a row NOT CHECKED if a prefix list may open it further."""
+    group, ports = rule.group, rule.ports
+    item = f"{group['GroupId']}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
     cells: dict[str, Cell] = {
         "Region": region,
         "Group ID": group["GroupId"],
@@ -1289,35 +1561,93 @@ def rule_rows(
         "VPC": group.get("VpcId", ""),
         "Protocol": ports.protocol,
         "Ports": ports.cell(),
-        "Used by": NOT_CHECKED,
-        "Blocked by": NOT_CHECKED,
     }
-    if error := rule.exposure.error:
-        unread = cells | {"Open to": ", ".join(rule.prefix_lists)}
-        yield not_checked_row(region, item, unread, error)
-    if not open_to:
-        return
-    severity, control = ports.severity() if whole_internet(open_to) else (MEDIUM, "")
-    usage = ""
-    if block:
-        blocker = block.blocks(group.get("VpcId", ""), interfaces)
-        cells["Used by"], usage = describe_usage(interfaces, blocker)
-        cells["Blocked by"] = blocker
-        severity = LOW if blocker else severity if interfaces else one_level_lower(severity)
-    yield Row(
-        region,
-        item,
-        cells | {"Open to": ", ".join(open_to) + (f" ({via})" if via else "")},
-        Message(f"lets {rule.exposure.describe()} reach ", ports.service(), usage),
-        severity,
-        control,
-        remediation=aws_cli(aws, region, *revoke_command(rule)),
-        control_findings=rule_control_findings(rule),
-        extent=frozenset(open_to)
-        | ({"public address"} if any(map(is_public, interfaces)) else set()),
-        resource=f"{region}/{id}",
-        fully_read=block is not None,
+    foreign = owner_of(aws, group) != aws.number
+    failed = [] if foreign else failed_group_controls(ports, rule.sources.all_cidrs())
+    for error in [*rule.sources.unread.values()][:1]:
+        possible = [] if foreign else failed_group_controls(ports, WHOLE_INTERNET.values())
+        undecided = (ControlFinding(one, "", NOT_CHECKED) for one in possible if one not in failed)
+        unread = cells | {"Open to": ", ".join(rule.sources.unread)}
+        yield Row(region, item, unread, error=error, control_findings=tuple(undecided))
+    if rule.exposure.versions:
+        findings = tuple(ControlFinding(one, group["GroupId"]) for one in failed)
+        row = Row(
+            region, item, cells, control_findings=findings, resource=f"{region}/{group['GroupId']}"
+        )
+        yield foreign_rule_row(aws, row, rule) if foreign else open_rule_row(aws, row, rule, usage)
+
+
+def open_rule_row(aws: Account, row: Row, rule: OpenRule, usage: Usage) -> Row:
+    """The finding that a rule of this account is open."""
+    used = usage_of(rule.group, usage)
+    severity = port_severity(rule.reached) if rule.exposure.whole else MEDIUM
+    severity = one_level_lower(severity) if used.unused else severity
+    commands = (cli_command(aws, row.target, *words) for words in revoke_commands(rule))
+    return replace(
+        row,
+        cells=row.cells
+        | {"Open to": open_to(rule), "Used by": used.used_by, "Blocked by": used.blocked_by},
+        message=describe_rule(rule, used.text),
+        severity=LOW if used.blocked_by not in ("", NOT_CHECKED) else severity,
+        remediation=shell_line("; ".join(commands)),
+        extent=frozenset(rule.exposure.open_to) | ({"public address"} if used.public else set()),
+        fully_read=NOT_CHECKED not in (used.used_by, used.blocked_by),
+        kind=f"{rule.reached.service()} open to {rule.exposure.text}",
+        priority=rule_priority(rule, used),
+        facts=rule_facts(rule, usage),
     )
+
+
+def rule_priority(rule: OpenRule, used: GroupUsage) -> int:
+    """Public addresses come first, then other use; the whole Internet before a part of it."""
+    use = 0 if used.unused or used.blocked_by not in ("", NOT_CHECKED) else 1 + used.public
+    return 2 * use + rule.exposure.whole
+
+
+def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
+    """The ports of a rule, and how many interfaces use its group."""
+    facts: dict[str, Fact] = {"from_port": rule.ports.first, "to_port": rule.ports.last}
+    if isinstance(usage.interfaces, AwsError):
+        return facts
+    found = usage.interfaces[rule.group["GroupId"]]
+    return facts | {"interfaces": len(found), "public_interfaces": sum(map(is_public, found))}
+
+
+def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
+    """The finding that a rule of another account is open, whose users are not all shown to us."""
+    owner = owner_of(aws, rule.group)
+    return replace(
+        row,
+        cells=row.cells | {"Open to": open_to(rule)},
+        message=describe_rule(rule, f"; account {owner} owns the group"),
+        severity=LOW,
+        remediation=Remediation(manual=f"account {owner} must close it"),
+        extent=frozenset(rule.exposure.open_to),
+        kind=f"{rule.reached.service()} open to {rule.exposure.text}, by another account",
+        arn=":".join(
+            [
+                *aws.arn.split(":")[:2],
+                "ec2",
+                row.target,
+                owner,
+                f"security-group/{rule.group['GroupId']}",
+            ]
+        ),
+    )
+
+
+def open_to(rule: OpenRule) -> str:
+    """The column Open to: `0.0.0.0/0, ::/0 (pl-1)`."""
+    lists = ", ".join(lists_in(rule))
+    return ", ".join(rule.exposure.open_to) + (f" ({lists})" if lists else "")
+
+
+def describe_rule(rule: OpenRule, usage: str) -> Message:
+    """The sentence of an open rule: who reaches what."""
+    lists, others = ", ".join(lists_in(rule)), in_words(one.service() for one in rule.partners)
+    before = f"lets {rule.exposure.text}{f' through {lists}' if lists else ''} reach "
+    together = f", together with its rule for {others}" if others else ""
+    return Message(before, rule.reached.service(), f"{together}{usage}")
 
 
 def one_level_lower(severity: str) -> str:
@@ -1329,8 +1659,14 @@ def one_level_lower(severity: str) -> str:
 
 DUE_SOON = timedelta(days=31)  # before the next monthly run
 KEY_CONTROLS = {
+    # Security Hub counts from the day on which the key was created or last activated, as the
+    # credential report does; we count from the creation, which no reactivation changes.
     "IAM.3": Control(
-        MEDIUM, "No active access key is older than 90 days", "1.13", "1.14", "8.3.9, 8.6.3"
+        MEDIUM,
+        "No active access key was created more than 90 days ago",
+        "1.13",
+        "1.14",
+        "8.3.9, 8.6.3",
     ),
     "IAM.4": Control(CRITICAL, "Root has no access key", "1.3", "1.4", scope=ROOT),
 }
@@ -1366,6 +1702,10 @@ def access_keys(aws: Account, user: str) -> list[dict[str, Any]]:
     columns=("User", "Access key ID", "Key status", "Created", "Age (days)", "Last used"),
     name_columns=("User", "Access key ID"),
     row_noun="key",
+    coverage=(
+        "Access keys of IAM users, active or not, and whether root has any. Keys of roles, and "
+        "credentials for a single service, are not looked at."
+    ),
     controls=KEY_CONTROLS,
     description="Every access key and its age. Replace an old key, then delete it.",
     docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id-credentials-access-keys-update.html",
@@ -1379,19 +1719,15 @@ def check_access_keys(aws: Account, user: str) -> Rows:
     """
     if user == ROOT:
         if account_summary(aws)["AccountAccessKeysPresent"]:
-            yield root_key_row()
+            yield root_key_row(aws)
         return Counter({"IAM.4": 1})
     keys = access_keys(aws, user)
     for key in keys:
-        try:
-            yield key_row(aws, user, key)
-        except AwsCallFailed as failed:
-            if failed.error.code not in GONE_CODES:
-                raise
+        yield from key_rows(aws, user, key)
     return Counter({"IAM.3": sum(key["Status"] == "Active" for key in keys)})
 
 
-def root_key_row() -> Row:
+def root_key_row(aws: Account) -> Row:
     """The finding that root has access keys."""
     return Row(
         ROOT,
@@ -1399,13 +1735,26 @@ def root_key_row() -> Row:
         {"User": ROOT},
         Message("has access keys"),
         CRITICAL,
-        "IAM.4",
-        remediation=Remediation(manual="sign in as root"),
+        kind="Root has access keys",
+        priority=4,
+        remediation=root_remediation(aws),
         control_findings=(ControlFinding("IAM.4", ROOT),),
     )
 
 
-def key_row(aws: Account, user: str, key: dict[str, Any]) -> Row:
+# Regions in which root neither signs in nor has MFA:
+# https://docs.aws.amazon.com/govcloud-us/latest/UserGuide/govcloud-account-root-user.html
+# https://docs.amazonaws.cn/en_us/aws/latest/userguide/iam.html
+WITHOUT_ROOT = ("us-gov-", "cn-")
+
+
+def root_remediation(aws: Account) -> Remediation:
+    """The way to root's credentials, which in some partitions is AWS Support only."""
+    support = aws.home_region.startswith(WITHOUT_ROOT)
+    return Remediation(manual="have AWS Support delete its keys" if support else "sign in as root")
+
+
+def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
     """A key, and whether it is too old. The last use is asked only of old keys."""
     id, created, active = key["AccessKeyId"], key["CreateDate"], key["Status"] == "Active"
     age = key_age(created, aws.now)
@@ -1417,31 +1766,40 @@ def key_row(aws: Account, user: str, key: dict[str, Any]) -> Row:
         "Age (days)": age,
         "Last used": "",
     }
-    # IAM.3 is about 90 days, whatever --max-key-age says
-    failed = (ControlFinding("IAM.3", id),) if active and age > MAX_KEY_AGE else ()
+    # IAM.3 is about 90 days: of what a longer --max-key-age lets pass it is not decided
+    status = FAILED if age > aws.max_key_age else NOT_CHECKED
+    findings = (ControlFinding("IAM.3", id, status),) if active and age > MAX_KEY_AGE else ()
+    row = Row(user, id, cells, control_findings=findings, resource=id)
     if age <= aws.max_key_age:
         due = due_day(created, aws.max_key_age)
         soon = f", due {due:%Y-%m-%d}" if due - aws.now <= DUE_SOON else ""
-        return Row(user, id, cells, Message(f"Key is rotated{soon}"), control_findings=failed)
-    try:
-        response = aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=id)["AccessKeyLastUsed"]
-    except AwsCallFailed as unknown:
-        if unknown.error.code in GONE_CODES:
-            raise
-        return Row(user, id, cells, error=unknown.error, control_findings=failed, resource=id)
-    last = response.get("LastUsedDate")
-    used = f"used on {last:%Y-%m-%d}" if last else "never used"
-    fix = deactivate_key(aws, user, id) if active else Remediation(manual="already inactive")
-    return Row(
-        user,
-        id,
-        cells | {"Last used": last or "never"},
-        Message(f"{'key' if active else 'inactive key'} is {age:,} days old and was {used}"),
-        MEDIUM if active else LOW,
-        "IAM.3" if active else "",
-        remediation=fix,
-        control_findings=failed,
-        resource=id,
+        yield replace(row, message=Message(f"Key is rotated{soon}"))
+        return
+    used = answer_or_error(lambda: aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=id))
+    if not isinstance(used, AwsError):
+        yield old_key_row(aws, row, active, used["AccessKeyLastUsed"].get("LastUsedDate", "never"))
+    elif used.code not in GONE_CODES:
+        yield old_key_row(aws, row, active, NOT_CHECKED)
+        yield replace(row, error=used, control_findings=())
+
+
+def old_key_row(aws: Account, row: Row, active: bool, last: Cell) -> Row:
+    """The finding that a key is too old; `last` is a date, never or NOT CHECKED."""
+    age, what = row.cells["Age (days)"], "key" if active else "inactive key"
+    used = f"was used on {last:%Y-%m-%d}" if isinstance(last, datetime) else f"was {last} used"
+    fix = deactivate_key(aws, row.target, row.item) if active else None
+    return replace(
+        row,
+        cells=row.cells | {"Last used": last},
+        message=Message(
+            f"{what} is {age:,} days old and "
+            f"{'its last use is NOT CHECKED' if last == NOT_CHECKED else used}"
+        ),
+        severity=MEDIUM if active else LOW,
+        remediation=fix or Remediation(manual="already inactive"),
+        kind=f"{'Access' if active else 'Inactive access'} key older than {aws.max_key_age} days",
+        priority=0 if last == "never" else 1,
+        facts={"age_days": int(str(age)), "active": active},
     )
 
 
@@ -1503,10 +1861,13 @@ def has_mfa(aws: Account, user: str) -> bool:
     return any(aws.fetch("iam", "ListMFADevices", "MFADevices", UserName=user))
 
 
-def has_password(aws: Account, user: str) -> bool:
-    """Whether the user has a console password."""
-    _, report = credential_report(aws)
-    if user in report:
+def has_password(aws: Account, user: str, mfa: bool) -> bool:
+    """Whether the user has a console password.
+
+    An older report is believed only of users with MFA, of whom the password decides nothing.
+    """
+    fresh, report = credential_report(aws)
+    if user in report and (fresh or mfa):
         return report[user]["password_enabled"].lower() == "true"
     return bool(aws.ask("iam", "GetLoginProfile", UserName=user, absent={"NoSuchEntity"}))
 
@@ -1516,8 +1877,10 @@ def report_date(text: str) -> Cell:
     return datetime.fromisoformat(text.replace("Z", "+00:00")) if text[:1].isdigit() else ""
 
 
-def describe_sign_in(password: bool, last: Cell) -> str:
-    """How a user without MFA signs in."""
+def describe_sign_in(password: bool | None, last: Cell) -> str:
+    """How a user without MFA signs in; None if it is not known whether there is a password."""
+    if password is None:
+        return "has no MFA device"
     if not password:
         return "has no MFA device, and no console password"
     if isinstance(last, datetime):
@@ -1531,6 +1894,11 @@ def describe_sign_in(password: bool, last: Cell) -> str:
     prefetch=(users_by_name, account_summary, credential_report),
     threads=IAM_THREADS,
     columns=("User", "Console password", "Last sign-in", "MFA"),
+    row_noun="user",
+    coverage=(
+        "IAM users and root. People who sign in through IAM Identity Center or another identity "
+        "provider are not looked at, nor are conditions on MFA in policies."
+    ),
     controls=MFA_CONTROLS,
     description="Who signs in with a password alone. Give every user, and root, an MFA device.",
     docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_mfa.html",
@@ -1542,12 +1910,28 @@ def check_mfa(aws: Account, user: str) -> Rows:
     if user == ROOT:
         yield root_mfa_row(aws)
         return Counter({"IAM.9": 1})
-    mfa, password = has_mfa(aws, user), has_password(aws, user)
+    mfa = has_mfa(aws, user)
+    password = answer_or_error(lambda: has_password(aws, user, mfa))
+    yield user_mfa_row(aws, user, mfa, None if isinstance(password, AwsError) else password)
+    if isinstance(password, AwsError):
+        undecided = () if mfa else (ControlFinding("IAM.5", user, NOT_CHECKED),)
+        row = not_checked_row(user, "password", {"User": user}, password)
+        yield replace(row, control_findings=undecided)
+    return Counter(("IAM.5", "IAM.19") if password is True else ("IAM.19",))
+
+
+def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> Row:
+    """The row of an IAM user."""
     about = users_by_name(aws).get(user, {})
     last = about.get("PasswordLastUsed", "never" if password else "")
     controls = ("IAM.5", "IAM.19") if password else ("IAM.19",)
-    yield mfa_row(user, password, last, mfa, MEDIUM, controls, about.get("UserId", ""))
-    return Counter(controls)
+    row = mfa_row(user, password, last, mfa, controls)
+    return replace(
+        row,
+        severity="" if mfa else MEDIUM,
+        remediation=Remediation(manual="" if mfa else "its owner must enrol a device"),
+        resource=about.get("UserId", ""),  # the same after a renaming
+    )
 
 
 def root_mfa_row(aws: Account) -> Row:
@@ -1556,42 +1940,46 @@ def root_mfa_row(aws: Account) -> Row:
     An organization can remove the password and the keys of its members' root users.
     """
     summary = account_summary(aws)
-    govcloud = aws.home_region.startswith("us-gov-")  # root cannot sign in there
     mfa = bool(summary["AccountMFAEnabled"])
-    password = bool(summary.get("AccountPasswordPresent", 1)) and not govcloud
+    signs_in = not aws.home_region.startswith(WITHOUT_ROOT)
+    password = bool(summary.get("AccountPasswordPresent", 1)) and signs_in
     _, report = credential_report(aws)
     last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
-    row = mfa_row(ROOT, password, last, mfa, CRITICAL, ("IAM.9",))
-    if not mfa and not password and not summary["AccountAccessKeysPresent"]:
+    row = mfa_row(ROOT, password, last, mfa, ("IAM.9",))
+    if mfa:
+        return row
+    if not password and not summary["AccountAccessKeysPresent"]:
         return Row(ROOT, "", row.cells, Message("Root has no credentials"))
-    return row
+    return replace(row, severity=CRITICAL, remediation=root_remediation(aws))
 
 
 def mfa_row(
-    user: str, password: bool, last: Cell, mfa: bool, severity: str, controls: Sequence[str],
-    user_id: str = "",
-) -> Row:  # fmt: skip
-    """A user; without MFA a finding, which fails the controls. The ID survives a renaming."""
+    user: str, password: bool | None, last: Cell, mfa: bool, controls: Sequence[str]
+) -> Row:
+    """A user or root; without MFA one that fails the controls."""
     cells: dict[str, Cell] = {
         "User": user,
-        "Console password": yes_no(password),
+        "Console password": NOT_CHECKED if password is None else yes_no(password),
         "Last sign-in": last,
         "MFA": yes_no(mfa),
     }
+    facts: dict[str, Fact] = {"console_password": password, "mfa": mfa}
     if mfa:
-        return Row(user, "", cells, Message("Enabled"))
-    manual = "sign in as root" if user == ROOT else "its owner must enrol a device"
+        return Row(
+            user, "", cells, Message("Enabled"), fully_read=password is not None, facts=facts
+        )
     return Row(
         user,
         "",
         cells,
         Message(describe_sign_in(password, last)),
-        severity,
-        controls[0],
-        remediation=Remediation(manual=manual),
         control_findings=tuple(ControlFinding(control, user) for control in controls),
         extent=frozenset({"password"} if password else ()),
-        resource=user_id,
+        fully_read=password is not None,
+        kind=f"{'Root' if user == ROOT else 'User'} with{'' if password else 'out'} a console "
+        "password, and without MFA",
+        priority=3 if password else 0,
+        facts=facts,
     )
 
 
@@ -1601,41 +1989,49 @@ READ, WRITE = "read", "write"
 READ_WRITE_TYPES = {"All": {READ, WRITE}, "ReadOnly": {READ}, "WriteOnly": {WRITE}}
 DEFAULT_SELECTORS = {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
 
+# The management events that are recorded, of READ and WRITE, and the event sources that are
+# left out.
+Recording = tuple[set[str], set[str]]
+EVERYTHING: Recording = ({READ, WRITE}, set())
 
-def advanced_selector_events(selector: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """The management events that an advanced event selector records, and those it leaves out.
 
-    The first are of READ and WRITE, the second are event sources. A selector with conditions
-    unknown to us records nothing.
-    """
+def advanced_selector_events(selector: dict[str, Any]) -> Recording:
+    """The recording of an advanced event selector; nothing if its conditions are unknown to us."""
     events, left_out, management = {READ, WRITE}, set(), False
     for part in selector["FieldSelectors"]:
         conditions = {name: value for name, value in part.items() if name != "Field" and value}
-        match part["Field"], conditions:
-            case "eventCategory", _:
-                management = conditions == {"Equals": ["Management"]}
-            case "readOnly", {"Equals": ["true"], **rest} if not rest:
-                events = {READ}
-            case "readOnly", {"Equals": ["false"], **rest} if not rest:
-                events = {WRITE}
-            case "eventSource", {"NotEquals": sources, **rest} if not rest:
-                left_out = set(sources)
-            case _:
-                return set(), set()
+        name, values = part["Field"], conditions.get("Equals")
+        if name == "eventCategory":
+            management = conditions == {"Equals": ["Management"]}
+        elif name == "readOnly" and [*conditions] == ["Equals"] and values in (["true"], ["false"]):
+            events = {READ} if values == ["true"] else {WRITE}
+        elif name == "eventSource" and [*conditions] == ["NotEquals"]:
+            left_out = set(conditions["NotEquals"])
+        else:
+            return set(), set()
     return (events, left_out) if management else (set(), set())
 
 
-def recorded_events(selectors: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """The management events that a trail records, and the event sources that it leaves out.
+def selector_recordings(selectors: dict[str, Any]) -> list[Recording]:
+    """The recording of each selector in a response of GetEventSelectors."""
+    if advanced := selectors.get("AdvancedEventSelectors"):
+        return [*map(advanced_selector_events, advanced)]
+    return [
+        (
+            READ_WRITE_TYPES[one["ReadWriteType"]],
+            {*(one.get("ExcludeManagementEventSources") or ())},
+        )
+        for one in selectors["EventSelectors"]
+        if one["IncludeManagementEvents"]
+    ]
 
-    `selectors` is the response of GetEventSelectors. What one leaves out, another may record:
+
+def recorded_together(recordings: Iterable[Recording]) -> Recording:
+    """The recording of several selectors, or of several trails: one may record what others miss.
+
     https://docs.aws.amazon.com/awscloudtrail/latest/userguide/logging-management-events-with-cloudtrail.html
     """
-    found = [advanced_selector_events(one) for one in selectors.get("AdvancedEventSelectors") or ()]
-    for selector in () if found else selectors["EventSelectors"]:
-        if selector["IncludeManagementEvents"]:
-            left_out = set(selector.get("ExcludeManagementEventSources") or ())
-            found.append((READ_WRITE_TYPES[selector["ReadWriteType"]], left_out))
+    found = [*recordings]
     recorded = {event for events, _ in found for event in events}
     missed = (
         set.intersection(*(left_out for events, left_out in found if event in events))
@@ -1644,35 +2040,46 @@ def recorded_events(selectors: dict[str, Any]) -> tuple[set[str], set[str]]:
     return recorded, set().union(*missed)
 
 
+def describe_recording(recording: Recording) -> str:
+    """The column Management events.
+
+    >>> describe_recording(({READ, WRITE}, {"kms.amazonaws.com"}))
+    'read and write without kms.amazonaws.com'
+    """
+    events, left_out = recording
+    text = ("none", f"{min(events, default='')} only", "read and write")[len(events)]
+    return f"{text} without {in_words(sorted(left_out))}" if left_out else text
+
+
 # --- check 5: CloudTrail, trails ------------------------------------------------------
 
+ACCOUNT_TARGET = "<account>"  # the target of what is asked once for the account
+# A trail of one region gets the events of global services only in the partition's leading region:
+# https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-concepts.html
+LEADING_REGIONS = {"us-east-1", "us-gov-west-1", "cn-north-1"}
+GLOBAL_SERVICES = "global services"
 TRAIL_CONTROLS = {
     "CloudTrail.1": Control(
-        HIGH, "A multi-region trail records all management events", "3.1", "3.1", scope="account"
+        HIGH,
+        "One multi-region trail records all management events",
+        "3.1",
+        "3.1",
+        scope=ACCOUNT_TARGET,
     ),
     "CloudTrail.4": Control(LOW, "Log files of every trail are validated", "3.2", "3.2", "10.3.2"),
 }
-
-
-class Flaw(NamedTuple):
-    """A shortcoming of a trail that records."""
-
-    id: str  # a word of the row's extent
-    text: str
-    control: str = ""
-    fix: str = ""  # an option of `aws cloudtrail update-trail`; blank: by hand
 
 
 @dataclass(frozen=True)
 class Trail:
     """A trail as DescribeTrails describes it, and what its other two responses say."""
 
-    description: dict[str, Any]  # empty if there is no trail
-    logging: str = ""
-    events: str = ""
-    problems: tuple[str, ...] = ()  # why it does not record
-    flaws: tuple[Flaw, ...] = ()
-    error: AwsError | None = None  # why that is not known
+    description: dict[str, Any]
+    recordings: tuple[Recording, ...]  # of its selectors; EVERYTHING if they were not read
+    logging: bool | None  # None if its status was not read, as are the following
+    delivery_error: str = ""  # of its log files
+    digest_error: str = ""  # of the files by which they are validated
+    error: AwsError | None = None  # why a part of it was not read
 
     @property
     def arn(self) -> str:
@@ -1680,21 +2087,36 @@ class Trail:
         return str(self.description["TrailARN"])
 
     @property
+    def home(self) -> str:
+        """The region in which the trail can be changed."""
+        return str(self.description["HomeRegion"])
+
+    @property
     def owner(self) -> str:
         """The number of the account that the trail belongs to."""
         return self.arn.split(":")[4]
 
-    def rank(self) -> tuple[bool, bool, int]:
-        """Sorts the trail that proves most first."""
-        return bool(self.problems), self.error is not None, len(self.flaws)
+    def problems(self) -> list[str]:
+        """Why it records nothing, whatever its selectors say."""
+        stopped = ["logging stopped"] if self.logging is False else []
+        return stopped + ([f"no delivery ({self.delivery_error})"] if self.delivery_error else [])
 
-    def records_everything(self) -> bool:
-        """Whether it is known to record all management events."""
-        left_out = any(flaw.id == "events-left-out" for flaw in self.flaws)
-        return not self.problems and not self.error and not left_out
+    def certain(self) -> Sequence[Recording]:
+        """The recordings that are known to be made."""
+        return () if self.problems() or self.error else self.recordings
 
+    def possible(self) -> Sequence[Recording]:
+        """The recordings that may be made, as far as could be read."""
+        return () if self.problems() else self.recordings
 
-NO_TRAIL = Trail({}, problems=("no trail",))
+    def validates(self) -> bool:
+        """Whether changes of its log files would show."""
+        return bool(self.description.get("LogFileValidationEnabled"))
+
+    def rank(self) -> tuple[bool, bool, int, bool]:
+        """Sorts the trail that records most, or could, first."""
+        complete = recorded_together(self.recordings) == EVERYTHING
+        return not self.certain(), not complete, len(self.problems()), not self.validates()
 
 
 @once
@@ -1707,91 +2129,88 @@ def trails_of(aws: Account, region: str) -> list[dict[str, Any]]:
 @once
 def status_and_selectors(
     aws: Account, arn: str, home: str, custom: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The responses of GetTrailStatus and GetEventSelectors, asked in the trail's home region.
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, AwsError | None]:
+    """The responses of GetTrailStatus and GetEventSelectors, or why there is none.
 
-    Default selectors are not read: a member account may not read those of its organization's
-    trail.
+    They are asked in the trail's home region. Default selectors are not read: a member account
+    may not read those of its organization's trail.
     """
-    status = aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn)
+    status = answer_or_error(lambda: aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn))
+    if isinstance(status, AwsError):
+        return None, None, status
     if not custom:
-        return status, DEFAULT_SELECTORS
-    return status, aws.ask("cloudtrail", "GetEventSelectors", home, TrailName=arn)
+        return status, DEFAULT_SELECTORS, None
+    ask = functools.partial(aws.ask, "cloudtrail", "GetEventSelectors", home, TrailName=arn)
+    selectors = answer_or_error(ask)
+    return (
+        (status, None, selectors) if isinstance(selectors, AwsError) else (status, selectors, None)
+    )
 
 
 def load_trail(aws: Account, description: dict[str, Any]) -> Trail:
-    """The trail, evaluated; with an error if it cannot be."""
+    """The trail, evaluated as far as its responses can be read."""
     arn, home = description["TrailARN"], description["HomeRegion"]
     custom = description.get("HasCustomEventSelectors", True)
-    try:
-        return evaluate_trail(description, *status_and_selectors(aws, arn, home, custom))
-    except AwsCallFailed as failed:
-        return Trail(description, error=failed.error)
+    return evaluate_trail(description, *status_and_selectors(aws, arn, home, custom))
 
 
 def evaluate_trail(
-    description: dict[str, Any], status: dict[str, Any], selectors: dict[str, Any]
+    description: dict[str, Any],
+    status: dict[str, Any] | None,
+    selectors: dict[str, Any] | None,
+    error: AwsError | None = None,
 ) -> Trail:
     """A trail from DescribeTrails, GetTrailStatus and GetEventSelectors."""
-    recorded, left_out = recorded_events(selectors)
-    events = ("none", f"{min(recorded, default='')} only", "read and write")[len(recorded)]
-    problems = [] if status["IsLogging"] else ["logging stopped"]
-    problems += [] if len(recorded) == 2 else [f"management events: {events}"]
-    flaws = []
-    if left_out:
-        sources = ", ".join(sorted(left_out))
-        events = f"{events} without {sources}"
-        text = f"it leaves out events of {sources}"
-        flaws.append(Flaw("events-left-out", text, "CloudTrail.1"))
-    if not description.get("LogFileValidationEnabled"):
-        text, fix = "its log files are not validated", "--enable-log-file-validation"
-        flaws.append(Flaw("log-file-validation", text, "CloudTrail.4", fix))
-    if not description.get("IncludeGlobalServiceEvents", True):
-        fix = "--include-global-service-events"
-        flaws.append(Flaw("global-events", "it leaves out global services", fix=fix))
-    if error := status.get("LatestDeliveryError"):
-        flaws.append(Flaw("delivery", f"it cannot deliver its logs ({error})"))
-    return Trail(description, yes_no(status["IsLogging"]), events, tuple(problems), tuple(flaws))
+    found = selector_recordings(selectors) if selectors is not None else [EVERYTHING]
+    leads = description["HomeRegion"] in LEADING_REGIONS
+    if leads and not description.get("IncludeGlobalServiceEvents", True):
+        found = [(events, left_out | {GLOBAL_SERVICES}) for events, left_out in found]
+    if status is None:
+        return Trail(description, tuple(found), None, error=error)
+    return Trail(
+        description,
+        tuple(found),
+        bool(status["IsLogging"]),
+        status.get("LatestDeliveryError", ""),
+        status.get("LatestDigestDeliveryError", ""),
+        error,
+    )
 
 
-def covering_trail(aws: Account, region: str) -> Trail | None:
-    """The best multi-region trail that other regions show: it covers this one too."""
-    found = []
-    for other in regions(aws):
-        with contextlib.suppress(AwsCallFailed):
-            found += trails_of(aws, other) if other != region else []
-    trails = (load_trail(aws, one) for one in found if one["IsMultiRegionTrail"])
-    return min(trails, key=Trail.rank, default=None)
-
-
-def fix_trail(aws: Account, trail: Trail) -> Remediation:
-    """The command that makes a trail record as it should, if one command can."""
-    if not trail.description:
-        return Remediation(manual="create a trail")
-    if trail.owner != aws.number:
-        return Remediation(manual="the trail of another account")
-    home, name = trail.description["HomeRegion"], ("--name", trail.arn)
-    if trail.problems == ("logging stopped",):
-        return aws_cli(aws, home, "cloudtrail", "start-logging", *name)
-    if trail.problems or not all(flaw.fix for flaw in trail.flaws):
-        return Remediation(manual="change the trail by hand")
-    fixes = (flaw.fix for flaw in trail.flaws)
-    return aws_cli(aws, home, "cloudtrail", "update-trail", *name, *fixes)
+def multi_region_trails(aws: Account, names: Iterable[str]) -> dict[str, Trail]:
+    """The multi-region trails that these regions show, by ARN; the error if none can be read."""
+    answers = [answer_or_error(functools.partial(trails_of, aws, name)) for name in names]
+    read = [answer for answer in answers if not isinstance(answer, AwsError)]
+    errors = [answer for answer in answers if isinstance(answer, AwsError)]
+    if errors and not read:
+        raise AwsCallFailed(errors[0])
+    trails = {one["TrailARN"]: one for found in read for one in found if one["IsMultiRegionTrail"]}
+    return {arn: load_trail(aws, one) for arn, one in trails.items()}
 
 
 # --- check 5: CloudTrail --------------------------------------------------------------
 
 
+def account_and_regions(aws: Account) -> Iterator[str]:
+    """The targets: what is asked once, and the regions."""
+    yield ACCOUNT_TARGET
+    yield from regions(aws)
+
+
 @check(
     "CloudTrail",
-    targets=REGIONS,
+    targets=TargetKind("regions", account_and_regions, regional=True),
     prefetch=(for_each(trails_of, regions),),
     columns=(
         *("Region", "Trail", "Home region", "Multi-region", "Logging"),
         *("Management events", "Log file validation"),
     ),
     name_columns=("Trail", "Home region"),
-    row_noun="region",
+    row_noun="row",
+    coverage=(
+        "Regions, the trails of the account, and the account itself. Data events, CloudTrail Lake, "
+        "and who may read or delete the logs are not looked at."
+    ),
     controls=TRAIL_CONTROLS,
     description=(
         "Whether each region's API calls are recorded. One multi-region trail covers them all."
@@ -1800,79 +2219,217 @@ def fix_trail(aws: Account, trail: Trail) -> Remediation:
     console_links={"Trail": "cloudtrailv2/home?region={Home region}#/trails"},
     empty_message="No region",
 )
-def check_cloudtrail(aws: Account, region: str) -> Rows:
-    """The best of the trails that cover a region, in one row (CloudTrail.1, CloudTrail.4).
+def check_cloudtrail(aws: Account, target: str) -> Rows:
+    """Whether a trail records all (CloudTrail.1), each region, each flawed trail (CloudTrail.4).
 
-    A region that does not show its trails is OK if another region shows a multi-region trail
-    that records.
+    A region that does not show its trails is OK if others show multi-region trails that record.
     """
-    unread: list[ControlFinding] = []
+    if target == ACCOUNT_TARGET:
+        yield from account_rows(aws)
+        return Counter({"CloudTrail.1": 1})
     try:
-        found = [load_trail(aws, one) for one in trails_of(aws, region)]
+        found = [load_trail(aws, one) for one in trails_of(aws, target)]
     except AwsCallFailed:
-        unread = [ControlFinding("CloudTrail.4", region, NOT_CHECKED)]  # of the region's own trails
-        best = covering_trail(aws, region)
-        if best is None or best.problems or best.error:
+        others = (name for name in regions(aws) if name != target)
+        row = region_row(aws, target, [*multi_region_trails(aws, others).values()])
+        if row.error or row.severity == HIGH:
             raise
-        found = [best]
-    failed, evaluated = trail_control_findings(found, aws.number, region)
-    yield trail_row(aws, region, min(found, key=Trail.rank, default=NO_TRAIL), (*failed, *unread))
-    return evaluated
+        # the region's own trails are not known
+        undecided = ControlFinding("CloudTrail.4", target, NOT_CHECKED)
+        yield replace(row, control_findings=(undecided,))
+        return Counter({"": 1})
+    yield region_row(aws, target, found)
+    own = [one for one in found if one.home == target and one.owner == aws.number]
+    yield from (trail_row(aws, one) for one in own if trail_flaws(one))
+    return Counter({"": 1, "CloudTrail.4": len(own)})
 
 
-def trail_row(
-    aws: Account, region: str, trail: Trail, control_findings: tuple[ControlFinding, ...]
-) -> Row:
-    """The row of a region; its best trail may be NO_TRAIL."""
-    about = trail.description
-    cells: dict[str, Cell] = {
-        "Region": region,
-        "Trail": about.get("Name", ""),
-        "Home region": about.get("HomeRegion", ""),
-        "Multi-region": yes_no(about["IsMultiRegionTrail"]) if about else "",
-        "Logging": trail.logging,
-        "Management events": trail.events,
-        "Log file validation": yes_no(about.get("LogFileValidationEnabled")) if about else "",
+def trail_cells(region: str, trails: Sequence[Trail]) -> dict[str, Cell]:
+    """The cells of trails that record together, or of a single one, or of none."""
+    cells: dict[str, Cell] = {"Region": region}
+    if not trails:
+        return cells
+    unread = any(trail.logging is None for trail in trails)
+    records = recorded_together(one for trail in trails for one in trail.recordings)
+    return cells | {
+        "Trail": ", ".join(trail.description["Name"] for trail in trails),
+        "Home region": ", ".join(dict.fromkeys(trail.home for trail in trails)),
+        "Multi-region": yes_no(all(trail.description["IsMultiRegionTrail"] for trail in trails)),
+        "Logging": NOT_CHECKED if unread else yes_no(all(trail.logging for trail in trails)),
+        "Management events": NOT_CHECKED
+        if any(trail.error for trail in trails)
+        else describe_recording(records),
+        "Log file validation": yes_no(all(trail.validates() for trail in trails)),
     }
-    severity, control, extent = "", "", [flaw.id for flaw in trail.flaws]
-    message = Message("Enabled")
-    if not about:
-        message = Message("No trail records the API calls of ", region)
-    elif trail.problems:
-        why = f": {', '.join(trail.problems)}"
-        message = Message("does not record the API calls of ", region, why)
-    elif trail.flaws:
-        severity = LOW
-        control = ", ".join(sorted(flaw.control for flaw in trail.flaws if flaw.control))
-        but = f", but {in_words(flaw.text for flaw in trail.flaws)}"
-        message = Message("records ", region, but)
-    if trail.problems:
-        severity, control, extent = HIGH, "CloudTrail.1", [*extent, *trail.problems]
-    if trail.error:
-        message = Message("")
-    fix = fix_trail(aws, trail) if severity else Remediation()
-    return Row(
-        region, "", cells, message, severity, control, trail.error, fix, control_findings,
-        extent=frozenset(extent),
-    )  # fmt: skip
 
 
-def trail_control_findings(
-    found: Collection[Trail], account: str, region: str
-) -> tuple[list[ControlFinding], Counter[str]]:
-    """The controls that FAILED, and how many resources of each were evaluated.
+# --- check 5: CloudTrail, the account -------------------------------------------------
 
-    CloudTrail.1 asks for one multi-region trail that leaves nothing out. CloudTrail.4 asks
-    about each trail of the account, here those at home in the region.
+
+def fulfils_cloudtrail_1(trail: Trail) -> bool | None:
+    """Whether a multi-region trail records all management events; None if that is not known.
+
+    The rule behind the control (multi-region-cloudtrail-enabled) wants nothing left out, and does
+    not look at the delivery of log files.
     """
-    multi_region = [trail for trail in found if trail.description["IsMultiRegionTrail"]]
-    proven = any(trail.records_everything() for trail in multi_region)
-    unknown = any(trail.error for trail in multi_region) and not proven
-    own = [one for one in found if one.description["HomeRegion"] == region and one.owner == account]
-    not_validated = [one for one in own if not one.description.get("LogFileValidationEnabled")]
-    failed = [] if proven or unknown else [ControlFinding("CloudTrail.1", account)]
-    failed += [ControlFinding("CloudTrail.4", trail.arn) for trail in not_validated]
-    return failed, Counter({"CloudTrail.1": int(not unknown), "CloudTrail.4": len(own)})
+    complete = recorded_together(trail.recordings) == EVERYTHING
+    if trail.logging is False or not complete:
+        return False
+    return None if trail.error else True
+
+
+def account_rows(aws: Account) -> Iterator[Row]:
+    """A finding if no multi-region trail records everything. Every region shows these trails."""
+    trails = [*multi_region_trails(aws, regions(aws)).values()]
+    answers = [fulfils_cloudtrail_1(trail) for trail in trails]
+    if True in answers:
+        return
+    for trail, answer in zip(trails, answers, strict=True):
+        if answer is None and trail.error:
+            raise AwsCallFailed(trail.error)
+    yield Row(
+        ACCOUNT_TARGET,
+        "",
+        {"Region": ACCOUNT_TARGET},
+        Message(
+            "the account has no multi-region trail that records all management events",
+            after=f": {in_words(map(describe_trail, trails))}" if trails else "",
+        ),
+        HIGH,
+        kind="No multi-region trail records all management events",
+        priority=2,
+        remediation=Remediation(manual="create a multi-region trail, or complete one by hand"),
+        control_findings=(ControlFinding("CloudTrail.1", aws.number),),
+    )
+
+
+def describe_trail(trail: Trail) -> str:
+    """Why a trail does not record everything: `main records read only`."""
+    stopped = trail.logging is False
+    records = f"records {describe_recording(recorded_together(trail.recordings))}"
+    return f"{trail.description['Name']} {'is stopped' if stopped else records}"
+
+
+# --- check 5: CloudTrail, a region ----------------------------------------------------
+
+
+def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
+    """Whether the trails that cover a region record its API calls together."""
+    certain = recorded_together(one for trail in found for one in trail.certain())
+    possible = recorded_together(one for trail in found for one in trail.possible())
+    if certain not in (EVERYTHING, possible):
+        return unread_region_row(aws, region, found)
+    shown, (events, left_out) = shown_trails(found, certain), certain
+    row = Row(region, "", trail_cells(region, shown), arn=shown[0].arn if shown else "")
+    if events != {READ, WRITE}:
+        problems = {one for trail in shown for one in trail.problems()}
+        return replace(
+            row,
+            message=describe_region(region, shown, certain),
+            severity=HIGH,
+            kind="A region's API calls are not recorded",
+            priority=1,
+            remediation=start_or_create(aws, found),
+            extent=frozenset({describe_recording(certain), *problems}),
+        )
+    if left_out:
+        return replace(
+            row,
+            message=Message("records ", region, f", but not {in_words(sorted(left_out))}"),
+            severity=LOW,
+            kind="The API calls of some services are not recorded",
+            remediation=complete_trail(aws, shown, left_out),
+            extent=frozenset(left_out),
+        )
+    others = in_words(sorted({trail.owner for trail in shown} - {aws.number}))
+    return replace(row, message=Message(f"Enabled by account {others}" if others else "Enabled"))
+
+
+def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
+    """A row NOT CHECKED, because of the best of the trails that could not be read."""
+    unread = min((trail for trail in found if trail.error), key=Trail.rank)
+    undecided = ControlFinding("CloudTrail.1", aws.number, NOT_CHECKED)
+    cells = trail_cells(region, [unread])
+    return Row(region, "", cells, error=unread.error, control_findings=(undecided,))
+
+
+def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
+    """The one trail that records all that is recorded, else all that record, else the best."""
+    by_rank = sorted(found, key=Trail.rank)
+    recording = [trail for trail in by_rank if trail.certain()]
+    alone = [trail for trail in recording if recorded_together(trail.certain()) == records]
+    return alone[:1] or recording or by_rank[:1]
+
+
+def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> Message:
+    """Why the API calls of a region are not recorded, or not all."""
+    if not shown:
+        return Message("No trail records the API calls of ", region)
+    if records[0]:
+        return Message(f"records only the {min(records[0])} events of ", region)
+    why = [*(one for trail in shown for one in trail.problems()), "no management events"]
+    return Message("does not record the API calls of ", region, f": {why[0]}")
+
+
+def start_or_create(aws: Account, found: Sequence[Trail]) -> Remediation:
+    """The command that starts a trail of this account, if that is all that is missing."""
+    for trail in sorted(found, key=Trail.rank):
+        complete = recorded_together(trail.recordings)[0] == {READ, WRITE} and not trail.error
+        if complete and trail.problems() == ["logging stopped"] and trail.owner == aws.number:
+            return aws_cli(aws, trail.home, "cloudtrail", "start-logging", "--name", trail.arn)
+    return trail_by_hand(aws, found)
+
+
+def complete_trail(aws: Account, shown: Sequence[Trail], left_out: set[str]) -> Remediation:
+    """The command that includes global services in a trail of this account, if only they miss."""
+    first = shown[0]
+    if left_out != {GLOBAL_SERVICES} or first.owner != aws.number:
+        return trail_by_hand(aws, shown)
+    words = ("cloudtrail", "update-trail", "--name", first.arn, "--include-global-service-events")
+    return aws_cli(aws, first.home, *words)
+
+
+def trail_by_hand(aws: Account, trails: Sequence[Trail]) -> Remediation:
+    """Says who has to change a trail, or that there is none."""
+    owners = {trail.owner for trail in trails}
+    if owners and aws.number not in owners:
+        return Remediation(manual=f"a trail of account {in_words(sorted(owners))}")
+    return Remediation(manual="change the trail by hand" if trails else "create a trail")
+
+
+# --- check 5: CloudTrail, a trail -----------------------------------------------------
+
+
+def trail_flaws(trail: Trail) -> dict[str, str]:
+    """The shortcomings of a trail, whatever it records, by a word for the extent."""
+    found = {
+        "log-file-validation": "" if trail.validates() else "does not validate its log files",
+        "delivery": trail.delivery_error and f"cannot deliver its logs ({trail.delivery_error})",
+        "digests": trail.digest_error and f"cannot deliver its digests ({trail.digest_error})",
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def trail_row(aws: Account, trail: Trail) -> Row:
+    """The finding that a trail of this account has flaws."""
+    flaws, failed = trail_flaws(trail), not trail.validates()
+    fix = Remediation(manual="mend its bucket, or the policy of the bucket")
+    if failed:
+        words = ("update-trail", "--name", trail.arn, "--enable-log-file-validation")
+        fix = aws_cli(aws, trail.home, "cloudtrail", *words)
+    return Row(
+        trail.home,
+        trail.description["Name"],
+        trail_cells(trail.home, [trail]),
+        Message("", in_words(flaws.values())),
+        LOW,
+        remediation=fix,
+        control_findings=(ControlFinding("CloudTrail.4", trail.arn),) if failed else (),
+        extent=frozenset(flaws),
+        resource=trail.arn,
+        arn=trail.arn,
+        kind=f"A trail {in_words(flaws.values())}",
+    )
 
 
 # --- check 6: S3 ACLs, grants ---------------------------------------------------------
@@ -1880,6 +2437,12 @@ def trail_control_findings(
 EVERYONE = "http://acs.amazonaws.com/groups/global/AllUsers"
 ANY_AWS_ACCOUNT = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"
 LOG_DELIVERY = "http://acs.amazonaws.com/groups/s3/LogDelivery"
+# The canonical users of CloudFront, in China and elsewhere:
+# https://docs.aws.amazon.com/AmazonCloudFront/latest/DeveloperGuide/AccessLogs.html
+CLOUDFRONT_LOG_DELIVERY = {
+    "c4c1ede66af53448b93c283ce9448c4ba468c9432aa01d700d3878632f77d2d0",
+    "a52cb28745c0c06e84ec548334e44bfa7fc2a85c54af20cd59e4969344b7af56",
+}
 PUBLIC_GRANTEES = {
     EVERYONE: "everyone on the Internet",
     ANY_AWS_ACCOUNT: "anyone with an AWS account",
@@ -1891,12 +2454,14 @@ ACL_GROUPS = {  # for the ID, and for the column Grantee
 }
 # What a permission allows, and the controls that fail if it is granted to the public.
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/acl-overview.html#permissions
-PERMISSION_TEXT = {
-    "READ": ("list it", "S3.2"),
-    "READ_ACP": ("read its ACL", "S3.2"),
-    "WRITE": ("write to it", "S3.3"),
-    "WRITE_ACP": ("change its ACL", "S3.3"),
-    "FULL_CONTROL": ("have full control of it", "S3.2, S3.3"),
+# S3 calls an ACL public that grants "any permissions" to the public groups, also to its ACL:
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-control-block-public-access.html
+PERMISSIONS = {
+    "READ": ("list it", ("S3.2",)),
+    "READ_ACP": ("read its ACL", ("S3.2",)),
+    "WRITE": ("write to it", ("S3.3",)),
+    "WRITE_ACP": ("change its ACL", ("S3.3",)),
+    "FULL_CONTROL": ("have full control of it", ("S3.2", "S3.3")),
 }
 BUCKET_CONTROLS = {
     "S3.2": Control(CRITICAL, "No bucket may be read by the public"),
@@ -1912,34 +2477,22 @@ def grantee_names(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
     id = grantee.get("ID") or grantee.get("EmailAddress", "")
     if id == owner:
         return "Owner", "Owner"
+    if id in CLOUDFRONT_LOG_DELIVERY:
+        return id, "CloudFront log delivery"
     name = grantee.get("DisplayName")
     return id, f"{name} ({id})" if name else id
 
 
-def grant_severity(grantee: dict[str, Any], owner: str, permission: str) -> tuple[str, str]:
-    """Severity and control (S3.2, S3.3, S3.12), before any public access block.
+def failed_bucket_controls(grantee: dict[str, Any], owner: str, permission: str) -> list[str]:
+    """The controls that a grant fails, before any public access block; the most severe first.
 
-    Both are blank for the owner and for log delivery.
+    None for the owner, and for AWS's own delivery of logs.
     """
-    if grantee.get("URI") in PUBLIC_GRANTEES:
-        return CRITICAL, PERMISSION_TEXT[permission][1]
-    if grantee.get("URI") == LOG_DELIVERY or grantee.get("ID") == owner:
-        return "", ""
-    return MEDIUM, "S3.12"
-
-
-def grant_control_findings(
-    bucket: str, severity: str, permission: str
-) -> tuple[ControlFinding, ...]:
-    """The controls that a grant fails: S3.12 for any other user, S3.2 and S3.3 for the public.
-
-    Whether a public ACL that can itself be read or changed fails S3.2 and S3.3, the pages of
-    AWS do not say.
-    """
-    public = PERMISSION_TEXT[permission][1].split(", ") if severity == CRITICAL else ()
-    status = NOT_CHECKED if permission.endswith("_ACP") else FAILED
-    users_let_in = (ControlFinding("S3.12", bucket),) if severity else ()
-    return (*users_let_in, *(ControlFinding(control, bucket, status) for control in public))
+    uri, id = grantee.get("URI"), grantee.get("ID")
+    if uri == LOG_DELIVERY or id == owner or id in CLOUDFRONT_LOG_DELIVERY:
+        return []
+    public = PERMISSIONS.get(permission, ("", ("S3.2", "S3.3")))[1]
+    return [*(public if uri in PUBLIC_GRANTEES else ()), "S3.12"]
 
 
 # --- check 6: S3 ACLs, public access blocks -------------------------------------------
@@ -1976,24 +2529,34 @@ def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
     return ""
 
 
-def put_acl_command(bucket: str, acl: dict[str, Any]) -> tuple[str, ...]:
-    """Removes the public grants of a bucket, and no others."""
-    names, grants = ("Type", "ID", "URI", "EmailAddress"), []
-    for grant in acl["Grants"]:
-        if (grantee := grant["Grantee"]).get("URI") not in PUBLIC_GRANTEES:
-            kept = {name: grantee[name] for name in names if name in grantee}
-            grants.append({"Grantee": kept, "Permission": grant["Permission"]})
-    policy = compact_json({"Owner": {"ID": acl["Owner"]["ID"]}, "Grants": grants})
-    return ("s3api", "put-bucket-acl", "--bucket", bucket, "--access-control-policy", policy)
+def remove_grant(aws: Account, bucket: str, uri: str, permission: str) -> Remediation:
+    """Removes a grant to a group from the ACL, as it is when the command is run.
+
+    S3 only replaces whole ACLs. If the present one cannot be read, nothing is replaced.
+    """
+    region, about = bucket_regions(aws)[bucket], ("--bucket", bucket)
+    kept = f'Grants[?Grantee.URI!=`"{uri}"` || Permission!=`"{permission}"`]'
+    query = ("--query", f"{{Owner:Owner,Grants:{kept}}}", "--output", "json")
+    read = cli_command(aws, region, "s3api", "get-bucket-acl", *about, *query)
+    write = cli_command(aws, region, "s3api", "put-bucket-acl", *about)
+    return shell_line(f'{write} --access-control-policy "$({read})"')
 
 
-def restrict_bucket_command(bucket: str, block: dict[str, Any] | None) -> tuple[str, ...]:
-    """Turns RestrictPublicBuckets on, and keeps the other three settings."""
-    settings = {name: bool((block or {}).get(name)) for name in BLOCK_SETTINGS}
-    settings["RestrictPublicBuckets"] = True
-    text = ",".join(f"{name}={str(value).lower()}" for name, value in settings.items())
-    option = ("--public-access-block-configuration", text)
-    return ("s3api", "put-public-access-block", "--bucket", bucket, *option)
+def restrict_bucket(aws: Account, bucket: str) -> Remediation:
+    """Turns RestrictPublicBuckets on, and keeps the other settings as they are then.
+
+    S3 only replaces all four. Where the bucket had none, a command could not tell settings that
+    somebody made meanwhile from settings that it may not read.
+    """
+    region, about = bucket_regions(aws)[bucket], ("--bucket", bucket)
+    if public_access_block(aws, bucket, region) is None:
+        return Remediation(manual="turn on Block Public Access of the bucket by hand")
+    kept = ",".join(f"{name}:{name}" for name in BLOCK_SETTINGS if name != "RestrictPublicBuckets")
+    settings = f"PublicAccessBlockConfiguration.{{{kept},RestrictPublicBuckets:`true`}}"
+    query = ("--query", settings, "--output", "json")
+    read = cli_command(aws, region, "s3api", "get-public-access-block", *about, *query)
+    write = cli_command(aws, region, "s3api", "put-public-access-block", *about)
+    return shell_line(f'{write} --public-access-block-configuration "$({read})"')
 
 
 # --- check 6: S3 ACLs -----------------------------------------------------------------
@@ -2025,6 +2588,11 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
     name_columns=("Bucket", "Region"),
     row_noun="grant",
+    arn="arn:{partition}:s3:::{Bucket}",
+    coverage=(
+        "Buckets; a row for each grant. ACLs of objects, access points, and directory, table and "
+        "vector buckets are not looked at; of a policy only whether it makes the bucket public."
+    ),
     controls=BUCKET_CONTROLS,
     description="Who is granted what on every bucket. Turn ACLs off, and block public access.",
     docs="https://docs.aws.amazon.com/AmazonS3/latest/userguide/about-object-ownership.html",
@@ -2035,11 +2603,11 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """Every grant on a bucket (S3.2, S3.3, S3.12), and whether its policy makes it public."""
     acl = bucket_acl(aws, bucket)
     for grant in acl["Grants"]:
-        yield grant_row(aws, bucket, acl, grant["Grantee"], grant["Permission"])
+        yield from grant_rows(aws, bucket, acl, grant["Grantee"], grant["Permission"])
     status = policy_status(aws, bucket)
     if status and status["PolicyStatus"]["IsPublic"]:
         yield policy_row(aws, bucket, acl)
-    return Counter(BUCKET_CONTROLS.keys())
+    return Counter(["", *BUCKET_CONTROLS])
 
 
 def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cell]:
@@ -2049,74 +2617,95 @@ def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cel
     return {"Bucket": bucket, "Region": region, "Owner": name, "Blocked by": ""}
 
 
-def grant_row(
+def grant_rows(
     aws: Account, bucket: str, acl: dict[str, Any], grantee: dict[str, Any], permission: str
-) -> Row:
-    """The row of a grant."""
+) -> Iterator[Row]:
+    """The row of a grant, and one NOT CHECKED if it is public unless a block makes it void."""
     owner = acl["Owner"]["ID"]
     id, name = grantee_names(grantee, owner)
-    item = f"{id}/{permission}"
     cells = grant_cells(aws, bucket, acl) | {"Grantee": name, "Permission": permission}
-    severity, control = grant_severity(grantee, owner, permission)
-    if not severity:
-        return Row(bucket, item, cells, Message(f"{name} has {permission}"))
-    who = PUBLIC_GRANTEES.get(grantee.get("URI", ""), "another AWS account")
-    may, _ = PERMISSION_TEXT.get(permission, (f"{permission} on it", ""))
+    failed = failed_bucket_controls(grantee, owner, permission)
+    may = PERMISSIONS.get(permission, (f"{permission} on it", ()))[0]
+    other = f"the group {name}" if "URI" in grantee else "another AWS account"
+    uri = grantee.get("URI", "")
+    message = Message(f"{PUBLIC_GRANTEES.get(uri, other)} may ", may)
+    findings = tuple(ControlFinding(control, bucket) for control in failed)
     row = Row(
-        bucket, item, cells, Message(f"{who} may ", may), severity, control,
-        remediation=Remediation(manual="ask the other account"),
-        control_findings=grant_control_findings(bucket, severity, permission),
+        bucket, f"{id}/{permission}", cells, message, control_findings=findings,
+        kind=f"Bucket: {PUBLIC_GRANTEES.get(uri, other)} may {may}",
     )  # fmt: skip
-    if severity != CRITICAL:
-        return row
-    fix = aws_cli(aws, bucket_regions(aws)[bucket], *put_acl_command(bucket, acl))
-    return apply_access_block(aws, row, "IgnorePublicAcls", lambda _: fix)
+    if not failed:
+        yield replace(row, message=Message(f"{name} has {permission}"))
+    elif uri in PUBLIC_GRANTEES:
+        row = replace(
+            row, priority=5 if "WRITE" in permission or permission == "FULL_CONTROL" else 4
+        )
+        yield from public_grant_rows(aws, row, remove_grant(aws, bucket, uri, permission))
+    else:
+        ask = "remove the grant by hand" if uri else "ask the other account"
+        yield replace(row, severity=MEDIUM, remediation=Remediation(manual=ask))
 
 
-def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
-    """A policy that makes the bucket public. Whether it lets them read or write is not known."""
-    region = bucket_regions(aws)[bucket]
-    cells = grant_cells(aws, bucket, acl)
-    cells |= {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
-    unknown = (ControlFinding(name, bucket, NOT_CHECKED) for name in ("S3.2", "S3.3"))
+def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]:
+    """The finding of a public grant, which a public access block may make void.
 
-    def restrict(blocked: str) -> Remediation:
-        if blocked:
-            return Remediation(manual="already void")
-        block = public_access_block(aws, bucket, region)
-        return aws_cli(aws, region, *restrict_bucket_command(bucket, block))
-
-    row = Row(
-        bucket, "policy", cells,
-        Message(f"its policy lets in {PUBLIC_GRANTEES[EVERYONE]}"), CRITICAL, "S3.2, S3.3",
-        control_findings=tuple(unknown),
-    )  # fmt: skip
-    return apply_access_block(aws, row, "RestrictPublicBuckets", restrict)
-
-
-def apply_access_block(
-    aws: Account, row: Row, setting: str, fix: Callable[[str], Remediation]
-) -> Row:
-    """The row of something public: Low if a public access block with this setting makes it void.
-
-    It is NOT CHECKED if that cannot be read. `fix` gets the name of the block.
+    It fails S3.12 in any case; if the block cannot be read, that is all that is known.
     """
-    unaffected = tuple(one for one in row.control_findings if one.control == "S3.12")
-    try:
-        blocked = blocked_by(aws, row.target, str(row.cells["Region"]), setting)
-        remediation = fix(blocked)
-    except AwsCallFailed as failed:
-        cells, error = row.cells, failed.error
-        return Row(row.target, row.item, cells, error=error, control_findings=unaffected)
-    if not blocked:
-        return replace(row, remediation=remediation)
+    blocked = answer_or_error(
+        lambda: blocked_by(aws, row.target, str(row.cells["Region"]), "IgnorePublicAcls")
+    )
+    only_grant = tuple(one for one in row.control_findings if one.control == "S3.12")
+    if blocked == "":
+        yield replace(row, severity=CRITICAL, remediation=fix)
+    elif isinstance(blocked, AwsError):
+        text = row.message._replace(after=", unless a public access block makes that void")
+        cells = row.cells | {"Blocked by": NOT_CHECKED}
+        yield replace(
+            row, cells=cells, message=text, severity=MEDIUM, remediation=fix,
+            control_findings=only_grant, fully_read=False,
+        )  # fmt: skip
+        public = (one for one in row.control_findings if one.control != "S3.12")
+        undecided = tuple(one._replace(status=NOT_CHECKED) for one in public)
+        yield replace(row, error=blocked, control_findings=undecided, message=Message(""))
+    else:
+        yield replace(blocked_row(row, blocked), control_findings=only_grant, remediation=fix)
+
+
+def blocked_row(row: Row, blocked: str) -> Row:
+    """The row of something public that a public access block makes void."""
     return replace(
         row,
         cells=row.cells | {"Blocked by": blocked},
         message=row.message._replace(after=f", but the {blocked} makes that void"),
         severity=LOW,
-        remediation=remediation,
-        control_findings=unaffected,
+    )
+
+
+def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
+    """A policy that makes the bucket public.
+
+    Whether it lets the public read (S3.2) or write (S3.3), AWS does not say.
+    """
+    cells = grant_cells(aws, bucket, acl)
+    cells |= {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
+    message = Message(f"its policy lets in {PUBLIC_GRANTEES[EVERYONE]}")
+    undecided = tuple(ControlFinding(name, bucket, NOT_CHECKED) for name in ("S3.2", "S3.3"))
+    row = Row(bucket, "policy", cells, message, kind=f"Bucket: {''.join(message)}", priority=4)
+    try:
+        blocked = blocked_by(aws, bucket, str(cells["Region"]), "RestrictPublicBuckets")
+        if blocked:
+            fix = Remediation(manual="void now: make the policy private by hand")
+            return replace(blocked_row(row, blocked), remediation=fix)
+        fix = restrict_bucket(aws, bucket)
+    except AwsCallFailed as failed:
+        return replace(row, error=failed.error, control_findings=undecided, message=Message(""))
+    after = "; RestrictPublicBuckets also shuts out a web site's visitors, and named accounts"
+    return replace(
+        row,
+        message=message._replace(after=after),
+        severity=CRITICAL,
+        remediation=fix,
+        control_findings=undecided,
     )
 
 
@@ -2125,18 +2714,68 @@ def apply_access_block(
 # Seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only twice when
 # nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
+CALL_TIMEOUT = 60  # for all attempts without the pauses of the pace, and for each response
 ATTEMPTS = 8  # with the waits of botocore's `standard` mode, about a minute
-MAX_TIMEOUTS = 3  # of one call in one region, before it is not made any more
+MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2  # seconds; as for a dropped connection
+MAX_FAILURES = 3  # of one call in one region, in a row, before it is not made any more
 CONNECTIONS = 32  # as many as a check has threads
+CALLERS = 128  # threads: those of a check, of all prefetch calls, and some for slow calls
 
 # A pace for a throttled client, in seconds between calls. AWS's limits for IAM and EC2 are
 # about 20 calls a second. Slower by a fifth after each volley of refusals, faster by half a
 # per cent after each answer, a run takes 1.1 to 1.2 times what the limit allows (measured).
 INITIAL_DELAY, SLOWER, FASTER = 0.05, 1.2, 0.995
 VOLLEY = 1  # seconds in which calls that are refused together slow us down once
+# A client that is refused even at a call in two seconds is not refused for its pace: others use
+# up the limits. It then goes on at half of them, and relies on its attempts.
+MAX_DELAY, SETTLED_DELAY = 2.0, 0.1
 
-THROTTLING_CODES = {"Throttling", "ThrottlingException", "RequestLimitExceeded", "SlowDown"}
+LIMITS_USED_UP = "(however slowly it is asked: others use up the account's limits)"
+NOT_AWS = "(something other than AWS answered: a proxy, or a sign-in page)"
+
+# Every role that we assume is held down to these permissions: a session can do what both its
+# role and its session policy allow.
+READ_POLICY: dict[str, Any] = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Allow",
+            "Action": [
+                "cloudtrail:DescribeTrails",
+                "cloudtrail:GetEventSelectors",
+                "cloudtrail:GetTrailStatus",
+                "ec2:DescribeInstances",
+                "ec2:DescribeNetworkInterfaces",
+                "ec2:DescribeRegions",
+                "ec2:DescribeSecurityGroups",
+                "ec2:DescribeVpcBlockPublicAccessExclusions",
+                "ec2:DescribeVpcBlockPublicAccessOptions",
+                "ec2:DescribeVpcs",
+                "ec2:GetManagedPrefixListEntries",
+                "iam:GenerateCredentialReport",
+                "iam:GetAccessKeyLastUsed",
+                "iam:GetAccountSummary",
+                "iam:GetCredentialReport",
+                "iam:GetLoginProfile",
+                "iam:ListAccessKeys",
+                "iam:ListAccountAliases",
+                "iam:ListMFADevices",
+                "iam:ListUsers",
+                "iam:ListVirtualMFADevices",
+                "s3:GetAccountPublicAccessBlock",
+                "s3:GetBucketAcl",
+                "s3:GetBucketPolicyStatus",
+                "s3:GetBucketPublicAccessBlock",
+                "s3:ListAllMyBuckets",
+            ],
+            "Resource": "*",
+        }
+    ],
+}
+
+IN_CALL = threading.local()  # its `sent` are the times at which this thread sends attempts
 CLIENT_LOCK = threading.Lock()  # accounts share what botocore has read of its models
+CALL_LOG = logging.getLogger("security_check")
 
 
 class Call(NamedTuple):
@@ -2151,6 +2790,12 @@ class Call(NamedTuple):
         return AwsError(code, self.service, self.operation, detail)
 
 
+SIGN_IN = Call("sign-in", "", "")  # stands for what botocore does for credentials
+CREDENTIALS = "credentials"  # in Account.failures
+# EC2 says RequestExpired of a token, and of a clock that is wrong
+RENEWABLE_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
+
+
 class Response(dict[str, Any]):
     """The response to a call, or a structure inside it.
 
@@ -2162,11 +2807,360 @@ class Response(dict[str, Any]):
         self.call = call
 
     def __getitem__(self, name: str) -> Any:
-        value = super().__getitem__(name)
+        return self._wrap(super().__getitem__(name))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field, or the default if it is missing."""
+        return self._wrap(super().get(name, default))
+
+    def _wrap(self, value: Any) -> Any:
+        """The value, with the structures in it as responses too."""
+        if isinstance(value, list):
+            return [*map(self._wrap, value)]
         return Response(value, self.call) if isinstance(value, dict) else value
 
     def __missing__(self, name: str) -> Any:
         raise AwsCallFailed(self.call.error("MalformedResponse", f"without {name}"))
+
+
+# --- sessions -------------------------------------------------------------------------
+
+READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
+# S3 asks for a session by itself, before it reads or writes in a directory bucket
+READ_OPERATIONS = {"CreateSession"}
+
+
+class ReadOnlyLoader:
+    """The descriptions of AWS's services in botocore, without the operations that write.
+
+    Our clients have no method that writes. They are read once for all accounts, because that
+    is slow.
+    """
+
+    def __init__(self, loader: Any, writes: Collection[str]) -> None:
+        self.loader = loader
+        self.kept = {*READ_OPERATIONS, *writes}
+        self.load_service_model = functools.cache(self._load_service_model)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def _load_service_model(
+        self, service_name: str, type_name: str, api_version: str | None = None
+    ) -> Any:
+        model = self.loader.load_service_model(service_name, type_name, api_version)
+        if type_name != "service-2":
+            return model
+        reads = {
+            name: operation
+            for name, operation in model["operations"].items()
+            if name.startswith(READ_PREFIXES) or name in self.kept
+        }
+        return model | {"operations": reads}
+
+
+@functools.cache
+def read_only_loader(data_path: str | None, writes: tuple[str, ...]) -> ReadOnlyLoader:
+    """The loader for all sessions with these writes."""
+    import botocore.loaders
+
+    return ReadOnlyLoader(botocore.loaders.create_loader(data_path), writes)
+
+
+class RoleCache:
+    """The credentials of the roles in profiles, where the AWS CLI keeps them too.
+
+    So an MFA code is asked once, and not at all if the AWS CLI asked within the hour.
+    """
+
+    def __init__(self) -> None:
+        from botocore.utils import JSONFileCache
+
+        self.memory: dict[str, Any] = {}
+        self.files = JSONFileCache(str(Path.home() / ".aws" / "cli" / "cache"))
+
+    def __contains__(self, key: str) -> bool:
+        with contextlib.suppress(KeyError, TypeError):  # a damaged file is none
+            if key not in self.memory:
+                found = self.files[key]
+                for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration"):
+                    found["Credentials"][name]
+                self.memory[key] = found
+        return key in self.memory
+
+    def __getitem__(self, key: str) -> Any:
+        return self.memory[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.memory[key] = value
+        with contextlib.suppress(OSError, ValueError):  # a home that cannot be written to
+            self.files[key] = value
+
+
+def client_config() -> Any:
+    """The time-outs and attempts of all clients, also of those that botocore makes itself."""
+    from botocore.config import Config
+
+    return Config(
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        max_pool_connections=CONNECTIONS,
+    )
+
+
+def core_session(profile: str | None) -> Any:
+    """A session of botocore with the configuration of the AWS CLI."""
+    import botocore.session
+
+    core: Any = botocore.session.Session(profile=profile)
+    if region := os.environ.get("AWS_REGION"):  # read by the AWS CLI, but not by botocore
+        core.set_config_variable("region", region)
+    return core
+
+
+def default_region(session: Any, only_regions: Iterable[str]) -> str:
+    """Where to start if no region is configured: us-east-1, or where the regions belong."""
+    from botocore.exceptions import UnknownRegionError
+
+    for name in only_regions:
+        with contextlib.suppress(UnknownRegionError):
+            if session.get_partition_for_region(name) != "aws":
+                return name
+    return "us-east-1"
+
+
+def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
+    """A session of botocore that has and refreshes credentials, and does nothing else.
+
+    The clients that botocore makes for that can do all that their services offer. Raises
+    AwsCallFailed, or ProfileNotFound.
+    """
+    from botocore.exceptions import ProfileNotFound
+
+    core = core_session(profile)
+    if not core.get_config_variable("region"):
+        core.set_config_variable("region", default_region(core, only_regions))
+    core.set_default_client_config(client_config())
+    events = core.get_component("event_emitter")
+    listen(events, lambda: "")
+    events.register("needs-retry", stop_after_timeouts)
+    try:
+        roles = core.get_component("credential_provider").get_provider("assume-role")
+        roles.cache, roles._prompter = RoleCache(), ask_mfa_code
+        if credentials := core.get_credentials():
+            credentials.get_frozen_credentials()  # may ask for a code, or run a program
+    except ProfileNotFound:
+        raise
+    except Exception as error:
+        raise AwsCallFailed(describe_failure(error, SIGN_IN)) from error
+    return core
+
+
+def ask_mfa_code(prompt: str) -> str:
+    """Asks on the terminal."""
+    import getpass
+
+    if not (sys.stdin and sys.stdin.isatty()):
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR))
+        except OSError as error:
+            raise AwsCallFailed(AwsError("NoTerminal")) from error
+    return getpass.getpass(prompt)
+
+
+def new_session(profile: str | None, base: Any, writes: Collection[str] = ()) -> boto3.Session:
+    """A session whose clients can only read, and do what `writes` names.
+
+    It has the configuration of a profile, and the credentials of `base`.
+    """
+    import boto3
+
+    core = core_session(profile)
+    loader = read_only_loader(core.get_config_variable("data_path"), tuple(writes))
+    core.register_component("data_loader", loader)
+    provider = SimpleNamespace(load_credentials=base.get_credentials)
+    core.register_component("credential_provider", provider)
+    return boto3.Session(botocore_session=core)
+
+
+# --- events of botocore ---------------------------------------------------------------
+
+
+WEB_PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b", re.IGNORECASE)
+
+
+def listen(events: Any, account: Callable[[], str]) -> None:
+    """Log the calls of a client or session, and refuse responses that are not from AWS."""
+    events.register("before-sign", note_start)
+    events.register("before-parse", check_body)
+    events.register("response-received", functools.partial(log_attempt, account))
+    events.register("after-call", raise_if_malformed)
+
+
+def note_start(request: Any, **_: Any) -> None:
+    """Notes when an attempt, and the first one, was sent."""
+    request.context["sent"] = now = time.monotonic()
+    request.context.setdefault("first_sent", now)
+    getattr(IN_CALL, "sent", []).append(now)
+
+
+def log_attempt(
+    account: Callable[[], str], event_name: str, response_dict: dict[str, Any] | None,
+    parsed_response: dict[str, Any] | None, context: dict[str, Any],
+    exception: Exception | None, **_: Any,
+) -> None:  # fmt: skip
+    """Logs an attempt in words of our own: the log of botocore holds tokens and passwords."""
+    if not CALL_LOG.isEnabledFor(logging.DEBUG):
+        return
+    service, operation = event_name.split(".")[1:]
+    status = response_dict["status_code"] if response_dict is not None else type(exception).__name__
+    about = (parsed_response or {}).get("ResponseMetadata", {})
+    found = str(about.get("RequestId", ""))
+    id = found if re.fullmatch(r"[\w.:=/+-]{1,64}", found, re.ASCII) else "-"
+    attempt = context.get("retries", {}).get("attempt", 1)
+    milliseconds = 1000 * (time.monotonic() - context.get("sent", time.monotonic()))
+    where = f"{context.get('client_region')} {account() or '-'}"
+    text = f"{service} {operation} {where} {status} {id} attempt {attempt} {milliseconds:.0f} ms"
+    CALL_LOG.debug(text)
+
+
+def check_body(
+    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any
+) -> None:
+    """Turns a response that is cut off, or no response of AWS, into an error.
+
+    botocore raises for it, or takes it for an empty one, and does not ask again.
+    """
+    body = response_dict["body"]
+    if not isinstance(body, bytes):  # S3 streams objects
+        return
+    page = WEB_PAGE.match(body)
+    if not page and not is_cut_off(body, response_dict["headers"]):
+        return
+    if response_dict["status_code"] < 500:  # above, it may be a load balancer of AWS
+        code = "NotAws" if page else "MalformedResponse"
+        customized_response_dict["Error"] = {"Code": code, "Message": ""}
+        response_dict["status_code"] = 503
+    response_dict["body"] = b""
+
+
+def is_cut_off(body: bytes, headers: Any) -> bool:
+    """Whether a part of a body, or all of its sense, was lost on the way."""
+    from xml.etree import ElementTree
+
+    length = str(headers.get("content-length", ""))
+    if length.isdigit() and len(body) < int(length):
+        return True
+    try:
+        if body.lstrip().startswith(b"<"):
+            ElementTree.fromstring(body)  # noqa: S314 - as botocore parses it
+        elif body.strip():
+            json.loads(body)
+    except (ElementTree.ParseError, ValueError):
+        return True
+    return False
+
+
+def raise_if_malformed(parsed: dict[str, Any], model: Any, **_: Any) -> None:
+    """Raises for what `check_body` found, because its HTTP status may be that of a success."""
+    from botocore.exceptions import ClientError
+
+    if parsed.get("Error", {}).get("Code") in ("NotAws", "MalformedResponse"):
+        raise ClientError(parsed, model.name)  # type: ignore[arg-type]
+
+
+def is_timeout(error: Exception | None) -> bool:
+    """Whether nothing answered in time."""
+    from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
+
+    return isinstance(error, (ConnectTimeoutError, ReadTimeoutError, TimeoutError, FutureTimeout))
+
+
+def stop_after_timeouts(attempts: int, caught_exception: Exception | None, **_: Any) -> None:
+    """Two attempts where nothing answers.
+
+    botocore has one number of attempts for all failures; raising is how to stop early.
+    """
+    if caught_exception and is_timeout(caught_exception) and attempts > 1:
+        raise caught_exception
+
+
+def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, Any]:
+    """The response with its body as bytes: S3 streams objects, and one may be cut off."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+    for tries_left in reversed(range(MALFORMED_ATTEMPTS)):
+        response = send(**params)
+        if "Body" not in response:
+            break
+        try:
+            return response | {"Body": response["Body"].read()}
+        except (HTTPClientError, IncompleteReadError):
+            if not tries_left:
+                raise
+    return response
+
+
+# --- what went wrong ------------------------------------------------------------------
+
+ERROR_CODE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+DENIER = re.compile(  # the policy that has to change, where AWS names it
+    r"explicit deny in an? ([\w -]{1,30}(?:policy|boundary))"
+    r"|because no ((?:service control|resource control|session) policy|permissions boundary)"
+)
+# The services that botocore asks for credentials, by operation; all others are of STS
+SIGN_IN_SERVICES = {
+    "GetRoleCredentials": "sso",
+    "CreateToken": "sso-oidc",
+    "CreateOAuth2Token": "signin",
+}
+
+
+def describe_failure(error: Exception, call: Call) -> AwsError:
+    """The error of a call, without the text of the exception: that may hold a secret.
+
+    Whatever is raised here comes from botocore, whose parsers raise all sorts of errors for
+    what is not a response of AWS.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
+
+    if isinstance(error, AwsCallFailed):
+        return error.error
+    if isinstance(error, CredentialRetrievalError):
+        return call.error("CredentialRetrievalError", program_words(error))
+    if isinstance(error, BotoCoreError) or (call == SIGN_IN and not isinstance(error, ClientError)):
+        return call.error(type(error).__name__)
+    if is_timeout(error):
+        return call.error("NoResponse", f"within {CALL_TIMEOUT} seconds")
+    if not isinstance(error, ClientError):
+        code = "InvalidEndpoint" if str(error).startswith("Invalid endpoint") else ""
+        return call.error(code or "MalformedResponse", "" if code else NOT_AWS)
+    name = error.operation_name
+    if name != call.operation:
+        call = Call(SIGN_IN_SERVICES.get(name, "sts"), name, call.region)
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    if code == "NotAws" or not ERROR_CODE.fullmatch(code):
+        return call.error("MalformedResponse", NOT_AWS)
+    denier = DENIER.search(str(error.response["Error"].get("Message", "")))
+    detail = f"{DENIED_BY}{denier[1] or denier[2]})" if denier else ""
+    return call.error(code, "(cut off)" if code == "MalformedResponse" else detail)
+
+
+def program_words(error: Exception) -> str:
+    """The plain words that a program of `credential_process` says of its failure.
+
+    Whatever may be a secret is left out: long words, and those with digits or signs in them.
+    """
+    text = getattr(error, "kwargs", {}).get("error_msg", "")
+    plain = [
+        word if re.fullmatch(r"[(\"'`]?[A-Za-z][a-z'-]{0,15}[)\"'`]?[.,:;!?]?", word) else "***"
+        for word in str(text).split()
+    ]
+    return textwrap.shorten(" ".join(plain), 200, placeholder=" ***")
+
+
+# --- accounts -------------------------------------------------------------------------
 
 
 class Pace:
@@ -2177,25 +3171,32 @@ class Pace:
 
     def __init__(self) -> None:
         self.delay = self.next = self.slowed = 0.0
+        self.settled = False  # because a slower pace is refused as well
         self.lock = threading.Lock()
 
-    def before_send(self, **_: Any) -> None:
-        """Waits until the call may be sent."""
+    def wait(self, request: Any = None, **_: Any) -> None:
+        """Waits until the call may be made. It is not signed yet: a signature ages."""
         with self.lock:
             now = time.monotonic()
             self.next = max(now, self.next + self.delay)
             pause = self.next - now
+        getattr(IN_CALL, "sent", []).append(now + pause)
         time.sleep(pause)
+        if request and "first_sent" in request.context:
+            request.context["first_sent"] += pause  # as if there had been none
 
-    def on_response(self, response: tuple[Any, dict[str, Any]] | None, **_: Any) -> None:
-        """Learns from a response, or from None if there was none."""
-        code = response[1].get("Error", {}).get("Code") if response else None
+    def learn(self, refused: bool) -> None:
+        """Learns from an attempt, unless refusals have nothing to do with the pace."""
         with self.lock:
             now = time.monotonic()
-            if code not in THROTTLING_CODES:
+            if self.settled:
+                return
+            if not refused:
                 self.delay *= FASTER
             elif now - self.slowed > VOLLEY:
                 self.delay, self.slowed = max(self.delay * SLOWER, INITIAL_DELAY), now
+                if self.delay > MAX_DELAY:
+                    self.delay, self.settled = SETTLED_DELAY, True
 
 
 @dataclass(eq=False)
@@ -2205,21 +3206,25 @@ class Account:
     session: boto3.Session
     now: datetime  # the fixed time from which all ages of this audit are counted
     only_regions: Collection[str] = ()  # blank: all that are enabled
+    excluded_regions: Collection[str] = ()  # of those that are enabled
     max_key_age: int = MAX_KEY_AGE  # days
     number: str = ""  # known once STS has answered, as is the ARN
     arn: str = ""  # of the auditor in this account
     profile: str = ""  # for the AWS CLI, to reach the account
     clients: dict[tuple[str, str], Any] = field(default_factory=dict)
     cache: dict[Any, Future[Any]] = field(default_factory=dict)  # of `once`
-    timeouts: Counter[Call | str] = field(default_factory=Counter)  # by call, and by region
+    failures: Counter[Call | str] = field(default_factory=Counter)  # in a row
+    refused: dict[Call, AwsError] = field(default_factory=dict)  # after all attempts
+    throttling_codes: set[str] = field(default_factory=set)  # seen in responses
+    renewed: float = -math.inf  # when credentials were renewed that botocore took for valid
     fatal_error: AwsError | None = None  # why no further call makes sense
     lock: Any = field(default_factory=threading.RLock)
+    callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CALLERS))
 
     @functools.cached_property
     def home_region(self) -> str:
-        """The region for global services: the configured one, else the partition's own."""
-        partitions = [name for name in self.only_regions if name.startswith(("cn-", "us-gov-"))]
-        return self.session.region_name or [*partitions, "us-east-1"][0]
+        """The region for global services: the configured one, else one of the same partition."""
+        return self.session.region_name or default_region(self.session, self.only_regions)
 
     def ask(
         self, service: str, operation: str, region: str = "",
@@ -2233,7 +3238,7 @@ class Account:
         call = Call(service, operation, region or self.home_region)
         pages = self._pages(call, params)
         try:
-            return Response(self._call(call, lambda: read_body(next(pages))), call)
+            return Response(self._call(call, lambda: next(pages)), call)
         except AwsCallFailed as failed:
             if failed.error.code not in absent:
                 raise
@@ -2262,61 +3267,71 @@ class Account:
             config = {"PageSize": size}
             yield from client.get_paginator(name).paginate(**params, PaginationConfig=config)
             return
-        yield (page := getattr(client, name)(**params))
+        send = functools.partial(read_whole, getattr(client, name))
+        yield (page := send(**params))
         while token := page.get("NextToken"):  # botocore has no paginator for some operations
-            yield (page := getattr(client, name)(**params, NextToken=token))
+            yield (page := send(**params, NextToken=token))
 
     def _call(self, call: Call, send: Callable[[], T]) -> T:
         """The result of `send`; every failure in it becomes AwsCallFailed.
 
-        Whatever is raised here comes from botocore, whose parsers raise all sorts of errors
-        for what is not a response of AWS.
+        It runs in a thread of its own: there is no other way to give up on a response that
+        comes in drops.
         """
         if self.fatal_error:
             raise AwsCallFailed(self.fatal_error)
-        if self.timeouts[call] >= MAX_TIMEOUTS:
-            raise AwsCallFailed(call.error("NoResponse", f"(asked {MAX_TIMEOUTS} times)"))
+        if self.failures[call] >= MAX_FAILURES:
+            silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
+            raise AwsCallFailed(self.refused.get(call, silent))
         try:
-            result = send()
+            result = self._wait_for(send)
         except Exception as error:
             raise AwsCallFailed(self._error(error, call)) from error
-        self.timeouts[call] = self.timeouts[call.region] = 0
+        self.failures[call] = self.failures[call.region] = self.failures[CREDENTIALS] = 0
         return result
+
+    def _wait_for(self, send: Callable[[], T]) -> T:
+        """The result of `send`; TimeoutError if an attempt takes longer than CALL_TIMEOUT."""
+        sent: list[float] = []
+
+        def run() -> T:
+            IN_CALL.sent = sent
+            return send()
+
+        future = self.callers.submit(run)
+        while True:
+            begun = sent[-1:] or [time.monotonic()]
+            left = begun[0] + CALL_TIMEOUT - time.monotonic()
+            if wait([future], timeout=max(left, 0)).done or sent[-1:] == begun:
+                return future.result(timeout=0)
 
     def _error(self, error: Exception, call: Call) -> AwsError:
         """The error of a call; those that no further call can survive are kept."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        code = type(error).__name__ if isinstance(error, BotoCoreError) else "MalformedResponse"
-        if isinstance(error, ClientError):
-            code = error.response["Error"]["Code"]
-        failure = call.error(code)
+        failure = describe_failure(error, call)
         with self.lock:
             if is_timeout(error):
-                self.timeouts.update([call, call.region])
-            if code in EXPIRED_CODES:
+                self.failures.update([call, call.region])
+            if failure.code in self.throttling_codes:
+                self.refused[call] = failure = replace(failure, detail=LIMITS_USED_UP)
+                self.failures.update([call])
+            if failure.code == "CredentialRetrievalError":
+                self.failures.update([CREDENTIALS])
+            if failure.code in EXPIRED_CODES or self.failures[CREDENTIALS] >= MAX_FAILURES:
                 self.fatal_error = failure = self.fatal_error or failure
         return failure
 
     def client(self, service: str, region: str) -> Any:
         """The client of a service in a region, made once. Making one is not thread-safe."""
-        from botocore.config import Config
-
-        config = Config(
-            connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=READ_TIMEOUT,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            max_pool_connections=CONNECTIONS,
-        )
         with self.lock, CLIENT_LOCK:
             if (service, region) not in self.clients:
                 make: Callable[..., Any] = self.session.client
-                client = self.clients[service, region] = make(service, region, config=config)
+                client = make(service, region, config=client_config())
                 pace, events = Pace(), client.meta.events
-                limit_timeouts = functools.partial(self._limit_timeout_retries, region)
-                events.register("before-send", pace.before_send)
-                events.register("needs-retry", pace.on_response)
-                events.register_first("needs-retry", limit_timeouts)
+                events.register("before-sign", pace.wait)
+                listen(events, lambda: self.number)
+                on_attempt = functools.partial(self._on_attempt, region, pace)
+                events.register_first("needs-retry", on_attempt)
+                self.clients[service, region] = client
             return self.clients[service, region]
 
     def close(self) -> None:
@@ -2327,29 +3342,49 @@ class Account:
                 client.close()
             self.clients.clear()
             self.cache.clear()
+            self.callers.shutdown(wait=False)
 
-    def _limit_timeout_retries(
-        self, region: str, attempts: int, caught_exception: Exception | None, **_: Any
-    ) -> None:
-        """Two attempts where nothing answers, one where the region did not answer before.
+    def _on_attempt(self, region: str, pace: Pace, **event: Any) -> float | bool | None:
+        """Learns from an attempt, and decides on another where botocore would not, or too long.
 
-        botocore has one number of attempts for all failures; raising is how to stop early.
+        Returns the seconds to wait before the next attempt, False for none, or None if botocore
+        is to decide.
         """
-        timeout = is_timeout(caught_exception)
-        if caught_exception and timeout and (attempts > 1 or self.timeouts[region]):
-            raise caught_exception
+        from botocore.retries import standard
 
+        attempts, failed, response = (
+            event[name] for name in ("attempts", "caught_exception", "response")
+        )
+        if is_timeout(failed) and self.failures[region]:
+            raise failed
+        stop_after_timeouts(attempts, failed)
+        detector = standard.ThrottlingErrorDetector(standard.RetryEventAdapter())
+        throttled = detector.is_throttling_error(**event)
+        pace.learn(throttled)
+        code = response[1].get("Error", {}).get("Code", "") if response else ""
+        if throttled:
+            self.throttling_codes.add(code)
+        if time.monotonic() - event["request_dict"]["context"]["first_sent"] > CALL_TIMEOUT:
+            return False
+        if code == "MalformedResponse":
+            return MALFORMED_PAUSE if attempts < MALFORMED_ATTEMPTS else False
+        if code in RENEWABLE_CODES and attempts == 1 and self._renew_credentials():
+            return 0
+        return None
 
-def read_body(response: dict[str, Any]) -> dict[str, Any]:
-    """The response with its body as bytes: S3 streams objects."""
-    return response | {"Body": response["Body"].read()} if "Body" in response else response
+    def _renew_credentials(self) -> bool:
+        """Refresh credentials that botocore takes for valid; False if they cannot be refreshed."""
+        from botocore.credentials import RefreshableCredentials
 
-
-def is_timeout(error: Exception | None) -> bool:
-    """Whether nothing answered in time."""
-    from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
-
-    return isinstance(error, (ConnectTimeoutError, ReadTimeoutError))
+        credentials: Any = self.session.get_credentials()
+        if not isinstance(credentials, RefreshableCredentials):
+            return False
+        renew: Callable[..., None] = getattr(credentials, "_protected_refresh")  # noqa: B009
+        with self.lock:
+            if time.monotonic() - self.renewed > CALL_TIMEOUT:  # another thread may have done it
+                renew(is_mandatory=True)
+                self.renewed = time.monotonic()
+        return True
 
 
 # === audit ============================================================================
@@ -2377,7 +3412,7 @@ class Audit(NamedTuple):
 def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) -> Audit:
     """Run the checks on one account and make its report."""
     began = time.monotonic()
-    check_region_names(aws)
+    limit_regions(aws)
     state, today = given.state or AccountState(), given.today
     start_prefetch(aws, given.checks)
     results = [run_check(definition, aws, progress) for definition in given.checks]
@@ -2385,6 +3420,7 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
     results, coverage = apply_acceptances(results, aws.number, given.acceptances, state, today)
     results = [apply_state(result, state, today) for result in results] if given.state else results
     change = diff_with_state(results, state, aws, today, coverage)
+    enabled = value_or_error(enabled_regions, aws)
     report = Report(
         account=aws.number,
         started=aws.now.replace(microsecond=0),
@@ -2398,6 +3434,7 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
         ),
         aliases=names_or_none(account_aliases, aws),
         regions=value_or_error(regions, aws),
+        enabled_regions=len(enabled) if isinstance(enabled, list) else 0,
         seconds=round(time.monotonic() - began, 1),
         results=results,
         controls={
@@ -2414,17 +3451,24 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
     return Audit(report, change, used)
 
 
-def check_region_names(aws: Account) -> None:
-    """Raises CannotRun if --region names a region that is not enabled in the account."""
-    if not (wanted := set(aws.only_regions)):
+def limit_regions(aws: Account) -> None:
+    """Limits the account to the regions of --region, without those of --exclude-region.
+
+    Raises CannotRun if a region is not enabled in the account, or if none is left.
+    """
+    wanted, excluded = set(aws.only_regions), set(aws.excluded_regions)
+    if not wanted and not excluded:
         return
     try:
-        unknown = sorted(wanted - set(enabled_regions(aws)))
+        enabled = enabled_regions(aws)
     except AwsCallFailed:  # the checks will say what they cannot read
         return
-    if unknown:
-        valid = ", ".join(enabled_regions(aws))
+    if unknown := sorted(wanted - {*enabled}):
+        valid = ", ".join(enabled)
         raise CannotRun(f"no such region in this account: {', '.join(unknown)} (valid: {valid})")
+    aws.only_regions = (wanted or {*enabled}) - excluded
+    if not aws.only_regions:
+        raise CannotRun("--exclude-region leaves no region")
 
 
 def names_or_none(function: Callable[[Account], list[str]], aws: Account) -> list[str]:
@@ -2453,7 +3497,7 @@ def check_target(definition: Check, aws: Account, target: str) -> tuple[list[Row
     found = definition.rows(aws, target)
     try:
         while True:
-            rows.append(next(found))
+            rows.append(definition.with_arn(next(found), aws))
             require_declared_controls(definition, rows[-1])
     except StopIteration as end:
         number = end.value or 0
@@ -2510,7 +3554,14 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
         text = definition.empty_message.format(targets=targets, evaluated=evaluated[""])
         rows.insert(0, Row(NOTHING_TARGET, "", {}, Message(text)))
     complete = not (definition.targets.regional and aws.only_regions)
-    return CheckResult(definition, rows, complete, [*futures], failed, not unlisted, evaluated)
+    resources = evaluated[""] or sum(not row.error and row.target != NOTHING_TARGET for row in rows)
+    looked_at = {*map(region_of, futures)}
+    if definition.targets.regional and not unlisted:
+        enabled = value_or_error(regions, aws)
+        looked_at |= set() if isinstance(enabled, AwsError) else {*enabled}
+    return CheckResult(
+        definition, rows, complete, resources, looked_at, failed, not unlisted, evaluated
+    )
 
 
 def collapse_expired(
@@ -2568,6 +3619,7 @@ def apply_acceptances(
                 ended = why_ended(acceptance, known, id, row, today)
                 row = replace(row, acceptance=acceptance, acceptance_ended=ended)
                 if not ended:
+                    row = replace(row, remediation=Remediation())  # nobody is to run it
                     covered[acceptance.line][id] = row
             rows.append(row)
         found.append(replace(result, rows=rows))
@@ -2660,7 +3712,12 @@ def is_undetermined(result: CheckResult, id: str, known: KnownFinding) -> bool:
         return True
     if any(f"{id}/".startswith(prefix) for prefix in prefixes):
         return True
-    return result.check.targets.regional and known.target not in result.targets
+    return result.check.targets.regional and region_of(known.target) not in result.regions
+
+
+def region_of(target: str) -> str:
+    """The region of a regional target, which is a region or begins with one and a slash."""
+    return target.partition("/")[0]
 
 
 def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResult:
@@ -2671,9 +3728,10 @@ def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResu
     if not (result.check.targets.regional and result.complete and result.targets_complete):
         return result
     lost = Counter(
-        known.target
+        region_of(known.target)
         for id, known in state.findings.items()
-        if id.partition("/")[0] == result.check.name and known.target not in result.targets
+        if id.partition("/")[0] == result.check.name
+        and region_of(known.target) not in result.regions
     )
     rows = [
         not_checked_row(
@@ -2692,22 +3750,22 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
     vanished = defaultdict[tuple[str, str], dict[str, KnownFinding]](dict)
     for id, known in vanished_findings(result, state).items():
         vanished[result.check.name, known.resource or known.target][id] = known
+    first_run = state.since.get(result.check.name, today) == today
     rows = []
     for row in result.rows:
         id = result.check.id(row)
         if row.status == OK or row.error:
             rows.append(row)
         elif before := state.findings.get(id):
-            rows.append(changed_row(row, before, today))
+            rows.append(changed_row(row, before, today, first_run))
         elif moved := vanished.get(resource_key(result, row)):
             rows.append(moved_row(result, row, moved))
         else:
-            first_run = state.since.get(result.check.name, today) == today
             rows.append(replace(row, first_seen=today, change="" if first_run else NEW))
     return replace(result, rows=rows)
 
 
-def changed_row(row: Row, before: KnownFinding, today: str) -> Row:
+def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = False) -> Row:
     """A row that was known, and whether it is new today, worse or better."""
     change, was = "", before.result
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
@@ -2718,7 +3776,7 @@ def changed_row(row: Row, before: KnownFinding, today: str) -> Row:
     elif before.worse_since == today:  # a run of this day told it, or failed to
         change, was = WORSE, before.was
     elif before.first_seen == today:
-        change, was = NEW, ""
+        change, was = "" if first_run else NEW, ""
     elif before.severity and (row.severity, row.extent) != (before.severity, before.extent):
         change = BETTER if row.fully_read else ""
     return replace(row, first_seen=before.first_seen, change=change, was=was if change else "")
@@ -2806,10 +3864,11 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
     earlier = state.resolved if state.last_day == change.today else {}
     findings, resolved = kept | seen, earlier | change.resolved
     resolved = {id: known for id, known in resolved.items() if id not in findings}
+    since = dict.fromkeys(change.checks, change.today) | state.since
     return AccountState(
-        since=dict.fromkeys(change.checks, change.today) | state.since,
+        since=since,
         findings=findings,
-        history=append_today(state.history, findings, resolved, change),
+        history=append_today(state.history, findings, resolved, change, since),
         coverage=state.coverage | change.coverage,
         resolved=resolved,
         last_day=change.today,
@@ -2828,20 +3887,26 @@ def append_today(
     findings: dict[str, KnownFinding],
     resolved: dict[str, KnownFinding],
     change: StateChange,
+    since: dict[str, str],
 ) -> tuple[HistoryEntry, ...]:
     """The history with an entry for today, which is counted from the state after the audit.
 
-    What was not looked at today is counted as it was.
+    What was not looked at today is counted as it was. On the day of a check's first audit,
+    which is its `since`, nothing is new.
     """
     today = start_of_day(change.today)
     open_findings = {id: known for id, known in findings.items() if not known.accepted}
     severities = Counter(known.severity for known in open_findings.values())
-    firsts = [one.first_seen for one in (*open_findings.values(), *resolved.values())]
+    new = [
+        id
+        for id, known in (open_findings | resolved).items()
+        if known.first_seen == change.today != since.get(id.partition("/")[0])
+    ]
     entry = HistoryEntry(
         change.today,
         open={severity: severities[severity] for severity in SEVERITIES},
         not_checked=change.not_checked,
-        new=firsts.count(change.today),
+        new=len(new),
         days_open=tuple((today - start_of_day(one.first_seen)).days for one in resolved.values()),
         remembered=len(open_findings.keys() - change.seen.keys()),
     )
@@ -2882,28 +3947,37 @@ def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
 def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
     """The status of a control, from the rows of the check that decides it.
 
-    It is PASSED only if everything that the control asks about was read. An accepted row that
-    is a finding or an error makes it ACCEPTED.
+    It is FAILED if a row that is a finding names it, and PASSED only if everything that it asks
+    about was read. An accepted row makes it ACCEPTED.
     """
     failed, accepted, undecided = set[str](), set[str](), set[str]()
     scope = result.check.controls[name].scope
     for row in result.rows:
-        named = [one for one in row.control_findings if one.control == name]
-        if row.error and not named and (row.target == ROOT) == (scope == ROOT):
+        if is_target_lost(result.check, row, scope):
             undecided.add(row.status)
-        for one in named:
+        for one in (one for one in row.control_findings if one.control == name):
             if one.status == NOT_CHECKED:
                 undecided.add(ACCEPTED if row.status == ACCEPTED else NOT_CHECKED)
             else:
                 (accepted if row.status == ACCEPTED else failed).add(one.resource)
     evaluated = result.evaluated_by_control[name]
-    if scope and evaluated:  # a region or user that was read decides it for the account
+    if scope and evaluated:  # the target that decides it was read
         evaluated, undecided = 1, set()
     elif not result.complete or (scope and not undecided):
         undecided.add(NOT_CHECKED)
     decided = ACCEPTED if accepted or undecided else PASSED
     status = FAILED if failed else NOT_CHECKED if NOT_CHECKED in undecided else decided
     return ControlStatus(status, evaluated, len(failed | accepted))
+
+
+def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
+    """Whether the row is about a target, or all, that could not be read and that decides.
+
+    A row that is NOT CHECKED for another reason names the controls that it is about.
+    """
+    scopes = {control.scope for control in definition.controls.values()}
+    lost = bool(row.error) and not row.item and not row.control_findings
+    return lost and scope == (row.target if row.target in scopes else "")
 
 
 def merge_statuses(reports: Iterable[Report]) -> dict[str, ControlStatus]:
@@ -2929,63 +4003,116 @@ def drop_ok_rows(report: Report) -> Report:
     return replace(report, results=results)
 
 
+def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
+    """The reports without the rows about what another account owns that is among them.
+
+    What is shared, such as a security group, is shown to several accounts.
+    """
+    audited = {report.account for report in reports if report.results}
+    found = []
+    for report in reports:
+        others = audited - {report.account}
+        results = [
+            replace(one, rows=[row for row in one.rows if not others & {*row.arn.split(":")[4:5]}])
+            for one in report.results
+        ]
+        found.append(replace(report, results=results))
+    return found
+
+
 # === storage ==========================================================================
 
 # --- files here -----------------------------------------------------------------------
 
 STATE_LOCK = threading.Lock()  # accounts that are audited side by side share a state file
+LOCK_PATIENCE = 60  # seconds; to change a state takes less than one
+WRITABLE_KINDS = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
+WRITTEN: list[str] = []  # the files of this run, for the message of a signal,
+WRITING: set[str] = set()  # and those that are being written
+
+
+@contextlib.contextmanager
+def writing(file: File) -> Iterator[None]:
+    """Keeps the name of a file in WRITING, and then, unless this fails, in WRITTEN."""
+    WRITING.add(name := str(file))
+    try:
+        yield
+        WRITTEN.append(name)
+    finally:
+        WRITING.discard(name)
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine that only its owner may read."""
+    """A file on this machine that only its owner may read, unless it was there with other rights.
+
+    Links are followed. A device or a pipe is written into, and so is a file that one of our
+    streams writes into, such as /dev/stdout: a new file in its place would reach nobody.
+    """
 
     path: Path
     create_folder: bool = False  # because its name has {account}, {date} or {time} in it
+    numbered: bool = False  # if the name is taken, it gets a number
 
     def __str__(self) -> str:
         return str(self.path)
 
     def absolute(self) -> str:
-        """The absolute path."""
-        return str(self.path.resolve())
+        """The absolute path, of a link that of its target."""
+        return str(self.path.absolute() if self.is_stream() else self.target)
+
+    @property
+    def target(self) -> Path:
+        """The absolute path at the end of links."""
+        return Path(os.path.realpath(self.path))
+
+    def is_stream(self) -> bool:
+        """Whether there is something that is written into, and not replaced."""
+        if not (found := file_status(self.path)):
+            return False
+        ours = filter(None, map(file_status, (1, 2)))
+        return not stat.S_ISREG(found.st_mode) or any(os.path.samestat(found, one) for one in ours)
 
     def ensure_writable(self) -> None:
         """Raises CannotRun if it cannot be written, before an audit and not after it."""
-        folder = self.path.parent
-        while self.create_folder and not folder.exists():
-            folder = folder.parent
-        if self.path.is_dir():
-            raise CannotRun(f"{self} is a folder, not a file")
-        if self.path.exists() and not os.access(self.path, os.W_OK):
-            raise CannotRun(f"{self} is write-protected")
         try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise CannotRun(f"cannot write into {folder}: {error_text(error)}") from error
+            found, folder = file_status(self.path), self.target.parent
+            if found and stat.S_IFMT(found.st_mode) not in WRITABLE_KINDS:
+                raise CannotRun(f"{self} is a folder, a disk or a socket, not a file")
+            if found and not os.access(self.path, os.W_OK):
+                raise CannotRun(f"{self} is write-protected")
+            while self.create_folder and not folder.exists():
+                folder = folder.parent
+            for part in [str(self.path.absolute()), *self.target.parts, lock_name(self.target)]:
+                with contextlib.suppress(FileNotFoundError):
+                    (folder / part).stat()  # fails if a name is too long, or a link to itself
+            if not self.is_stream():
+                with tempfile.TemporaryFile(dir=folder):
+                    str(self.target).encode()  # as text in the workbook
+        except (OSError, ValueError) as error:
+            raise CannotRun(f"cannot write {self}: {error_text(error)}") from error
 
     def read(self) -> bytes:
         """The content; OSError if there is none."""
         return self.path.read_bytes()
 
-    def write(self, data: bytes) -> None:
-        """Replaces the content in one move: after a crash it is the old one or the new one."""
-        self._make_folder()
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".security_check-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(temporary).replace(self.path)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
+    def write(self, data: bytes) -> str:
+        """Replaces the content in one move: after a crash it is the old one or the new one.
+
+        Returns the absolute path.
+        """
+        with writing(self):
+            if not self.is_stream():
+                return str(self._move_in(data))
+            with self.path.open("ab") as stream:
+                stream.write(data)
+        return self.absolute()
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replaces the content, None if there is no file, while no other run can."""
         self._make_folder()
-        with locked(self.path.parent):
-            self.write(change(self.read() if self.path.exists() else None))
+        with writing(self), locked(self.target):
+            self._move_in(change(self.read() if self.path.exists() else None))
 
     def list_json(self) -> list[LocalFile]:
         """The JSON files in this folder, or this file; OSError if there is neither."""
@@ -2994,30 +4121,85 @@ class LocalFile:
         return [LocalFile(path) for path in found]
 
     def _make_folder(self) -> None:
-        if self.create_folder:
-            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        for folder in reversed(self.target.parents) if self.create_folder else ():
+            folder.mkdir(0o700, exist_ok=True)
+
+    def _move_in(self, data: bytes) -> Path:
+        self._make_folder()
+        target = self.target
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".security_check-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                keep_rights(handle, file_status(self.path))
+            target = unused(target) if self.numbered else target
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+        return target
+
+
+def file_status(place: Path | int) -> os.stat_result | None:
+    """The status of a file, at the end of links, or of a descriptor; None if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return os.stat(place)  # noqa: PTH116 - Path knows no descriptors
+    return None
+
+
+def unused(path: Path, number: int = 1) -> Path:
+    """The path of an empty file that is made now, with a number if the name is taken."""
+    free = path.with_stem(f"{path.stem}-{number}") if number > 1 else path
+    try:
+        free.touch(0o600, exist_ok=False)
+    except FileExistsError:
+        return unused(path, number + 1)
+    return free
+
+
+def keep_rights(handle: int, old: os.stat_result | None) -> None:
+    """Gives an open file the group and the mode of an old one, and as root its owner."""
+    if old and os.name == "posix":
+        with contextlib.suppress(PermissionError):  # then it stays for its owner only
+            os.fchown(handle, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
+            os.fchmod(handle, stat.S_IMODE(old.st_mode))
+
+
+def lock_name(path: Path) -> str:
+    """The name of the file, beside another one, whose lock keeps other runs out."""
+    return f".{path.name}.lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other threads and other processes out; on Windows only other threads."""
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other threads and processes out of a file; on Windows only other threads.
+
+    A lock file that is there means nothing: the lock of a process ends with the process.
+    """
     with STATE_LOCK:
         try:
             import fcntl
         except ImportError:
             yield
             return
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock, until = path.with_name(lock_name(path)), time.monotonic() + LOCK_PATIENCE
+        with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
+            keep_rights(file.fileno(), file_status(path))
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() >= until:
+                        why = f"another run has held {lock} for {LOCK_PATIENCE} seconds"
+                        raise OSError(errno.ETIMEDOUT, why) from error
+                time.sleep(0.1)
             yield
-        finally:
-            os.close(handle)
 
 
 # --- files in S3 ----------------------------------------------------------------------
 
-S3_NAME = re.compile(r"s3://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
+S3_NAME = re.compile(r"(?i:s3)://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
 WRITE_CONFLICT_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
 MAX_WRITE_TRIES = 50  # of the state: each conflict means that another writer has finished
 CONFLICT_PAUSE = 100  # milliseconds at most, so that two writers do not meet again
@@ -3054,17 +4236,21 @@ class S3Object:
             if failed.error.code in WRITE_CONFLICT_CODES:
                 return
             raise CannotRun(f"cannot write {self}: {failed.error}") from failed
+        with contextlib.suppress(AwsCallFailed):
+            probe._ask("DeleteObject")
         raise CannotRun(f"cannot write {self}: this store ignores conditions, so it is not S3")
 
     def read(self) -> bytes:
         """The content; FileNotFoundError if there is no object."""
         return self._get()[0]
 
-    def write(self, data: bytes, **condition: str) -> None:
-        """Replaces the content, which S3 does completely or not at all."""
+    def write(self, data: bytes, **condition: str) -> str:
+        """Replaces the content, which S3 does completely or not at all. Returns the name."""
         content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
-        response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
-        response["ETag"]  # raises if something other than S3 answered
+        with writing(self):
+            response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
+            response["ETag"]  # raises if something other than S3 answered
+        return str(self)
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replaces the content, None if there is no object; again if another run was faster."""
@@ -3121,10 +4307,10 @@ def read_errors_as_cannot_run(file: File) -> Iterator[None]:
         raise CannotRun(f"cannot read {file}: {error_text(error)}") from error
 
 
-def write_or_save_copy(file: File, data: bytes) -> None:
-    """Write results, or save them elsewhere and raise CannotRun."""
+def write_or_save_copy(file: File, data: bytes) -> str:
+    """Write results, and return their absolute name; or save them elsewhere, raise CannotRun."""
     try:
-        file.write(data)
+        return file.write(data)
     except FILE_ERRORS as error:
         save_copy_and_fail(data, file, error)
 
@@ -3195,7 +4381,6 @@ def current_id(id: str) -> str:
 
 REPORT_SCHEMA = 5
 MALFORMED_REPORT = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-ONLY_FOR_THE_AUDIT = {"control_findings"}  # of a row
 MAX_NUMBER = 10**15  # readers of JSON and the .xls format hold numbers below exactly
 
 
@@ -3214,7 +4399,12 @@ def encode(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return [*map(encode, value)]
     kind: Any = type(value)
-    return {name: encode(getattr(value, name)) for name in reported_fields(kind)}
+    fields = {name: encode(getattr(value, name)) for name in reported_fields(kind)}
+    if isinstance(value, Report):
+        levels = Counter(row.level for row in value.rows())
+        counts = {level: levels[level] for level in ROW_ORDER}
+        return {"exit_code": value.exit_code(), "counts": counts, **fields}
+    return fields
 
 
 def encode_result(result: CheckResult) -> dict[str, Any]:
@@ -3224,20 +4414,26 @@ def encode_result(result: CheckResult) -> dict[str, Any]:
             "id": result.check.id(row),
             "status": row.status,
             "result": row.result,
+            "control": row.control,
+            "controls": row.controls,
             **encode(row),
             "dates": [name for name, cell in row.cells.items() if isinstance(cell, datetime)],
         }
         for row in result.rows
     ]
-    name, title = result.check.name, result.check.title
-    return {"check": name, "title": title, "complete": result.complete, "rows": rows}
+    return {
+        "check": result.check.name,
+        "title": result.check.title,
+        "complete": result.complete,
+        "evaluated": result.evaluated,
+        "rows": rows,
+    }
 
 
 @functools.cache
 def reported_fields(kind: Any) -> dict[str, Any]:
-    """The types of the fields of a class, without those that only the audit needs."""
-    hints = get_type_hints(kind)
-    return {name: hint for name, hint in hints.items() if name not in ONLY_FOR_THE_AUDIT}
+    """The types of the fields of a class."""
+    return get_type_hints(kind)
 
 
 @functools.cache
@@ -3302,7 +4498,8 @@ def decode_result(data: dict[str, Any]) -> CheckResult:
     """A result of one of our checks."""
     (definition,) = (one for one in CHECKS if one.name == data["check"])
     complete = require_type((bool,), data["complete"])
-    return CheckResult(definition, [*map(decode_row, data["rows"])], complete)
+    evaluated = require_type((int,), data["evaluated"])
+    return CheckResult(definition, [*map(decode_row, data["rows"])], complete, evaluated)
 
 
 DECODERS: dict[Any, Callable[[Any], Any]] = {
@@ -3312,12 +4509,13 @@ DECODERS: dict[Any, Callable[[Any], Any]] = {
 }
 
 
-def to_json(reports: Iterable[Report]) -> bytes:
-    """The JSON report: a document with one entry an account."""
+def to_json(reports: Iterable[Report], merged: bool = False) -> bytes:
+    """The JSON report: a document with one entry an account; `merged` from other reports or not."""
     controls = {name: control for one in CHECKS for name, control in one.controls.items()}
     document = {
         "schema": REPORT_SCHEMA,
         "version": __version__,
+        "merged": merged,
         "controls": encode(controls),
         "accounts": encode([*reports]),
     }
@@ -3327,13 +4525,14 @@ def to_json(reports: Iterable[Report]) -> bytes:
 def reports_from_json(data: bytes, file: File) -> list[Report]:
     """The reports in a document, each of which must round-trip exactly.
 
-    A damaged one costs its account: it becomes an error. CannotRun if all are damaged.
+    A damaged one costs its account: it becomes an error. There is none in a merged document,
+    which repeats what others say. CannotRun if all are damaged.
     """
     try:
         document = json.loads(data)
         if (version := document["schema"]) != REPORT_SCHEMA:
             raise CannotRun(f"{file} is of version {version}, this script knows {REPORT_SCHEMA}")
-        entries: list[Any] = [*document["accounts"]]
+        entries: list[Any] = [] if document["merged"] else [*document["accounts"]]
     except MALFORMED_REPORT as error:
         raise CannotRun(f"{file} is damaged, or no report of this script") from error
     reports = [report_or_none(entry) for entry in entries]
@@ -3379,10 +4578,15 @@ def check_values(report: Report) -> None:
         start_of_day(day)
     if report.account_status == ACTIVE and not report.error and not report.results:
         raise ValueError("a report without a result")
-    words = {*(row.severity for row in rows), *(one.status for one in report.controls.values())}
-    unknown = words - {"", *SEVERITIES, *CONTROL_STATUSES}
+    if any(one.status not in CONTROL_STATUSES for one in report.controls.values()):
+        raise ValueError("a control without a status")
+    named: list[ControlFinding] = [one for row in rows for one in row.control_findings]
+    statuses = {*(one.status for one in named), *(one.status for one in report.controls.values())}
+    statuses |= {report.question.fail_on or "none"} if report.question else set()
+    unknown = {*(row.severity for row in rows), *statuses} - {"", *SEVERITIES, *CONTROL_STATUSES}
     known_controls = {name for one in CHECKS for name in one.controls}
-    if unknown or report.controls.keys() - known_controls or not 0 <= report.seconds < 1e9:
+    controls = {*report.controls, *(one.control for one in named)}
+    if unknown or controls - known_controls or not 0 <= report.seconds < 1e9:
         raise ValueError("an unknown severity, status or control, or an impossible duration")
 
 
@@ -3508,17 +4712,22 @@ def rows_by_check(reports: Iterable[Report], with_ok: bool = True) -> Sheets:
             shown = (row for row in result.rows if with_ok or row.status != OK)
             found[result.check] += [(report, row) for row in shown]
     for pairs in found.values():
-        pairs.sort(key=lambda pair: ROW_ORDER.index(pair[1].level))
+        pairs.sort(key=lambda pair: seriousness(pair[1]))
     return {
         definition: [SheetRow(report, definition, row, n) for n, (report, row) in enumerate(pairs)]
         for definition, pairs in found.items()
     }
 
 
+def seriousness(row: Row) -> tuple[int, int]:
+    """Sorts the most serious row first."""
+    return ROW_ORDER.index(row.level), -row.priority
+
+
 def ranked(sheets: Sheets, status: str) -> list[SheetRow]:
     """The rows with a status from all sheets, the most serious first."""
     lines = [line for sheet in sheets.values() for line in sheet if line.row.status == status]
-    return sorted(lines, key=lambda line: ROW_ORDER.index(line.row.level))
+    return sorted(lines, key=lambda line: seriousness(line.row))
 
 
 def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
@@ -3530,19 +4739,21 @@ def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
     return [*groups.values()]
 
 
-def tally(rows: Iterable[Row], with_new: bool, with_ok: bool = True) -> dict[str, int]:
-    """The number of rows by heading: the severities, New, OK, ACCEPTED and NOT CHECKED."""
+def tally(rows: Iterable[Row], with_new: bool) -> dict[str, int]:
+    """The number of rows by heading: the severities, New, ACCEPTED and NOT CHECKED."""
     counts: Counter[str] = Counter()
     for row in rows:
         counts.update([row.level, *(["New"] if row.new and row.status == FINDING else [])])
-    optional = [*(["New"] if with_new else []), *([OK] if with_ok else [])]
-    headings = (*SEVERITIES, *optional, ACCEPTED, NOT_CHECKED)
+    headings = (*SEVERITIES, *(["New"] if with_new else []), ACCEPTED, NOT_CHECKED)
     return {heading: counts[heading] for heading in headings}
 
 
-def tally_for(overview: Overview, rows: Iterable[Row]) -> dict[str, int]:
-    """The tally with the headings that fit the overview."""
-    return tally(rows, overview.with_state, with_ok=not overview.multi_account)
+def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]) -> dict[str, int]:
+    """The tally of a check, behind the number of resources that were evaluated."""
+    results = (result for report in overview.reports for result in report.results)
+    evaluated = sum(result.evaluated for result in results if result.check is definition)
+    counts = tally((line.row for line in lines), overview.with_state)
+    return {"Evaluated": evaluated, **counts}
 
 
 # --- sentences ------------------------------------------------------------------------
@@ -3606,19 +4817,88 @@ def names_or_error(names: list[str] | AwsError) -> str:
 
 
 def headline(overview: Overview) -> str:
-    """The numbers of findings and of what is NOT CHECKED, in one line."""
+    """The numbers of findings and of what is NOT CHECKED, and the limits of the audit."""
     reports = overview.reports
     found = [row for report in reports for row in report.rows(FINDING)]
     findings = counted(len(found), "finding")
+    if overview.with_state:
+        resolved = sum(len(report.resolved or ()) for report in reports)
+        new, worse = (sum(row.change == one for row in found) for one in (NEW, WORSE))
+        changes = [f"{new:,} new", *([f"{worse:,} worse"] if worse else [])]
+        findings += f" ({', '.join(changes)}, {resolved:,} resolved)"
     errors = sum(len(report.errors()) for report in reports)
     accepted = sum(bool(row.error) for report in reports for row in report.rows(ACCEPTED))
     accepted += sum(bool(report.error_acceptance) for report in reports)
-    if overview.with_state:
-        resolved = sum(len(report.resolved or ()) for report in reports)
-        findings += f" ({sum(row.new for row in found):,} new, {resolved:,} resolved)"
-    gaps = [f"{errors:,} {NOT_CHECKED}"] if errors else []
-    gaps += [f"{accepted:,} {NOT_CHECKED} but accepted"] if accepted else []
-    return f"{findings}, {', '.join(gaps) or 'everything was checked'}"
+    parts = [
+        *([f"{errors:,} {NOT_CHECKED}"] if errors else []),
+        *([f"{accepted:,} {NOT_CHECKED} but accepted"] if accepted else []),
+        *([f"limited to: {limits}"] if (limits := describe_limits(overview)) else []),
+    ]
+    return ", ".join([findings, *(parts or ["everything was checked"])])
+
+
+class QuestionPart(NamedTuple):
+    """A part of what a run was asked."""
+
+    text: str
+    limited: bool  # whether it leaves something out
+    names: Sequence[str] = ()
+
+
+def question_parts(overview: Overview) -> list[QuestionPart]:
+    """The checks, regions, ages and accounts that were asked for; of several reports the fewest."""
+    asked = [report.question for report in overview.reports if report.question]
+    if not asked:
+        return []
+    checks = min((question.checks for question in asked), key=len)
+    everything = len(checks) == len(CHECKS)
+    number = f"all {len(CHECKS):,}" if everything else f"{len(checks):,} of {len(CHECKS):,}"
+    age = max(question.max_key_age for question in asked)
+    parts = [
+        QuestionPart(f"{number} checks", not everything, checks),
+        regions_asked(overview),
+        QuestionPart(f"access keys older than {counted(age, 'day')}", age > MAX_KEY_AGE),
+    ]
+    for word, number in (("named", "accounts"), ("left out", "excluded_accounts")):
+        if names := sorted({name for question in asked for name in getattr(question, number)}):
+            parts.append(QuestionPart(f"{counted(len(names), 'account')} {word}", True, names))
+    return parts
+
+
+def regions_asked(overview: Overview) -> QuestionPart:
+    """The regions that were asked for, in the account in which they were the fewest."""
+    parts = []
+    for report in overview.reports:
+        if question := report.question:
+            names = report.regions if isinstance(report.regions, list) else question.regions
+            limited = bool(question.regions or question.excluded_regions)
+            known = f" of {report.enabled_regions:,}" if report.enabled_regions else ""
+            text = f"{len(names):,}{known} regions" if limited else "all regions"
+            parts.append(QuestionPart(text, limited, names))
+    return min(parts, key=lambda part: (not part.limited, len(part.names)))
+
+
+def describe_limits(overview: Overview) -> str:
+    """`1 of 6 checks, 1 of 17 regions`; blank if everything was asked for."""
+    return ", ".join(part.text for part in question_parts(overview) if part.limited)
+
+
+def describe_question(overview: Overview) -> str:
+    """All that was asked, and by which rules."""
+    parts = [
+        f"{part.text} ({in_words(part.names)})" if part.limited and part.names else part.text
+        for part in question_parts(overview)
+    ]
+    text = ", ".join(parts) or "no account could be audited"
+    return f"{text[:1].upper()}{text[1:]}. {describe_version(overview)}"
+
+
+def describe_version(overview: Overview) -> str:
+    """`security_check.py 2.0, rules of 2026-11-25`."""
+    asked = [report.question for report in overview.reports if report.question]
+    versions = in_words(sorted({one.version for one in asked} or {__version__}))
+    rules = in_words(sorted({one.rules for one in asked} or {RULES_DATE}))
+    return f"security_check.py {versions}, rules of {rules}"
 
 
 def describe_accounts(reports: list[Report]) -> str:
@@ -3640,6 +4920,15 @@ def describe_outcome(report: Report) -> str:
     return f"{how} {report.seconds:.0f} s"
 
 
+def describe_whose(overview: Overview) -> str:
+    """`AWS account 123456789012 (alias)`, or several accounts in words."""
+    if overview.multi_account:
+        return overview.scope
+    (report,) = overview.reports
+    aliases = f" ({names_or_error(report.aliases)})" if report.aliases else ""
+    return f"AWS account {report.account}{aliases}"
+
+
 def run_details(overview: Overview) -> dict[str, str]:
     """The section `The audit` of the Summary."""
     when = {
@@ -3651,8 +4940,30 @@ def run_details(overview: Overview) -> dict[str, str]:
         return accounts | {"Audited by": overview.auditor_arn} | when
     (report,) = overview.reports
     account = {"Account": report.account, "Alias": ", ".join(report.aliases)}
-    where = {"Regions": names_or_error(report.regions)}
-    return account | {"Audited by": report.auditor_arn} | when | where
+    return account | {"Audited by": report.auditor_arn} | when
+
+
+def question_details(overview: Overview) -> dict[str, str]:
+    """The section `What was asked` of the Summary: a line a check, then the rest."""
+    asked = [report.question for report in overview.reports if report.question]
+    if not asked:
+        return {"Version": describe_version(overview)}
+    checks, where, keys, *accounts = question_parts(overview)
+    names = where.text if where.limited else f"all {len(where.names):,} that are enabled"
+    least = min((question.fail_on for question in asked), key=SEVERITIES.index)
+    return {
+        **{one.title: one.coverage if one.name in checks.names else "not asked" for one in CHECKS},
+        "Regions": f"{names}: {', '.join(where.names)}",
+        "Key age": f"{keys.text} are findings",
+        **({"Accounts": "; ".join(map(describe_part, accounts))} if accounts else {}),
+        **({"Exit code": f"1 only for findings of {least} or worse"} if least != LOW else {}),
+        "Version": describe_version(overview),
+    }
+
+
+def describe_part(part: QuestionPart) -> str:
+    """A part of the question with all names."""
+    return f"{part.text}: {', '.join(part.names)}"
 
 
 # --- history --------------------------------------------------------------------------
@@ -3697,6 +5008,107 @@ def last_two_bars(history: Sequence[HistoryEntry], today: str) -> list[str]:
     ]
 
 
+# --- lines of the terminal and the Summary --------------------------------------------
+
+
+class SummaryLine(NamedTuple):
+    """A line of a section."""
+
+    label: str
+    text: str
+    link: str = ""
+    command: str = ""
+
+
+def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+    """A line for each resource, with the command for its first finding."""
+    return [
+        SummaryLine(
+            group[0].row.severity,
+            describe_resource(group, overview.multi_account),
+            group[0].link(),
+            group[0].row.remediation.command,
+        )
+        for group in group_by_resource(lines)
+    ]
+
+
+def change_lines(lines: Iterable[SheetRow], overview: Overview, change: str) -> list[SummaryLine]:
+    """The findings that are NEW or WORSE; of the latter also what they were."""
+    changed = [line for line in lines if line.row.change == change]
+    return finding_lines(changed, overview)
+
+
+def ended_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+    """The findings whose acceptance does not count any more."""
+    return finding_lines([line for line in lines if line.row.acceptance_ended], overview)
+
+
+def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+    """The findings of one account by resource; of several accounts by what they are."""
+    if not overview.multi_account:
+        return finding_lines(lines, overview)
+    groups: dict[tuple[str, ...], list[SheetRow]] = defaultdict(list)
+    for line in lines:
+        kind = line.row.kind or line.row.result
+        groups[line.check.name, line.row.severity, kind].append(line)
+    return [
+        SummaryLine(
+            severity, f"{kind[:1].upper()}{kind[1:]}: {describe_spread(group)}", group[0].link()
+        )
+        for (_, severity, kind), group in groups.items()
+    ]
+
+
+def describe_spread(group: Sequence[SheetRow]) -> str:
+    """`41 rules in 23 accounts`."""
+    accounts = {f"{line.report.account} {line.report.name}".strip() for line in group}
+    where = f"{len(accounts):,} accounts" if len(accounts) > 1 else accounts.pop()
+    return f"{counted(len(group), group[0].check.row_noun)} in {where}"
+
+
+def account_error_lines(overview: Overview) -> list[SummaryLine]:
+    """The accounts that could not be opened."""
+    return [
+        SummaryLine(
+            NOT_CHECKED,
+            f"{report.account} {report.name}: {describe_outcome(report)}".strip(),
+            f"#Accounts!A{number}",
+        )
+        for number, report in enumerate(overview.reports, HEADER_ROWS + 1)
+        if report.error
+    ]
+
+
+def gap_lines(overview: Overview, sheets: Sheets) -> list[SummaryLine]:
+    """The rows that are NOT CHECKED, a line for each error of a check."""
+    groups: dict[tuple[str, str], list[SheetRow]] = defaultdict(list)
+    for line in ranked(sheets, NOT_CHECKED):
+        error = f"{describe_result(line.row)}{needed_permission(line.row.error)}"
+        groups[line.check.title, error].append(line)
+    return [
+        SummaryLine(
+            NOT_CHECKED, f"{title}: {error}: {describe_gap(group, overview)}", group[0].link()
+        )
+        for (title, error), group in groups.items()
+    ]
+
+
+def describe_gap(group: Sequence[SheetRow], overview: Overview) -> str:
+    """The targets that were not read, and their accounts."""
+    text = in_words(line.row.id.removesuffix("/not-checked") for line in group)
+    accounts = (f"{line.report.account} {line.report.name}".strip() for line in group)
+    return f"{text} in {in_words(accounts)}" if overview.multi_account else text
+
+
+def policy_line(overview: Overview) -> list[SummaryLine]:
+    """The statement to add to the policy for the calls that were denied, if any was."""
+    errors = (error for report in overview.reports for error in report.errors())
+    actions = sorted({one.missing_permission for one in errors if one.missing_permission})
+    statement = json.dumps({"Effect": "Allow", "Action": actions, "Resource": "*"})
+    return [SummaryLine("Remediation", f"Add to the policy: {statement}")] if actions else []
+
+
 # --- terminal -------------------------------------------------------------------------
 
 COLUMNS_OF_TERMINAL = 80
@@ -3705,41 +5117,60 @@ MAX_WORST, MAX_LINES = 5, 10
 ANSI = {CRITICAL: "1;31", HIGH: "31", "New": "1", NOT_CHECKED: "7"}  # colours
 
 
-def terminal_text(overview: Overview, colour: bool = False) -> str:
-    """The summary on standard output; the path comes last, so that it can be copied."""
+def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False) -> str:
+    """The summary on standard output; the path comes last, so that it can be copied.
+
+    With --quiet it begins with the reasons why it is printed.
+    """
     sheets = rows_by_check(overview.reports)
     table = account_table if overview.multi_account else check_table
-    lines = ranked(sheets, FINDING)
-    resolved = [
+    findings = ranked(sheets, FINDING)
+    history = merge_history(overview.reports)
+    numbers = [*table(overview, sheets, colour), ""]
+    worst = finding_text("Worst", worst_lines(findings, overview), MAX_WORST)
+    news = [
+        *finding_text("Worse", change_lines(findings, overview, WORSE), MAX_LINES),
+        *finding_text("New", change_lines(findings, overview, NEW), MAX_LINES),
+        *first_lines("Not checked", gap_texts(overview, sheets), MAX_LINES),
+        *finding_text("Acceptance ended", ended_lines(findings, overview), MAX_LINES),
+        *first_lines("Resolved", resolved_texts(overview), MAX_LINES),
+    ]
+    begin = [f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}", ""]
+    end = [*fold(describe_question(overview), ""), *filter(None, [overview.path])]
+    ended = overview.started + timedelta(seconds=overview.seconds)  # perhaps after midnight
+    total = [headline(overview), *last_two_bars(history, f"{ended:%Y-%m-%d}")]
+    total += first_run_text(overview)
+    compared = overview.with_state and not any(report.first_run for report in overview.reports)
+    if quiet and compared:
+        return "\n".join([*begin, *total, *news, "", *numbers, *end])
+    return "\n".join([*begin, *numbers, *total, *worst, *news, *end])
+
+
+def first_run_text(overview: Overview) -> list[str]:
+    """The reason why nothing is new in a first run."""
+    first = sum(report.first_run for report in overview.reports)
+    whose = f" of {counted(first, 'account')}" if overview.multi_account else ""
+    return fold(f"First run{whose} with this state: nothing to compare with.", "") if first else []
+
+
+def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
+    """Everything that is NOT CHECKED, and the statement that the policy lacks."""
+    lines = [*account_error_lines(overview), *gap_lines(overview, sheets)]
+    return [line.text for line in (*lines[: MAX_LINES - 1], *policy_line(overview))]
+
+
+def resolved_texts(overview: Overview) -> list[str]:
+    """The findings that were resolved since last time."""
+    return [
         f"{known.result} ({f'{report.account}/' if overview.multi_account else ''}{id})"
         for report in overview.reports
         for id, known in (report.resolved or {}).items()
     ]
-    history = merge_history(overview.reports)
-    new = [line for line in lines if line.row.change == NEW]
-    worse = [line for line in lines if line.row.change == WORSE]
-    ended = [line for line in lines if line.row.acceptance_ended]
-    return "\n".join([
-        *table(overview, sheets, colour),
-        "",
-        headline(overview),
-        *last_two_bars(history, f"{overview.started:%Y-%m-%d}"),
-        *finding_text("Worst", lines, overview, MAX_WORST),
-        *finding_text("New", new, overview, MAX_LINES),
-        *finding_text("Worse", worse, overview, MAX_LINES),
-        *finding_text("Acceptance ended", ended, overview, MAX_LINES),
-        *first_lines("Resolved", resolved, MAX_LINES),
-        overview.path,
-    ])  # fmt: skip
 
 
-def finding_text(title: str, lines: Iterable[SheetRow], overview: Overview, most: int) -> list[str]:
-    """Findings under a title, one line a resource."""
-    texts = [
-        f"{group[0].row.severity:8}  {describe_resource(group, overview.multi_account)}"
-        for group in group_by_resource(lines)
-    ]
-    return first_lines(title, texts, most)
+def finding_text(title: str, lines: Iterable[SummaryLine], most: int) -> list[str]:
+    """Findings under a title."""
+    return first_lines(title, [f"{line.label:8}  {line.text}" for line in lines], most)
 
 
 def first_lines(title: str, lines: list[str], most: int) -> list[str]:
@@ -3751,27 +5182,27 @@ def first_lines(title: str, lines: list[str], most: int) -> list[str]:
 
 def check_table(overview: Overview, sheets: Sheets, colour: bool) -> list[str]:
     """The numbers of a single account, one line a check."""
-    (report,) = overview.reports
-    alias = f" ({', '.join(report.aliases)})" if report.aliases else ""
-    lines = [f"AWS account {report.account}{alias}", ""]
-    lines.append(" " * 16 + number_cells(tally_for(overview, []), names=True))
+    lines: list[str] = []
     for definition, found in sheets.items():
-        counts = tally_for(overview, (line.row for line in found))
-        lines.append(f"{definition.title:16}" + number_cells(counts, colour))
+        counts = check_tally(overview, definition, found)
+        lines += [] if lines else [" " * 15 + number_cells(counts, names=True)]
+        lines.append(f"{definition.title:15}" + number_cells(counts, colour))
     return lines
 
 
 def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
     """The numbers of the first MAX_ACCOUNT_LINES accounts, one line each."""
     reports = overview.reports
-    lines = [f"{overview.scope}: {describe_accounts(reports)}", ""]
+    lines = [describe_accounts(reports), ""]
     for n, report in enumerate(reports[:MAX_ACCOUNT_LINES]):
-        counts = tally_for(overview, report.rows())
+        counts = tally(report.rows(), overview.with_state)
         del counts[ACCEPTED]  # to stay within COLUMNS_OF_TERMINAL
         if n == 0:
             lines.append(" " * 33 + number_cells(counts, names=True))
-        audited = report.account_status == ACTIVE and not report.error
-        end = number_cells(counts, colour) if audited else describe_outcome(report)[:47]
+        active = report.account_status == ACTIVE
+        end = number_cells(counts, colour) if active else f" {report.account_status}"
+        if report.error:  # the reason stands under `Not checked`
+            end = f"{NOT_CHECKED:>{len(number_cells(counts))}}"
         lines.append(f"{report.account:12} {fit(report.name, 19)} {end}")
     more = len(reports) - MAX_ACCOUNT_LINES
     return [*lines, f"and {more:,} more accounts"] if more > 0 else lines
@@ -3787,14 +5218,14 @@ def number_cells(counts: dict[str, int], colour: bool = False, names: bool = Fal
     return "".join(cells)
 
 
-def fold(text: str) -> list[str]:
+def fold(text: str, indent: str = "  ") -> list[str]:
     """The text in lines of COLUMNS_OF_TERMINAL, indented.
 
     A wide character takes two columns, so it is folded with a placeholder behind it.
     """
     padded = "".join(f"{char}\0" if display_width(char) == 2 else char for char in printable(text))
     lines = textwrap.wrap(
-        padded, COLUMNS_OF_TERMINAL, initial_indent="  ", subsequent_indent=" " * 12,
+        padded, COLUMNS_OF_TERMINAL, initial_indent=indent, subsequent_indent=6 * indent,
         break_on_hyphens=False,
     )  # fmt: skip
     return [line.replace("\0", "") for line in lines]
@@ -3822,18 +5253,24 @@ def fit(text: str, places: int) -> str:
 
 # --- workbook: columns and styles -----------------------------------------------------
 
-REMEDIATION_NOTE = "Remediation: read a command first, what it closes may be in use."
+REMEDIATION_NOTE = " Remediation: read a command first, what it closes may be in use."
 MAX_ROWS = 65_536  # of a sheet of the .xls format
-HEADER_ROWS = 3  # title, note, header
+HEADER_ROWS = 4  # title, note, a thin blank row, header
+FROZEN_COLUMNS = 2  # Severity and Status
+MAX_ROW_HEIGHT = 409 * 20  # twentieths of a point; the format holds no more
 MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # digits, lines
-COLUMN_UNIT, POINT = 270, 48.8  # the width of a digit, and of a point, in units of the format
-LETTERS_PER_DIGIT = 1.2  # widths count digits; letters are narrower
-CAPITAL_WIDTH = 1.25  # digits; bold and capital letters are wider
+# In units of the format: a digit, a digit with some room, a point.
+DIGIT_UNIT, COLUMN_UNIT, POINT = 256, 270, 48.8
+# Widths of Arial's letters in digits; of others it is 1, of bold ones a tenth more.
+NARROW, SLIM, WIDE, BOLD = 0.55, 0.9, 1.3, 1.1
+NARROW_LETTERS, SLIM_LETTERS = " !'(),-./:;I[]fijlrt|", "ceksvxyz"
+WIDE_LETTERS = "@%ABCDEGHKMNOPQRSTUVWXYmw"
 DATE_WIDTH = 10  # digits of 2030-12-31
 PAGE_WIDTH_PT = 785  # between the margins of a landscape A4 page, less a little
 MIN_SCALE = 70  # per cent, so that letters of 10 points are printed with 7
-SUMMARY_LAST_COLUMN = 11  # so that the Summary is as wide as a portrait page
-SUMMARY_LETTERS = 115  # in a line over the columns 1 to SUMMARY_LAST_COLUMN
+SUMMARY_LAST_COLUMN = 12  # so that the Summary is as wide as a portrait page
+SUMMARY_GAPS, SUMMARY_WORST = 2, 10  # lines, so that both are on the first screen
+COMMAND_LETTERS = 105  # in the style `code`, over the columns from 1 to SUMMARY_LAST_COLUMN
 
 ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "never"
 
@@ -3863,10 +5300,12 @@ COLUMNS: dict[str, Column] = {
     "Finding": Column(52),
     **dict.fromkeys(("Instance ID", "Group ID", "Access key ID"), Column(wraps=AT_SPACES)),
     **dict.fromkeys(("VPC", "Owner"), Column(wraps=AT_SPACES)),
-    **dict.fromkeys((*ROW_ORDER, FINDING, "New", "Resolved"), NUMBER),
+    **dict.fromkeys((*SEVERITIES, NOT_CHECKED, ACCEPTED, "New", "Resolved"), NUMBER),
     **dict.fromkeys(("Evaluated", "Failed", "Accounts failed"), NUMBER),
     **dict.fromkeys(("Age (days)", "Days open"), NUMBER),
-    **dict.fromkeys(("First seen", "Control", "Status"), Column(printed=IF_IT_FITS)),
+    **dict.fromkeys(("Severity", "Status"), Column(wraps=NEVER)),
+    **dict.fromkeys(("First seen", "Control"), Column(printed=IF_IT_FITS)),
+    "Workbook": Column(40, AT_SPACES),
     "Remediation": Column(wraps=NEVER, printed=NEVER),
     "ID": Column(40, AT_SPACES, printed=NEVER),
 }
@@ -3890,6 +5329,7 @@ STYLES = {
     "cell": "font: bold off",
     "command": "font: name Courier New, colour gray80",
     "code": "font: name Courier New, colour gray80, height 160",
+    "thin": "font: height 20",
     # text that may run over the next cell, without a line below it
     "title": "font: bold on, height 320",
     "note": "font: italic on",
@@ -3899,9 +5339,10 @@ STYLES = {
 }
 OVERFLOW_STYLES = ("title", "note", "jump", "section", "bar")
 UNWRAPPED_STYLES = (*OVERFLOW_STYLES, "command", "code")
-UNDERLINED_STYLES = STYLES.keys() - {*OVERFLOW_STYLES, "code"}  # with a thin line below
+UNDERLINED_STYLES = STYLES.keys() - {*OVERFLOW_STYLES, "code", "thin"}  # with a thin line below
 LINE_HEIGHT = 270  # twentieths of a point, as all heights
 ROW_HEIGHTS = {"title": 440, "section": 340}
+THIN_ROW = 60
 CODE_HEIGHT = 230
 
 
@@ -3957,7 +5398,8 @@ def to_xls(value: Cell) -> Cell:
 #         kind (4)              8 a place in this workbook, 3 a URL, 1 a file in the same folder
 #         kind 8: number of letters with the final 0 (4), letters as UTF-16
 #         kind 3: E0C9EA79... (16), number of bytes (4), letters as UTF-16
-#         kind 1: 03030000... (16), 0 (2), number of bytes (4), letters, FFFF DEAD and zeros (28)
+#         kind 1: 03030000... (16), 0 (2), number of bytes (4), letters, FFFF DEAD and zeros (24),
+#             number of bytes (4) of what follows beyond ASCII: the same (4), 3 (2), UTF-16
 #
 #     Lbl, type 0x0018 ([MS-XLS] 2.4.150), a name of a sheet: 6 is Print_Area, 7 Print_Titles
 #         0x20 built in (2), 0 (1), length of the name (1), length of the formula (2)
@@ -3985,7 +5427,9 @@ def link_data(target: str) -> bytes:
         return struct.pack("<II", 8, len(text) // 2) + text
     if ":" in target:
         return struct.pack("<I", 3) + URL_ID + struct.pack("<I", len(text)) + text
-    path, end = target.encode() + b"\0", struct.pack("<HH20xI", 0xFFFF, 0xDEAD, 0)
+    path, wide = target.encode("ascii", "replace") + b"\0", target.encode("utf-16-le")
+    more = b"" if target.isascii() else struct.pack("<IH", len(wide), 3) + wide
+    end = struct.pack("<HH20xI", 0xFFFF, 0xDEAD, len(more)) + more
     return struct.pack("<I", 1) + FILE_ID + struct.pack("<HI", 0, len(path)) + path + end
 
 
@@ -4027,6 +5471,29 @@ def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
 # --- workbook: sheets -----------------------------------------------------------------
 
 
+def text_width(text: str) -> float:
+    """The width of a text in digits."""
+    letters = {NARROW: NARROW_LETTERS, SLIM: SLIM_LETTERS, WIDE: WIDE_LETTERS}
+    other = ((width - 1) * sum(map(text.count, those)) for width, those in letters.items())
+    return len(text) + sum(other)
+
+
+def lines_needed(text: str, width: float) -> int:
+    """The number of lines that a text takes in a column; words are kept together if they fit.
+
+    >>> lines_needed("1 interface, none public", 12)
+    2
+    """
+    lines, room = 1, width
+    for word in text.split():
+        size = text_width(word)
+        if size > room and room < width:
+            lines, room = lines + 1, width
+        lines += max(math.ceil(size / width) - 1, 0)
+        room -= (size - 1e-9) % width + NARROW
+    return lines
+
+
 class SheetWriter:
     """A worksheet, written from top to bottom."""
 
@@ -4036,7 +5503,9 @@ class SheetWriter:
         self.widths: Counter[int] = Counter()  # digits, by column
         self.links: list[tuple[int, int, str]] = []
         self.last_printed = SUMMARY_LAST_COLUMN  # column
-        sheet.header_str, sheet.footer_str = b"", f"&L{footer}&R&P / &N".encode()
+        # with the name of the sheet: xlwt makes the pages of each sheet begin with 1
+        sheet.header_str = b""
+        sheet._Worksheet__footer_str = f"&L{footer}&R&A, &P"  # as bytes it has to be ASCII
 
     def write_row(self, cells: Sequence[Cell | StyledCell], columns: Sequence[Column] = ()) -> None:
         """Write a row; its height fits its text."""
@@ -4063,15 +5532,15 @@ class SheetWriter:
             self.sheet.write(self.next_row, number, to_xls(value), look)
         if overflows:
             return 1
-        capitals = name == "header" or text.isupper()
-        width = DATE_WIDTH if date else int(len(text) * (CAPITAL_WIDTH if capitals else 1)) + 1
+        bold = BOLD if "bold on" in STYLES[name] else 1
+        width = DATE_WIDTH if date else math.ceil(text_width(text) * bold) + 1
         self.widths[number] = max(self.widths[number], min(width, column.width))
-        return math.ceil(len(text) / column.width / LETTERS_PER_DIGIT) if wraps else 1
+        return lines_needed(text, (column.width - 1) / bold) if wraps else 1
 
     def end_row(self, height: int) -> None:
         """Set the height of the row, and go on to the next."""
         self.sheet.row(self.next_row).height_mismatch = True
-        self.sheet.row(self.next_row).height = height
+        self.sheet.row(self.next_row).height = min(height, MAX_ROW_HEIGHT)
         self.next_row += 1
 
     def digits(self, column: int) -> int:
@@ -4093,17 +5562,20 @@ class TableWriter(SheetWriter):
         self.header = header
         self.columns = [COLUMNS.get(name, Column()) for name in header]
         sheet.portrait = False
-        sheet.panes_frozen, sheet.horz_split_pos = True, HEADER_ROWS
+        sheet.panes_frozen = True
+        sheet.horz_split_pos, sheet.vert_split_pos = HEADER_ROWS, FROZEN_COLUMNS
 
     def write_head(self, title: str, note: str, docs: str) -> None:
-        """Write HEADER_ROWS: the title with links, the note, the header."""
-        cells = [StyledCell("", "title") for _ in self.header]
-        cells[self.header.index("Result")] = StyledCell("Summary", "jump", "#Summary!A1")
-        if docs:
-            cells[-1] = StyledCell("AWS documentation", "jump", docs)
-        cells[0] = StyledCell(title, "title")
-        self.write_row(cells)
+        """Write HEADER_ROWS: title with links, note, a thin row, header.
+
+        The thin row is blank, so that filters and pivot tables take the header for one.
+        """
+        links = [StyledCell("Summary", "jump", "#Summary!A1")]
+        links += [StyledCell("AWS documentation", "jump", docs)] if docs else []
+        between = [StyledCell("", "title")] * FROZEN_COLUMNS
+        self.write_row([StyledCell(title, "title"), *between, *links])
         self.write_row([StyledCell(note, "note")])
+        self.end_row(THIN_ROW)
         self.write_row([StyledCell(name, "header") for name in self.header], self.columns)
 
     def write_table_row(self, cells: TableRow) -> None:
@@ -4127,41 +5599,44 @@ class TableWriter(SheetWriter):
         super().close()
 
 
-class SummaryLine(NamedTuple):
-    """A line of a section of the Summary."""
-
-    label: str
-    text: str
-    link: str = ""
-    command: str = ""
-
-
 class SummaryWriter(SheetWriter):
     """The first sheet: tables and sections on one printed page."""
+
+    def __init__(self, sheet: Any, footer: str) -> None:
+        super().__init__(sheet, footer)
+        self.merged: dict[int, tuple[str, int, int]] = {}  # by row: text, first and last column
 
     def write_section(self, title: str, lines: Sequence[SummaryLine]) -> None:
         """Write lines under a title; the title says so if there are none."""
         self.next_row += 1
         self.write_row([StyledCell(title if lines else f"{title}: none", "section")])
         for label, text, link, command in lines:
-            name = status_cell(label).style
-            if link:  # on the label: LibreOffice does not wrap a linked text
-                self.links.append((self.next_row, 0, link))
-                name = "link" if name == "cell" else name
-            self.sheet.write(self.next_row, 0, label, xls_style(name))
-            height = LINE_HEIGHT * max(len(textwrap.wrap(text, SUMMARY_LETTERS)), 1)
-            self.write_merged(text, "cell", height)
-            if command:  # a line of it is visible; a copy of the cell has all of it
-                self.write_merged(command, "code", CODE_HEIGHT)
+            last = SUMMARY_LAST_COLUMN
+            if link:
+                self.links.append((self.next_row, last, link))
+                self.sheet.write(self.next_row, last, "show", xls_style("link", right=True))
+                last -= 1
+            self.sheet.write(self.next_row, 0, label, xls_style(status_cell(label).style))
+            self.write_merged(text, "cell", 1, last)
+            if 0 < len(command) <= COMMAND_LETTERS:
+                self.write_merged(command, "code", 1)
 
-    def write_merged(self, text: str, style: str, height: int) -> None:
-        """Write text over all columns but the first."""
-        row, last = self.next_row, SUMMARY_LAST_COLUMN
-        self.sheet.write_merge(row, row, 1, last, to_xls(text), xls_style(style))
-        self.end_row(height)
+    def write_merged(
+        self, text: str, style: str, first: int, last: int = SUMMARY_LAST_COLUMN
+    ) -> None:
+        """Write text over several columns; the height of the row is known when they are."""
+        row = self.next_row
+        self.sheet.write_merge(row, row, first, last, to_xls(text), xls_style(style))
+        if style != "code":  # of a command one line is shown
+            self.merged[row] = text, first, last
+        self.end_row(CODE_HEIGHT if style == "code" else LINE_HEIGHT)
 
     def close(self) -> None:
-        """Fit the sheet on one page."""
+        """Fit the sheet on one page, and its rows to their text."""
+        for row, (text, first, last) in self.merged.items():
+            width = sum(map(self.digits, range(first, last + 1))) * COLUMN_UNIT / DIGIT_UNIT
+            height = self.sheet.row(row).height * lines_needed(text, width)
+            self.sheet.row(row).height = min(height, MAX_ROW_HEIGHT)
         self.sheet.portrait = True
         self.sheet.fit_num_pages = self.sheet.fit_height_to_pages = 1
         super().close()
@@ -4174,6 +5649,9 @@ class WorkbookWriter:
         import xlwt
 
         self.book, self.footer = xlwt.Workbook(encoding="utf-8"), footer
+        author = f"security_check.py {__version__}"
+        # with the head of a string of the format ([MS-XLS] 2.5.240), which xlwt leaves out
+        self.book.owner = struct.pack("<HB", len(author), 0).decode() + author
         self.sheets: list[SheetWriter] = []
 
     def summary(self) -> SummaryWriter:
@@ -4181,27 +5659,22 @@ class WorkbookWriter:
         self.sheets.append(writer := SummaryWriter(self.book.add_sheet("Summary"), self.footer))
         return writer
 
-    def write_table(
-        self, title: str, note: str, docs: str, header: list[str],
-        rows: Iterable[TableRow], empty: str = "",
-    ) -> None:  # fmt: skip
-        """Write a table, on more sheets after MAX_ROWS; `empty` is what it says without rows."""
+    def write_table(self, table: Table) -> None:
+        """Write a table, on more sheets after MAX_ROWS."""
         writer = None
-        for number, cells in enumerate(rows):
+        for number, cells in enumerate(table.rows):
             part, line = divmod(number, MAX_ROWS - HEADER_ROWS)
             if not writer or line == 0:
-                writer = self.add_table(sheet_title(title, part), title, note, docs, header)
+                writer = self.add_table(table, part)
             writer.write_table_row(cells)
         if not writer:
-            writer = self.add_table(title, title, note, docs, header)
-            writer.write_row([empty], writer.columns)
+            self.add_table(table).write_row([StyledCell(table.empty, "note")])
 
-    def add_table(
-        self, name: str, title: str, note: str, docs: str, header: list[str]
-    ) -> TableWriter:
+    def add_table(self, table: Table, part: int = 0) -> TableWriter:
         """A new sheet, with its head."""
-        self.sheets.append(writer := TableWriter(self.book.add_sheet(name), self.footer, header))
-        writer.write_head(title, note, docs)
+        sheet = self.book.add_sheet(sheet_title(table.title, part))
+        self.sheets.append(writer := TableWriter(sheet, self.footer, table.header))
+        writer.write_head(table.title, table.note, table.docs)
         return writer
 
     def data(self) -> bytes:
@@ -4224,9 +5697,12 @@ def sheet_title(title: str, part: int) -> str:
 CIS_DOC_URL = (
     "https://docs.aws.amazon.com/securityhub/latest/userguide/cis-aws-foundations-benchmark.html"
 )
-CONSOLES = {
+CONSOLES = {  # by the beginning of a region's name; botocore knows the hosts of APIs only
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
+    "eusc-": "console.amazonaws-eusc.eu",
+    "us-iso": "",  # not on the Internet, and not documented there
+    "eu-iso": "",
     "": "console.aws.amazon.com",
 }
 
@@ -4239,22 +5715,24 @@ def console_link(line: SheetRow, column: str) -> str:
         return ""
     region = names.get("Region") or report.home_region
     console = next(host for start, host in CONSOLES.items() if region.startswith(start))
+    if not console:
+        return ""
     quoted = {name: quote(value, safe="", errors="replace") for name, value in names.items()}
     return f"https://{region}.{console}/{definition.console_links[column].format_map(quoted)}"
 
 
-def check_header(definition: Check, overview: Overview) -> list[str]:
+def check_header(definition: Check, with_account: bool, with_state: bool) -> list[str]:
     """The columns of a check's sheet."""
-    account = ["Account", "Account name"] if overview.multi_account else []
-    seen = ["First seen"] if overview.with_state else []
-    end = ["Result", "Severity", "Status", "Control", *seen, "Remediation", "ID"]
-    return [*account, *definition.columns, *end]
+    account = ["Account", "Account name"] if with_account else []
+    seen = ["First seen"] if with_state else []
+    end = ["Result", "Control", *seen, "Remediation", "ID"]
+    return ["Severity", "Status", *account, *definition.columns, *end]
 
 
 def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
     """A row of a check's sheet. In an overview the ID has the account's number in front."""
     report, definition, row, _ = line
-    command, manual = row.shown_remediation()
+    command, manual = row.remediation
     cells: TableRow = {
         **row.cells,
         "Account": report.account,
@@ -4290,17 +5768,20 @@ def account_table_row(report: Report, overview: Overview) -> TableRow:
     """A row of the sheet Accounts, with a link to the workbook if it is in the same folder."""
     same_folder = report.workbook and Path(report.workbook).parent == Path(overview.path).parent
     status = FINDING if report.rows(FINDING) else NOT_CHECKED if report.errors() else OK
+    status = status if report.account_status == ACTIVE else report.account_status
     counts = {name: n or "" for name, n in tally(report.rows(), with_new=True).items()}
+    worst = next((name for name in SEVERITIES if counts[name]), "")
     link = StyledCell("open", "link", Path(report.workbook).name)
     return {
         **counts,
+        "Severity": status_cell(worst) if worst else "",
+        "Status": status_cell(NOT_CHECKED if report.error else status),
         "Account": report.account,
         "Name": report.name,
         "Alias": ", ".join(report.aliases),
         "Resolved": len(report.resolved or ()) or "",
         NOT_CHECKED: len(report.errors()) or "",
         "Result": describe_outcome(report),
-        "Status": status_cell(status if report.account_status == ACTIVE else report.account_status),
         "Workbook": link if same_folder else report.workbook,
     }
 
@@ -4311,6 +5792,7 @@ def resolved_table_rows(reports: Iterable[Report], multi_account: bool) -> Itera
         for id, known in (report.resolved or {}).items():
             first = start_of_day(known.first_seen)
             yield {
+                "Status": "RESOLVED",
                 "Account": report.account,
                 "Account name": report.name,
                 "Finding": f"{report.account}/{id}" if multi_account else id,
@@ -4330,7 +5812,7 @@ def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
             "Control": name,
             "Requirement": control.requirement,
             "Severity": status_cell(control.severity),
-            "Result": status_cell(status.status),
+            "Status": status_cell(status.status),
             "Evaluated": status.evaluated,
             "Failed": status.failed,
             "Accounts failed": len(failing),
@@ -4344,92 +5826,66 @@ def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
 # --- workbook: the Summary ------------------------------------------------------------
 
 
-def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """A line for each resource, with the command for its first finding."""
-    return [
-        SummaryLine(
-            group[0].row.severity,
-            describe_resource(group, overview.multi_account),
-            group[0].link(),
-            group[0].row.shown_remediation().command,
-        )
-        for group in group_by_resource(lines)
-    ]
-
-
-def account_error_lines(overview: Overview) -> list[SummaryLine]:
-    """The accounts that could not be opened."""
-    return [
-        SummaryLine(
-            NOT_CHECKED,
-            f"{report.account} {report.name}: {describe_outcome(report)}".strip(),
-            f"#Accounts!A{number}",
-        )
-        for number, report in enumerate(overview.reports, HEADER_ROWS + 1)
-        if report.error
-    ]
-
-
-def not_checked_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """The rows that are NOT CHECKED, with the permission that is needed."""
-    return [
-        SummaryLine(
-            NOT_CHECKED,
-            f"{line.check.title}: {describe_result(line.row)}{needed_permission(line.row.error)}, "
-            f"{line.row.id}"
-            + (f", {line.report.account} {line.report.name}" if overview.multi_account else ""),
-            line.link(),
-        )
-        for line in lines
-    ]
-
-
-def policy_line(overview: Overview) -> list[SummaryLine]:
-    """The statement to add to the policy for the calls that were denied, if any was."""
-    errors = (error for report in overview.reports for error in report.errors())
-    actions = sorted({one.missing_permission for one in errors if one.missing_permission})
-    statement = json.dumps({"Effect": "Allow", "Action": actions, "Resource": "*"})
-    return [SummaryLine("Remediation", f"add to the policy: {statement}")] if actions else []
-
-
-def first_ten(lines: Sequence[SummaryLine]) -> list[SummaryLine]:
-    """The first ten lines, and the number of the others."""
-    more = [SummaryLine("", f"and {len(lines) - 10:,} more")] if len(lines) > 10 else []
-    return [*lines[:10], *more]
-
-
 def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
     """Write the first sheet: the numbers, what to look at first, and the run."""
-    page.write_row([StyledCell("AWS security check", "title")])
-    page.write_row([StyledCell(headline(overview), "note")])
+    whose = f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}"
+    page.write_row([StyledCell(f"AWS security check: {whose}", "title")])
+    limited = describe_limits(overview) or any(report.errors() for report in overview.reports)
+    page.write_merged(headline(overview), NOT_CHECKED if limited else OK, 0)
+    page.write_merged(" ".join([describe_question(overview), *first_run_text(overview)]), "cell", 0)
     page.next_row += 1
     write_check_counts(page, overview, sheets)
-    worst = finding_lines(ranked(sheets, FINDING), overview)
-    page.write_section("Worst findings", first_ten(worst))
-    unread = not_checked_lines(ranked(sheets, NOT_CHECKED), overview)
-    not_checked = first_ten([*account_error_lines(overview), *unread])
-    page.write_section("Not checked", [*not_checked, *policy_line(overview)])
+    gaps = [*account_error_lines(overview), *gap_lines(overview, sheets)]
+    page.write_section("Not checked", [*first_of(gaps, SUMMARY_GAPS), *policy_line(overview)])
+    worst_first = ranked(sheets, FINDING)
+    worst = worst_lines(worst_first, overview)
+    page.write_section("Worst findings", first_of(worst, SUMMARY_WORST))
+    changed = [line for line in worst_first if line.row.change in (NEW, WORSE)]
+    if changed:
+        lines = finding_lines(changed, overview)
+        page.write_section("New and worse", first_of(lines, SUMMARY_WORST))
     write_history(page, merge_history(overview.reports))
+    page.write_section("What was asked", details_lines(question_details(overview)))
     links = {"Accounts": "#Accounts!A1"}
-    details = run_details(overview).items()
-    page.write_section(
-        "The audit", [SummaryLine(name, text, links.get(name, "")) for name, text in details]
-    )
-    page.write_section("What a status means", [SummaryLine(*one) for one in STATUS_HELP.items()])
+    remarks = [SummaryLine("", remark) for remark in overview.remarks]
+    if remarks:
+        page.write_section("The accept file", first_of(remarks, SUMMARY_WORST))
+    page.write_section("The audit", details_lines(run_details(overview), links))
+    page.write_section("What a status means", details_lines(STATUS_HELP))
+
+
+def first_of(lines: Sequence[SummaryLine], most: int) -> list[SummaryLine]:
+    """The first lines, and the number of the others if these are more than one."""
+    if len(lines) <= most + 1:
+        return [*lines]
+    return [*lines[:most], SummaryLine("", f"and {len(lines) - most:,} more")]
+
+
+def details_lines(
+    details: dict[str, str], links: dict[str, str] | None = None
+) -> list[SummaryLine]:
+    """A line for each detail."""
+    return [SummaryLine(name, text, (links or {}).get(name, "")) for name, text in details.items()]
 
 
 def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Write the number of rows of each check by severity and status."""
-    names = ["Check", *tally_for(overview, [])]
+    """Write what was evaluated and found by each check; accounts come first if some failed."""
+    counts = {one: check_tally(overview, one, lines) for one, lines in sheets.items()}
+    unopened = sum(report.error is not None for report in overview.reports)
+    names = ["Check", *next(iter(counts.values()), {NOT_CHECKED: 0})]
     columns = [COLUMNS.get(name, Column()) for name in names]
     page.write_row([StyledCell(name, "header") for name in names], columns)
-    for definition, lines in sheets.items():
+    if unopened:
+        title = (
+            StyledCell("Accounts", "link", "#Accounts!A1") if overview.multi_account else "Account"
+        )
+        page.write_row([title, *("" for _ in names[2:]), unopened])
+    for definition, numbers in counts.items():
         title = StyledCell(definition.title, "link", f"#'{definition.title}'!A1")
-        counts = tally_for(overview, (line.row for line in lines))
-        page.write_row([title, *(n or "" for n in counts.values())])
+        page.write_row([title, *(n or "" for n in numbers.values())])
     if overview.multi_account:
-        rows = (line.row for lines in sheets.values() for line in lines)
-        page.write_row(["All", *(n or "" for n in tally_for(overview, rows).values())])
+        total = sum(map(Counter, counts.values()), Counter({NOT_CHECKED: unopened}))
+        page.write_row(["All", "", *(total[name] or "" for name in names[2:])])
 
 
 def write_history(page: SummaryWriter, history: Sequence[HistoryEntry]) -> None:
@@ -4452,70 +5908,225 @@ def write_history(page: SummaryWriter, history: Sequence[HistoryEntry]) -> None:
 # --- workbook, CSV --------------------------------------------------------------------
 
 
+class Table(NamedTuple):
+    """A sheet with a header, in the workbook or as CSV."""
+
+    title: str
+    note: str
+    docs: str
+    header: list[str]
+    rows: Iterable[TableRow]
+    empty: str = ""  # what a sheet without rows says
+
+
 def build_workbook(overview: Overview) -> bytes:
     """The workbook of one account, or the overview of several, as the bytes of its file."""
-    reports, multi = overview.reports, overview.multi_account
-    whose = overview.scope if multi else f"AWS account {reports[0].account}"
-    book = WorkbookWriter(f"{whose}, {overview.started:%Y-%m-%d}")
-    sheets = rows_by_check(reports, with_ok=not multi)
+    book = WorkbookWriter(f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}")
+    sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
     write_summary(book.summary(), overview, sheets)
-    if multi:
-        write_accounts(book, overview)
-    for definition, lines in sheets.items():
-        note = f"{definition.description} {REMEDIATION_NOTE}"
-        header = check_header(definition, overview)
-        empty = f"Nothing in {counted(len(reports), 'account')}"
-        rows = (check_table_row(line, multi) for line in lines)
-        book.write_table(definition.title, note, definition.docs, header, rows, empty)
-    if any(report.controls for report in reports):
-        write_controls(book, overview)
-    if overview.with_state:
-        write_resolved(book, overview)
+    for table in all_tables(overview, sheets, overview.multi_account):
+        book.write_table(table)
     return book.data()
 
 
-def write_accounts(book: WorkbookWriter, overview: Overview) -> None:
-    """Write the sheet Accounts."""
-    header = ["Account", "Name", "Alias", *SEVERITIES]
+def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterator[Table]:
+    """The sheets behind the Summary."""
+    reports = overview.reports
+    if overview.multi_account:
+        yield accounts_table(overview)
+    for definition, lines in sheets.items():
+        commands = any(line.row.remediation.command for line in lines)
+        note = f"{definition.description}{REMEDIATION_NOTE if commands else ''}"
+        header = check_header(definition, with_account, overview.with_state)
+        empty = f"Nothing in {counted(len(reports), 'account')}"
+        rows = (check_table_row(line, overview.multi_account) for line in lines)
+        yield Table(definition.title, note, definition.docs, header, rows, empty)
+    if any(report.controls for report in reports):
+        yield controls_table(overview)
+    if overview.with_state:
+        yield resolved_table(overview, with_account)
+
+
+def accounts_table(overview: Overview) -> Table:
+    """The sheet Accounts."""
+    header = ["Severity", "Status", "Account", "Name", "Alias", *SEVERITIES]
     header += ["New", "Resolved"] if overview.with_state else []
-    header += [NOT_CHECKED, "Result", "Status", "Workbook"]
+    header += [NOT_CHECKED, "Result", "Workbook"]
     rows = (account_table_row(report, overview) for report in overview.reports)
-    book.write_table("Accounts", "Every account, the worst first.", "", header, rows)
+    return Table("Accounts", "Every account, the worst first.", "", header, rows)
 
 
-def write_controls(book: WorkbookWriter, overview: Overview) -> None:
-    """Write the sheet Controls."""
-    header = ["Control", "Requirement", "Severity", "Result", "Evaluated", "Failed"]
+def controls_table(overview: Overview) -> Table:
+    """The sheet Controls."""
+    header = ["Severity", "Status", "Control", "Requirement", "Evaluated", "Failed"]
     header += ["Accounts failed"] if overview.multi_account else []
     header += ["CIS 5.0.0", "CIS 3.0.0", "PCI DSS 4.0.1", "Sheet"]
     note = "Controls of AWS Security Hub that the checks decide, by the rules of Security Hub."
-    rows = control_table_rows(overview.reports)
-    book.write_table("Controls", note, CIS_DOC_URL, header, rows)
+    return Table("Controls", note, CIS_DOC_URL, header, control_table_rows(overview.reports))
 
 
-def write_resolved(book: WorkbookWriter, overview: Overview) -> None:
-    """Write the sheet Resolved."""
-    header = ["Account", "Account name"] if overview.multi_account else []
+def resolved_table(overview: Overview, with_account: bool) -> Table:
+    """The sheet Resolved."""
+    header = ["Severity", "Status", *(["Account", "Account name"] if with_account else [])]
     header += ["Finding", "Result", "First seen", "Days open"]
     note = "Findings of the last report that are resolved."
     rows = resolved_table_rows(overview.reports, overview.multi_account)
     empty = "Nothing was resolved since last time"
-    book.write_table("Resolved", note, "", header, rows, empty)
+    return Table("Resolved", note, "", header, rows, empty)
 
 
-def to_csv(result: CheckResult, report: Report) -> bytes:
-    """A sheet as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
+# --- CSV ------------------------------------------------------------------------------
+
+
+def csv_files(overview: Overview) -> Iterator[tuple[str, bytes]]:
+    """The sheets as CSV, by title, with the columns of the account."""
+    sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
+    for table in all_tables(overview, sheets, with_account=True):
+        yield table.title, to_csv(table)
+
+
+def to_csv(table: Table) -> bytes:
+    """A table as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
     file = io.StringIO()
-    table = csv.writer(file)
-    header = check_header(result.check, Overview.of_one(report))
-    table.writerow(header)
-    lines = rows_by_check([replace(report, results=[result])]).get(result.check, [])
-    for line in lines:
-        cells = check_table_row(line, multi_account=False)
-        values = [plain_value(cells.get(name, "")) for name in header]
+    writer = csv.writer(file)
+    writer.writerow(table.header)
+    for cells in table.rows:
+        values = [plain_value(cells.get(name, "")) for name in table.header]
         texts = (f"{one:%Y-%m-%d}" if isinstance(one, datetime) else str(one) for one in values)
-        table.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in texts)
+        writer.writerow(f"'{text}" if text[:1] in tuple("=+-@\t\r") else text for text in texts)
     return file.getvalue().encode("utf-8-sig")
+
+
+# --- OCSF -----------------------------------------------------------------------------
+#
+# Compliance Finding, class 2003, of the Open Cybersecurity Schema Framework:
+# https://schema.ocsf.io/1.5.0/classes/compliance_finding
+
+OCSF_VERSION, OCSF_CLASS = "1.5.0", 2003
+OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # 0: Unknown
+OCSF_STATUSES = {"New": (1, 1), "In Progress": (2, 2), "Suppressed": (3, 2), "Resolved": (4, 3)}
+OCSF_ACTIVITIES = {1: "Create", 2: "Update", 3: "Close"}
+OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # a Warning did not yield a result
+
+
+def to_ocsf(reports: Iterable[Report]) -> bytes:
+    """Every finding and gap, and what was resolved, as OCSF: an object a line."""
+    events = (event for report in reports for event in ocsf_events(report))
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+def ocsf_events(report: Report) -> Iterator[dict[str, Any]]:
+    """The events of one account."""
+    if report.error:
+        status = "Suppressed" if report.error_acceptance else "New"
+        text = f"The account could not be audited: {describe_outcome(report)}"
+        yield ocsf_event(report, NOT_CHECKED_END, text, status, 2)
+    for result in report.results:
+        for row in (row for row in result.rows if row.status != OK):
+            yield ocsf_row_event(report, result.check, row)
+    for id, known in (report.resolved or {}).items():
+        event = ocsf_event(report, id, known.result, "Resolved", 1, known.severity)
+        event["finding_info"]["first_seen_time"] = ocsf_time(start_of_day(known.first_seen))
+        yield event
+
+
+def ocsf_time(moment: datetime) -> int:
+    """A moment as OCSF has it."""
+    return round(moment.timestamp() * 1000)
+
+
+def ocsf_event(
+    report: Report, id: str, text: str, status: str, compliance: int, severity: str = ""
+) -> dict[str, Any]:
+    """An event with what all have; its resource is the account."""
+    status_id, activity = OCSF_STATUSES[status]
+    name = report.name or ", ".join(report.aliases)
+    account = {"uid": report.account, "name": name, "type": "AWS Account", "type_id": 10}
+    product = {"name": "security_check.py", "vendor_name": "security_check.py"}
+    source = id.partition("/")[0]
+    return {
+        "metadata": {
+            "version": OCSF_VERSION,
+            "profiles": ["cloud"],
+            "event_code": source,
+            "product": {**product, "version": __version__},
+        },
+        "time": ocsf_time(report.started),
+        "category_uid": 2,
+        "category_name": "Findings",
+        "class_uid": OCSF_CLASS,
+        "class_name": "Compliance Finding",
+        "activity_id": activity,
+        "activity_name": OCSF_ACTIVITIES[activity],
+        "type_uid": OCSF_CLASS * 100 + activity,
+        "type_name": f"Compliance Finding: {OCSF_ACTIVITIES[activity]}",
+        "severity_id": OCSF_SEVERITIES[severity],
+        "severity": severity or "Unknown",
+        "status_id": status_id,
+        "status": status,
+        "message": text,
+        "finding_info": {"uid": f"{report.account}/{id}", "title": text, "types": [source]},
+        "compliance": {
+            "status_id": compliance,
+            "status": OCSF_COMPLIANCE[compliance],
+            "standards": [],
+        },
+        "cloud": {"provider": "AWS", "account": account},
+        "resources": [{"uid": f"AWS::::Account:{report.account}"}],
+    }
+
+
+def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any]:
+    """The event of a row that is not OK."""
+    known = row.first_seen and row.first_seen != f"{report.started:%Y-%m-%d}"
+    status = "In Progress" if known else "New"
+    status = "Suppressed" if row.status == ACCEPTED else status
+    id, text = definition.id(row), describe_result(row)
+    event = ocsf_event(report, id, text, status, 2 if row.error else 3, row.severity)
+    event["finding_info"]["title"] = text if row.error else row.kind or text
+    if row.first_seen:
+        event["finding_info"]["first_seen_time"] = ocsf_time(start_of_day(row.first_seen))
+    event["finding_info"]["desc"] = definition.description
+    if row.controls:
+        event["compliance"] |= ocsf_controls(definition, row.controls)
+    fix = row.remediation.command or row.remediation.manual or needed_permission(row.error).strip()
+    event["remediation"] = {"desc": fix or definition.description, "references": [definition.docs]}
+    if row.acceptance:
+        event["comment"] = row.acceptance.reason
+    region = str(row.cells.get("Region") or report.home_region)
+    event["cloud"]["region"] = region
+    event["resources"] = [
+        {
+            "uid": row.arn or f"AWS::::Account:{report.account}",
+            "name": next(iter(definition.resource_names(row)), ""),
+            "region": region,
+            "cloud_partition": (row.arn or report.auditor_arn).split(":")[1],
+            "data": row.facts,
+        }
+    ]
+    return event
+
+
+def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
+    """The controls that a row fails, and their numbers in other standards."""
+    controls = [definition.controls[name] for name in names if name in definition.controls]
+    numbers = {
+        "CIS AWS Foundations Benchmark 5.0.0": [one.cis_5 for one in controls if one.cis_5],
+        "CIS AWS Foundations Benchmark 3.0.0": [one.cis_3 for one in controls if one.cis_3],
+        "PCI DSS 4.0.1": [one.pci for one in controls if one.pci],
+    }
+    numbers = {standard: found for standard, found in numbers.items() if found}
+    return {
+        "control": names[0],
+        "standards": ["AWS Security Hub", *numbers],
+        "requirements": [
+            *(f"AWS Security Hub {name}" for name in names),
+            *(
+                f"{standard} {', '.join(dict.fromkeys(found))}"
+                for standard, found in numbers.items()
+            ),
+        ],
+    }
 
 
 # === command line =====================================================================
@@ -4523,21 +6134,39 @@ def to_csv(result: CheckResult, report: Report) -> bytes:
 # --- streams --------------------------------------------------------------------------
 
 
-def print_safe(text: str, stream: TextIO | Any = None) -> None:
-    """Print, whatever has become of the stream: a reader that went away undoes no audit."""
-    stream = stream or sys.stdout
+def print_message(text: str, stream: TextIO | None) -> None:
+    """Print for people. What cannot be printed is dropped: it undoes no audit."""
     if stream is None:  # closed by the caller
         return
+    with contextlib.suppress(OSError, ValueError):
+        print_line(text, stream)
+
+
+def print_result(text: str) -> None:
+    """Print what was asked for on standard output; CannotRun if that is not possible."""
+    if sys.stdout is None:
+        raise CannotRun("cannot write to standard output: it is closed")
     try:
-        encoding = stream.encoding or "utf-8"
+        print_line(text, sys.stdout)
+    except (OSError, ValueError) as error:
+        raise CannotRun(f"cannot write to standard output: {error_text(error)}") from error
+
+
+def print_line(text: str, stream: TextIO) -> None:
+    """Print a line; what the encoding does not know becomes a question mark."""
+    encoding = stream.encoding or "utf-8"
+    try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
-    except OSError:  # the interpreter would complain again when it flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError:
+        # Else the interpreter would complain again when it flushes at its end
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise
 
 
 def warn(text: str) -> None:
     """Print a line on standard error."""
-    print_safe(f"security_check.py: {text}", sys.stderr)
+    print_message(f"security_check.py: {printable(text)}", sys.stderr)
 
 
 def show_progress(started: float, wanted: bool, text: str) -> None:
@@ -4548,30 +6177,45 @@ def show_progress(started: float, wanted: bool, text: str) -> None:
         sys.stderr.flush()
 
 
-def redacted(record: logging.LogRecord) -> bool:
-    """Remove the session token and signatures from botocore's log."""
-    text = re.sub(r"(?i)(token|signature)(\W{1,6})[^\s'\",&]+", r"\1\2***", record.getMessage())
-    record.msg, record.args = text, ()
-    return True
+class CallLogHandler(logging.Handler):
+    """Prints the log of our calls on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        print_message(printable(record.getMessage()), sys.stderr)
 
 
 def log_calls(wanted: bool) -> None:
-    """Show botocore's log on standard error, without the responses: they hold reports."""
-    logging.getLogger("botocore").setLevel(logging.DEBUG if wanted else logging.NOTSET)
-    if not wanted:
-        return
-    handler = logging.StreamHandler()
-    handler.addFilter(redacted)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(name)s %(message)s")
-    for secretive in ("botocore.auth", "botocore.parsers", "botocore.hooks"):
-        logging.getLogger(secretive).setLevel(logging.INFO)
+    """Show a line for each call, if wanted. The logs of libraries are never shown.
+
+    They hold tokens and passwords; in AWS Lambda they would be shown by the handler that is
+    there from the start.
+    """
+    for name in ("botocore", "boto3", "urllib3", CALL_LOG.name):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
+    CALL_LOG.handlers = [CallLogHandler()]
+    CALL_LOG.setLevel(logging.DEBUG if wanted else logging.CRITICAL)
+
+
+def print_traceback(error: Exception) -> None:
+    """Print the traceback of a bug, without what a library says of it: that may hold a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and frames[-1].filename != __file__:
+        error.args = ()
+    error.__cause__, error.__suppress_context__ = None, True
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exc()
 
 
 # --- arguments ------------------------------------------------------------------------
 
 ROLE = "security-check"  # to assume in the accounts of an organization
 EPILOG = """\
-(*) may be repeated. The checks are:
+(*) takes several, and may be repeated. @FILE is a file of options.
+
+The checks are:
   {checks}
 
 exit codes:
@@ -4597,160 +6241,189 @@ def regex_type(pattern: str, what: str) -> Callable[[str], str]:
 ACCOUNT = regex_type(r"\d{12}", "an account number of twelve digits")
 DAYS = regex_type(r"\d{1,5}", "a number of days")
 # https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
-ROLE_NAME = regex_type(r"/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
+ROLE_NAME = regex_type(r"(?!arn:)/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
+# https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
+EXTERNAL_ID = regex_type(r"[\w+=,.@:/-]{2,1224}", "an external ID")
 
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
+FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
+FOLDER_NAME = re.compile(r"(^|[/\\])\.{0,2}$")  # such as `x/`, `..`
+FOR_AUDITS = ("role", "external_id", "check", "accept", "max_key_age", "fail_on")
+NOT_TOGETHER = {
+    "merge": (*FOR_AUDITS, "region", "exclude_region", "list"),
+    "list": (*FOR_AUDITS, "output", "no_workbook", "json", "ocsf", "csv", "state"),
+    "no_workbook": ("output",),
+}
 
 
-def path_type(what: str) -> Callable[[str], str]:
-    """A type of argument for argparse: the name of a file or a folder, here or in S3."""
+def path_type(*own: str) -> Callable[[str], str]:
+    """A type of argument for argparse: the name of a file here or in S3; without `own` a folder.
+
+    If it ends in one of FORMATS, it has to be one of its own; with - in them that is a stream.
+    """
 
     def parse(text: str) -> str:
-        if unknown := UNKNOWN_PLACEHOLDER.search(text):
-            why = f"{unknown[0]}: only {{account}}, {{date}} and {{time}} are filled in"
-            raise argparse.ArgumentTypeError(why)
-        match = S3_NAME.fullmatch(text)
-        key = "" if match is None else match[2] or ""
-        if text.startswith("s3:") and (not match or (what == "file" and key[-1:] in ("", "/"))):
-            raise argparse.ArgumentTypeError(f"{text!r} is not the name of a {what} in S3")
+        path, match = Path(text), S3_NAME.fullmatch(text)
+        ending = (path.suffix or f".{path.name}").lower()
+        no_name = not text or "\0" in text or (text[:3].lower() == "s3:" and not match)
+        no_file = own and (FOLDER_NAME.search(text) or (match and not match[2]))
+        problems = {
+            "only {account}, {date} and {time} are filled in": UNKNOWN_PLACEHOLDER.search(text),
+            f"it is not the name of a {'file' if own else 'folder'}": no_name or no_file,
+            "only --json, --ocsf and --list can be standard output": text == "-"
+            and text not in own,
+            f"it promises another format than {in_words(sorted({*own} - {'-'}))}": own
+            and ending in FORMATS.difference(own),
+        }
+        for problem in (sentence for sentence, wrong in problems.items() if wrong):
+            raise argparse.ArgumentTypeError(f"{text!r}: {problem}")
         return text
 
     return parse
 
 
-FILE = path_type("file")
-FOLDER = path_type("folder")
+FOLDER = path_type()
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser that reads files of options: lines as on a command line, and comments behind #."""
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """The words of a line."""
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"a file of options has the line {arg_line!r}: {error}")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options of a run; a mistake in them ends the program with exit code 2."""
     names = [definition.name for definition in CHECKS]
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="security_check.py",
+        fromfile_prefix_chars="@",
         description="Audit an AWS account with read-only checks, and write a workbook.",
         epilog=EPILOG.format(checks=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a new option must not make somebody's abbreviation ambiguous
     )
-    repeated: dict[str, Any] = {"action": "append", "default": []}
-    file: dict[str, Any] = {"metavar": "FILE", "type": FILE}
+    repeated: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
+    named = repeated | {"type": regex_type(".+", "a name")}
     add = parser.add_argument
-    add("--profile", **repeated, metavar="NAME", help="a profile of the AWS configuration (*)")
+    add("--profile", **named, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--organization", action="store_true", help="audit every account of the organization")
     add("--account", **repeated, metavar="NUMBER", type=ACCOUNT,
         help="audit this account; with --organization, only this one of it (*)")  # fmt: skip
+    add("--exclude-account", **repeated, metavar="NUMBER", type=ACCOUNT,
+        help="leave this account of the organization out (*)")  # fmt: skip
     add("--role", metavar="NAME", type=ROLE_NAME, default=ROLE,
         help="the role to assume in other accounts (%(default)s)")  # fmt: skip
-    add("--region", **repeated, metavar="REGION", help="limit regional checks to a region (*)")
+    add("--external-id", metavar="ID", type=EXTERNAL_ID,
+        help="the external ID that the trust policy of the role asks for")  # fmt: skip
+    add("--region", **named, metavar="REGION", help="limit regional checks to a region (*)")
+    add("--exclude-region", **named, metavar="REGION", help="leave this region out (*)")
     add("--check", **repeated, metavar="CHECK", choices=names, help="run only this check (*)")
-    add("--output", **file, help="the workbook, or the overview of several accounts")
-    add("--json", **file, help="write the report as JSON too; - is standard output")
+    add("--output", metavar="FILE", type=path_type(".xls"),
+        help="the workbook, or the overview of several accounts")  # fmt: skip
+    add("--no-workbook", action="store_true", help="write no workbook")
+    add("--json", metavar="FILE", type=path_type("-", ".json", ".txt"),
+        help="write the report as JSON too; - is standard output")  # fmt: skip
+    add("--ocsf", metavar="FILE", type=path_type("-", ".json", ".txt"),
+        help="write findings and gaps as OCSF, an object a line; or -")  # fmt: skip
     add("--csv", metavar="FOLDER", type=FOLDER, help="write every sheet as a CSV file too")
-    add("--state", **file, help="remember findings here, to tell new and resolved ones")
-    add("--accept", **file, help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")
-    add("--merge", nargs="+", metavar="NAME", type=FOLDER, default=[],
+    add("--state", metavar="FILE", type=path_type(".json", ".txt"),
+        help="remember findings here, to tell new and resolved ones")  # fmt: skip
+    add("--accept", metavar="FILE", type=path_type(*FORMATS),
+        help="findings to accept: lines `ID [until YYYY-MM-DD] # reason`")  # fmt: skip
+    add("--merge", **repeated, metavar="NAME", type=FOLDER,
         help="audit nothing: make the overview of these reports and folders")  # fmt: skip
-    add("--list", **file, help="audit nothing: write the numbers of the accounts, one a line")
+    add("--list", metavar="FILE", type=path_type("-", ".csv", ".txt"),
+        help="audit nothing: write the numbers of the accounts, one a line")  # fmt: skip
     add("--max-key-age", metavar="DAYS", type=DAYS, default=str(MAX_KEY_AGE),
         help="an access key older than this is a finding (%(default)s)")  # fmt: skip
+    add("--fail-on", metavar="SEVERITY", type=str.capitalize, choices=SEVERITIES, default=LOW,
+        help="findings below this do not make the exit code 1 (%(default)s)")  # fmt: skip
     add("--quiet", action="store_true", help="print only if there is news, or an error")
     add("--debug", action="store_true", help="log the calls to AWS on standard error")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(argv)
+    if options.json == options.ocsf == "-":
+        parser.error("--json and --ocsf cannot both be standard output")
+    if options.exclude_account and not options.organization:
+        parser.error("--exclude-account needs --organization")
     if len(set(options.profile)) > 1 and (options.organization or options.account):
         parser.error("--organization and --account take one --profile at most")
-    others = ("role", "region", "check", "csv", "accept", "max_key_age", "list")
-    for name in others if options.merge else ():
-        if getattr(options, name) != parser.get_default(name):
-            parser.error(f"--merge audits nothing: it does not take --{name.replace('_', '-')}")
+    for mode, others in NOT_TOGETHER.items():
+        for name in others if getattr(options, mode) else ():
+            if getattr(options, name) != parser.get_default(name):
+                parser.error(f"--{mode} does not take --{name}".replace("_", "-"))
     return options
 
 
 # --- credentials ----------------------------------------------------------------------
 
-READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
 REFUSED_CODES = {
     *("AuthFailure", "InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch"),
+    *("InvalidSignatureException", "RequestExpired", "RequestTimeTooSkewed"),
     "UnrecognizedClientException",
+}
+CREDENTIALS_HELP = {  # by error code; {option} is --profile
+    **dict.fromkeys(EXPIRED_CODES, "the credentials have expired: renew them and run again"),
+    "NoCredentialsError": "no AWS credentials found: "
+    "run `aws configure{option}` or set AWS_PROFILE",
+    "MissingDependencyException": "`aws login` needs one package more: "
+    "run `pip install 'boto3[crt]'`",
+    "NoTerminal": "the profile asks for an MFA code, and there is no terminal to type it",
+    **dict.fromkeys(
+        ("LoginRefreshRequired", "LoginTokenLoadError", "LoginError"),
+        "the login session has expired: run `aws login{option}`",
+    ),
+    **dict.fromkeys(
+        ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
+        "the SSO session has expired: run `aws sso login{option}`",
+    ),
+    **dict.fromkeys(
+        REFUSED_CODES, "AWS does not accept these credentials: check the access key and the clock"
+    ),
+}
+CONNECTION_HELP = {
+    "EndpointConnectionError": "check the network, the region and AWS_ENDPOINT_URL",
+    "InvalidEndpoint": "check AWS_ENDPOINT_URL",
+    "NoRegionError": "set AWS_REGION",
+    "ProxyConnectionError": "check HTTPS_PROXY",
+    "SSLError": "check AWS_CA_BUNDLE",
+    "HTTPClientError": "check the access key and the token for characters that do not belong there",
+    "FileNotFoundError": "check credential_process",
+    "JSONDecodeError": "check what credential_process prints",
 }
 
 
-class ReadOnlyLoader:
-    """The descriptions of AWS's services in botocore, without the operations that write.
-
-    Our clients have no method that writes. They are read once for all accounts, because that
-    is slow.
-    """
-
-    def __init__(self, loader: Any, writes: Collection[str]) -> None:
-        self.loader = loader
-        self.writes = writes  # operations that are kept, for the client that writes reports
-        self.load_service_model = functools.cache(self._load_service_model)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def _load_service_model(
-        self, service_name: str, type_name: str, api_version: str | None = None
-    ) -> Any:
-        model = self.loader.load_service_model(service_name, type_name, api_version)
-        if type_name != "service-2":
-            return model
-        reads = {
-            name: operation
-            for name, operation in model["operations"].items()
-            if name.startswith(READ_PREFIXES) or name in self.writes
-        }
-        return model | {"operations": reads}
-
-
-@functools.cache
-def read_only_loader(writes: tuple[str, ...]) -> ReadOnlyLoader:
-    """The loader for all sessions with these writes."""
-    import botocore.session
-
-    return ReadOnlyLoader(botocore.session.Session().get_component("data_loader"), writes)
-
-
-def new_session(
-    profile: str | None = None, writes: Collection[str] = (), **keys: str
-) -> boto3.Session:
-    """A session whose clients can only read, and do what `writes` names."""
-    import boto3
-    import botocore.session
-
-    core = botocore.session.Session(profile=profile)
-    core.register_component("data_loader", read_only_loader(tuple(writes)))
-    return boto3.Session(botocore_session=core, **keys)
-
-
-def credentials_help(error: Exception, profile: str | None) -> str:
+def credentials_help(error: AwsError, profile: str | None) -> str:
     """Advice about credentials that do not work."""
-    code = error.error.code if isinstance(error, AwsCallFailed) else type(error).__name__
     option = f" --profile {profile}" if profile else ""
-    if code == "NoCredentialsError":
-        return f"no AWS credentials found: run `aws configure{option}` or set AWS_PROFILE"
-    if code.startswith("Login"):
-        return f"the login session has expired: run `aws login{option}`"
-    if code in ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"):
-        return f"the SSO session has expired: run `aws sso login{option}`"
-    if code in EXPIRED_CODES:
-        return "the credentials have expired: renew them and run again"
-    if code in REFUSED_CODES:
-        return "AWS does not accept these credentials: check the access key and the clock"
-    cause = error.__cause__ or error
-    return f"cannot reach the account: {' '.join(str(cause).split())}"
+    if text := CREDENTIALS_HELP.get(error.code):
+        return text.format(option=option)
+    hint = CONNECTION_HELP.get(error.code, "")
+    return f"cannot reach the account: {error}{needed_permission(error)}{hint and f': {hint}'}"
 
 
 def connect(
     options: argparse.Namespace, profile: str | None, writes: Collection[str] = ()
 ) -> Account:
-    """The account whose credentials we have, by STS. Raises CannotRun."""
+    """The account whose credentials we have, by STS. Raises CannotRun.
+
+    One sign-in serves the whole run, so that an MFA code is asked once.
+    """
     from botocore.exceptions import BotoCoreError, ProfileNotFound
 
     now = utc_now()
+    sign_ins = vars(options).setdefault("sign_ins", {})
     try:
-        session = new_session(profile, writes)
-        aws = Account(session, now, options.region, int(options.max_key_age), profile=profile or "")
+        if profile not in sign_ins:
+            sign_ins[profile] = sign_in(profile, options.region)
+        session = new_session(profile, sign_ins[profile], writes)
+        limits = options.region, options.exclude_region, int(options.max_key_age)
+        aws = Account(session, now, *limits, profile=profile or "")
         identity = aws.ask("sts", "GetCallerIdentity")
         aws.number, aws.arn = identity["Account"], identity["Arn"]
     except ProfileNotFound as error:
@@ -4758,41 +6431,60 @@ def connect(
 
         known = ", ".join(botocore.session.Session().available_profiles) or "none"
         raise CannotRun(f"{error} (profiles: {known})") from error
-    except (BotoCoreError, AwsCallFailed) as error:
-        raise CannotRun(credentials_help(error, profile)) from error
+    except AwsCallFailed as failed:
+        raise CannotRun(credentials_help(failed.error, profile)) from failed
+    except BotoCoreError as error:
+        raise CannotRun(credentials_help(describe_failure(error, SIGN_IN), profile)) from error
     return aws
 
 
-def assume_role(caller: Account, profile: str | None, role: str, number: str) -> Account:
+def assume_role(
+    caller: Account, profile: str | None, role: str, number: str, external_id: str | None = None
+) -> Account:
     """Another account, by its role; or the caller's own, as it is."""
     if number == caller.number:
         session, arn = caller.session, caller.arn
     else:
-        session, arn = role_session(caller, profile, role, number)
+        session, arn = role_session(caller, profile, role, number, external_id)
     profile = profile if number == caller.number else ""
-    limits = caller.only_regions, caller.max_key_age
+    limits = caller.only_regions, caller.excluded_regions, caller.max_key_age
     return Account(session, utc_now(), *limits, number, arn, profile or "")
 
 
 def role_session(
-    caller: Account, profile: str | None, role: str, number: str
+    caller: Account, profile: str | None, role: str, number: str, external_id: str | None
 ) -> tuple[boto3.Session, str]:
-    """A session with the credentials of a role in another account, and its ARN."""
+    """A session with a role in another account, and its ARN. The role is assumed again in time."""
+    from botocore.credentials import RefreshableCredentials
+
     partition, who = caller.arn.split(":")[1], re.split("[/:]", caller.arn)[-1]
     name = re.sub(r"[^A-Za-z0-9_+=,.@-]", "-", f"security-check-{who}")[:64]
     wanted = f"arn:{partition}:iam::{number}:role/{role.lstrip('/')}"
-    try:
-        response = caller.ask("sts", "AssumeRole", RoleArn=wanted, RoleSessionName=name)
-    except AwsCallFailed as failed:
-        raise AwsCallFailed(replace(failed.error, detail=wanted)) from failed
-    keys = response["Credentials"]
-    session = new_session(
-        profile,
-        aws_access_key_id=keys["AccessKeyId"],
-        aws_secret_access_key=keys["SecretAccessKey"],
-        aws_session_token=keys["SessionToken"],
-        region_name=caller.home_region,
+    params = {"RoleArn": wanted, "RoleSessionName": name}
+    params["Policy"] = json.dumps(READ_POLICY, separators=(",", ":"))
+    params |= {"ExternalId": external_id} if external_id else {}
+
+    def assume() -> Response:
+        try:
+            return caller.ask("sts", "AssumeRole", **params)
+        except AwsCallFailed as failed:
+            detail = f"{wanted} {failed.error.detail}".strip()
+            raise AwsCallFailed(replace(failed.error, detail=detail)) from failed
+
+    def metadata(response: Response) -> dict[str, str]:
+        keys = response["Credentials"]
+        return {
+            "access_key": keys["AccessKeyId"],
+            "secret_key": keys["SecretAccessKey"],
+            "token": keys["SessionToken"],
+            "expiry_time": keys["Expiration"].isoformat(),
+        }
+
+    response = assume()
+    credentials = RefreshableCredentials.create_from_metadata(
+        metadata(response), refresh_using=lambda: metadata(assume()), method="assume-role"
     )
+    session = new_session(profile, SimpleNamespace(get_credentials=lambda: credentials))
     return session, response["AssumedRoleUser"]["Arn"]
 
 
@@ -4808,7 +6500,7 @@ class Run:
     options: argparse.Namespace
     started: datetime = field(default_factory=lambda: utc_now())
     accept_files: dict[str, list[Acceptance]] = field(default_factory=dict)  # by name
-    used_acceptances: set[Acceptance] = field(default_factory=set)  # matched by a row
+    used_acceptances: dict[Acceptance, set[str]] = field(default_factory=dict)  # accounts by line
     state_files: dict[str, dict[str, Any]] = field(default_factory=dict)  # as read, by name
     changes: dict[str, StateChange] = field(default_factory=dict)  # to be remembered, by account
     written: list[str] = field(default_factory=list)  # absolute names
@@ -4836,21 +6528,33 @@ class Run:
         """The account that reads and writes files in S3: the one that started the run."""
         profiles = {*self.options.profile}
         profile = profiles.pop() if len(profiles) == 1 else None
-        return connect(self.options, profile, writes=("PutObject",))
+        return connect(self.options, profile, writes=("PutObject", "DeleteObject"))
+
+    def filled(self, name: str, account: str = OVERVIEW) -> str:
+        """A name with its account, date and time."""
+        parts = {"account": account, "date": self.today, "time": f"{self.started:%H%M}"}
+        return re.sub(r"\{(account|date|time)\}", lambda part: parts[part[1]], name)
 
     def file(self, name: str, account: str = OVERVIEW) -> File:
         """The file of a name in which account, date and time are to be filled in."""
-        date, minute = f"{self.started:%Y-%m-%d}", f"{self.started:%H%M}"
-        full = name.replace("{date}", date).replace("{time}", minute).replace("{account}", account)
+        full = self.filled(name, account)
         if match := S3_NAME.fullmatch(full):
             return S3Object(self.files_account, match[1], match[2] or "")
-        return LocalFile(Path(full), create_folder=full != name)
+        default = name.endswith(".xls") and name != self.options.output
+        return LocalFile(Path(full), create_folder=full != name, numbered=default)
 
-    def write(self, data: bytes, name: str, account: str = OVERVIEW) -> None:
-        """Write results under a name that is to be filled in."""
-        file = self.file(name, account)
-        write_or_save_copy(file, data)
-        self.written.append(file.absolute())
+    def write(self, data: bytes, name: str, account: str = OVERVIEW) -> str:
+        """Write results under a name that is to be filled in, and return the absolute name."""
+        self.written.append(written := write_or_save_copy(self.file(name, account), data))
+        return written
+
+    def try_write(self, data: bytes, name: str, account: str, errors: list[str]) -> str:
+        """The same; if it cannot be written, a blank name, and why is added to `errors`."""
+        try:
+            return self.write(data, name, account)
+        except CannotRun as why:
+            errors.append(str(why))
+        return ""
 
     def acceptances(self, account: str) -> list[Acceptance]:
         """The accept file of an account; empty without one."""
@@ -4860,6 +6564,31 @@ class Run:
         if str(file) not in self.accept_files:
             self.accept_files[str(file)] = read_accept_file(file)
         return self.accept_files[str(file)]
+
+    def use_acceptances(self, acceptances: Iterable[Acceptance], account: str) -> None:
+        """Note that these lines match something in an account."""
+        with self.lock:
+            for acceptance in acceptances:
+                self.used_acceptances.setdefault(acceptance, set()).add(account)
+
+    def accept_remarks(self, reports: Collection[Report]) -> list[str]:
+        """The lines of the accept file that match nothing, and exact ones that match too much.
+
+        A line is called unused only if everything was asked for and read.
+        """
+        options, used = self.options, self.used_acceptances
+        limited = options.check or options.region or options.account
+        lines = [one for found in self.accept_files.values() for one in found]
+        remarks = [
+            f"{one.pattern} is accepted in {counted(len(used[one]), 'account')}: put the account's "
+            "number and a slash in front of it, if that is not meant"
+            for one in lines
+            if one.exactness()[0] and len(used.get(one, ())) > 1
+        ]
+        if limited or any(report.errors() for report in reports):
+            return remarks
+        idle = (one.pattern for one in lines if one not in used)
+        return [*remarks, *(f"unused acceptance: {name} matches no finding" for name in idle)]
 
     def state_file(self, account: str) -> dict[str, Any]:
         """The accounts of the state file that this account is in, read once."""
@@ -4897,6 +6626,26 @@ class Run:
                 failures.append(str(why))
         return failures
 
+    def with_question(self, report: Report) -> Report:
+        """The report, with what only the run knows of the question that it answers."""
+        options = self.options
+        if not report.question:
+            return report
+        named = options.account if options.organization else []
+        question = replace(
+            report.question,
+            accounts=sorted({*report.question.accounts, *named}),
+            excluded_accounts=sorted(
+                {*report.question.excluded_accounts, *options.exclude_account}
+            ),
+        )
+        if not options.merge:
+            limits = sorted(set(options.region)), sorted(set(options.exclude_region))
+            question = replace(
+                question, regions=limits[0], excluded_regions=limits[1], fail_on=options.fail_on
+            )
+        return replace(report, question=question)
+
     def overview_name(self) -> str:
         """The name of the overview."""
         return self.options.output or default_name(OVERVIEW, self.started)
@@ -4911,32 +6660,63 @@ class Run:
 
 def default_name(account: str, started: datetime) -> str:
     """The name of a workbook without --output."""
-    return f"security_check_{account}_{started:%Y-%m-%d_%H%M}.xls"
+    return f"security_check_{account}_{started:%Y-%m-%d_%H%M%S}.xls"
 
 
-def join_path(folder: str, name: str) -> str:
-    """A name in a folder, here or in S3."""
-    return f"{folder.rstrip('/')}/{name}"
+def csv_name(folder: str, title: str) -> str:
+    """The name of a sheet as CSV, in a folder here or in S3."""
+    return f"{folder.rstrip('/')}/{{account}}-{title.lower().replace(' ', '-')}.csv"
 
 
 def check_before_start(run: Run) -> None:
-    """Raises CannotRun for everything that can be wrong before the first account is opened."""
+    """Raises CannotRun for everything that can be wrong before the first account is opened.
+
+    Files in S3 come last: for them AWS is called.
+    """
     options = run.options
-    for package in ("boto3", "xlwt"):
-        if not importlib.util.find_spec(package):
-            raise CannotRun(f"{package} is not installed: run `pip install boto3 xlwt`")
-    names = [options.output or "security_check.xls", options.json]
-    names += [options.state] if not options.merge else []  # --merge only reads the state
-    names += [join_path(options.csv, "a.csv")] if options.csv else []
-    for name in [options.list] if options.list else names:
-        if name and name != "-":
-            run.file(name).ensure_writable()
-    if options.state and "{account}" not in options.state:
-        run.state_file("")
-    if "{account}" in (options.accept or ""):
-        run.file(options.accept)  # makes the session for S3, before the threads start
-    else:
+    single = ("accept", "state", "json", "ocsf", "list")
+    pairs = [(option, getattr(options, option)) for option in single]
+    titles = [*(one.title for one in CHECKS), "Accounts", "Controls", "Resolved"]
+    tables = [("csv", csv_name(options.csv, title)) for title in titles if options.csv]
+    pairs += tables[:1] if S3_NAME.fullmatch(options.csv or "") else tables
+    pairs += [("merge", name) for name in options.merge]
+    if not (options.no_workbook or options.list):
+        pairs += [("output", run.overview_name())]
+    names = [pair for pair in pairs if pair[1] not in (None, "-")]
+    refuse_shared_files(run, names)
+    for option, name in sorted(names, key=lambda pair: bool(S3_NAME.fullmatch(pair[1]))):
+        check_file(run, option, name)
+
+
+def refuse_shared_files(run: Run, names: Sequence[tuple[str, str]]) -> None:
+    """Raises CannotRun if two options name one file: one would destroy what the other needs."""
+    for account in (OVERVIEW, *run.options.account, *re.findall(r"\d{12}", str(names))):
+        options: dict[str, str] = {}
+        for option, name in names:
+            full = run.filled(name, account)
+            place = f"s3{full[2:]}" if S3_NAME.fullmatch(full) else os.path.realpath(full)
+            other = options.setdefault(place, option)
+            if other != option and not LocalFile(Path(full)).is_stream():
+                raise CannotRun(f"--{other} and --{option} are one file: {full}")
+
+
+def check_file(run: Run, option: str, name: str) -> None:
+    """Raises CannotRun if a file cannot be read, or written, as its option needs it."""
+    file = run.file(name)  # makes the session for S3, before the threads start
+    here, one_for_all = isinstance(file, LocalFile), "{account}" not in name
+    if option == "merge" and here:
+        with read_errors_as_cannot_run(file):
+            file.list_json()
+    elif option == "accept" and one_for_all:
         run.acceptances("")
+    elif option not in ("merge", "accept") and not (option == "state" and run.options.merge):
+        for account in {OVERVIEW, "0" * 12, *run.options.account} if here else {OVERVIEW}:
+            run.file(name, account).ensure_writable()
+    if option == "state":
+        if isinstance(file, LocalFile) and file.is_stream():
+            raise CannotRun(f"{file} is a device or a pipe: it remembers nothing")
+        if one_for_all:
+            run.state_file("")
 
 
 # --- the accounts of a run ------------------------------------------------------------
@@ -4968,13 +6748,26 @@ def select_accounts(run: Run) -> Selection:
     return Selection("AWS accounts", caller.arn, jobs)
 
 
+def without_excluded(options: argparse.Namespace, selection: Selection) -> Selection:
+    """The accounts without those of --exclude-account. Raises CannotRun if none is left."""
+    excluded = {*options.exclude_account}
+    for number in sorted(excluded - {job.account for job in selection.jobs}):
+        warn(f"--exclude-account {number}: the run has no such account")
+    jobs = [job for job in selection.jobs if job.account not in excluded]
+    if excluded and not jobs:
+        raise CannotRun("--exclude-account leaves no account")
+    return selection._replace(jobs=jobs)
+
+
 def account_job(
     caller: Account, options: argparse.Namespace, profile: str | None, about: dict[str, Any]
 ) -> AccountJob:
     """A job for an account as ListAccounts describes it. Only active accounts are opened."""
     number = about["Id"]
     status = about.get("State") or about.get("Status") or ACTIVE  # AWS retired Status in 2026
-    open_account = functools.partial(assume_role, caller, profile, options.role, number)
+    open_account = functools.partial(
+        assume_role, caller, profile, options.role, number, options.external_id
+    )
     return AccountJob(
         number,
         about.get("Name", ""),
@@ -5031,7 +6824,6 @@ def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
 # --- auditing accounts ----------------------------------------------------------------
 
 ACCOUNTS_AT_ONCE = 8  # AWS throttles each by itself; memory and sockets set the limit
-FINISHED_ACCOUNTS: list[str] = []  # with a workbook, for the message of a signal
 
 
 def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -> Report:
@@ -5039,10 +6831,10 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
     checks = [one for one in CHECKS if one.name in (run.options.check or one.name)]
     acceptances, state = run.acceptances(aws.number), run.state(aws.number)
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
-    run.used_acceptances |= done.used_acceptances
+    run.use_acceptances(done.used_acceptances, aws.number)
     name = run.workbook_name(aws.number, done.report.started)
-    report = replace(done.report, workbook=run.file(name, aws.number).absolute())
-    report = write_account_files(run, report, name)
+    report = run.with_question(done.report)
+    report = write_account_files(run, report, "" if run.options.no_workbook else name)
     if state and not report.file_errors:
         run.changes[aws.number] = done.change
     return report
@@ -5053,21 +6845,17 @@ def write_account_files(run: Run, report: Report, name: str) -> Report:
 
     What cannot be written is an error of this account.
     """
-    options, number = run.options, report.account
-    files = {name: build_workbook(Overview.of_one(report))} if name else {}
-    for result in report.results if options.csv else ():
-        csv_name = join_path(options.csv, f"{number}-{result.check.name}.csv")
-        files[csv_name] = to_csv(result, report)
+    options, errors = run.options, list[str]()
+    account = report.account or file_name(report.name)
+    if name:
+        remarks = [] if run.multi_account else run.accept_remarks([report])
+        data = build_workbook(replace(Overview.of_one(report), remarks=remarks))
+        report = replace(report, workbook=run.try_write(data, name, account, errors))
+    if report.results and options.csv and (not run.multi_account or "{account}" in options.csv):
+        for title, data in csv_files(Overview.of_one(report)):
+            run.try_write(data, csv_name(options.csv, title), account, errors)
     if "{account}" in (options.json or ""):
-        files[options.json] = to_json([report])
-    errors = []
-    for file, data in files.items():
-        try:
-            run.write(data, file, number or file_name(report.name))
-        except CannotRun as why:
-            errors.append(str(why))
-    if name and not errors:
-        FINISHED_ACCOUNTS.append(number)
+        run.try_write(to_json([report]), options.json, account, errors)
     return replace(report, file_errors=errors)
 
 
@@ -5129,7 +6917,7 @@ def account_acceptance(run: Run, account: str) -> Acceptance | None:
         for acceptance in run.acceptances(account):
             valid = not acceptance.until or acceptance.until >= run.today
             if valid and account and acceptance.matches(account, NOT_CHECKED_END):
-                run.used_acceptances.add(acceptance)
+                run.use_acceptances([acceptance], account)
                 return acceptance
     return None
 
@@ -5167,7 +6955,8 @@ def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
 
 def unmergeable(report: Report, why: str) -> Report:
     """A report that stands for what is missing in the overview, and why. Its history is kept."""
-    warn(f"{report.account or report.name} {why}".strip())
+    named = report.name in why  # the name of a file stands in its error
+    warn(f"{report.account} {why}".strip() if named else f"{report.account or report.name} {why}")
     error = AwsError("NotMerged", detail=why)
     return Report(report.account, report.started, report.name, error=error, history=report.history)
 
@@ -5209,6 +6998,8 @@ def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
     found, rejected = dict[str, tuple[File, Report]](), list[Report]()
     for file, future in futures:
         try:
+            if not future.result():
+                warn(f"{file} is an overview of other reports, or empty: it is left out")
             reports = [reject_stale(run, one) for one in future.result()]
         except CannotRun as why:
             unread = Report("", run.started, name=Path(file.absolute()).name)
@@ -5233,6 +7024,7 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
     expected = {job.account for job in jobs}
     for account in sorted(reports.keys() - expected) if jobs else ():
         warn(f"{account} is not one of the accounts that were named: its report is merged too")
+    reports = {account: run.with_question(report) for account, report in reports.items()}
     for job in jobs:
         report = reports.get(job.account) or missing_report(run, job)
         reports[job.account] = replace(report, name=job.name or report.name)
@@ -5260,7 +7052,7 @@ def merged_overview(run: Run, selection: Selection, reports: list[Report]) -> Ov
     ends = (report.started + timedelta(seconds=report.seconds) for report in audited)
     auditors = in_words(sorted(report.auditor_arn for report in audited))
     return Overview(
-        reports=sorted(reports, key=Report.sort_key),
+        reports=sorted(drop_repeated_rows(reports), key=Report.sort_key),
         started=began,
         seconds=(max(ends, default=began) - began).total_seconds(),
         path=run.file(run.overview_name()).absolute(),
@@ -5287,7 +7079,7 @@ def write_list(run: Run, numbers: list[str]) -> Outcome:
     """Write the numbers of the accounts to audit, for whoever spreads the work."""
     text = "\n".join(numbers)
     if run.options.list == "-":
-        print_safe(text)
+        print_result(text)
     else:
         run.write(f"{text}\n".encode(), run.options.list)
     return Outcome(0, counted(len(numbers), "account"), False, run.written)
@@ -5296,12 +7088,13 @@ def write_list(run: Run, numbers: list[str]) -> Outcome:
 def run_program(argv: Sequence[str] | None) -> Outcome:
     """A run from its arguments to its end. Raises CannotRun if there is no report."""
     began, options = time.monotonic(), parse_arguments(argv)
-    FINISHED_ACCOUNTS.clear()
+    WRITTEN.clear()
+    require_packages()
     gc.set_threshold(100_000)  # botocore's models are large, and collecting them frees nothing
     log_calls(options.debug)
     run = Run(options)
     check_before_start(run)
-    selection = select_accounts(run)
+    selection = without_excluded(options, select_accounts(run))
     if options.list:
         return write_list(run, [job.account for job in selection.jobs if job.open])
     if options.merge:
@@ -5317,7 +7110,7 @@ def audited_overview(run: Run, selection: Selection, began: float) -> Overview:
     reports = audit_all(run, selection.jobs, progress)
     overview = run.file(run.overview_name()).absolute() if run.multi_account else ""
     return Overview(
-        reports=sorted(reports, key=Report.sort_key),
+        reports=sorted(drop_repeated_rows(reports), key=Report.sort_key),
         started=run.started,
         seconds=time.monotonic() - began,
         path=overview or reports[0].workbook,
@@ -5335,19 +7128,27 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     """
     options, reports = run.options, overview.reports
     failures = [] if overview.multi_account else [*reports[0].file_errors]
+    overview = replace(overview, remarks=run.accept_remarks(reports))
     if overview.multi_account:
-        failures += write_failures(run, build_workbook(overview), run.overview_name())
+        name = "" if options.no_workbook else run.overview_name()
+        path = run.try_write(build_workbook(overview), name, OVERVIEW, failures) if name else ""
+        overview = replace(overview, path=path)
+        if options.csv and "{account}" not in options.csv:
+            for title, data in csv_files(overview):
+                run.try_write(data, csv_name(options.csv, title), OVERVIEW, failures)
     attention = overview.needs_attention()
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
-    if options.json != "-" and shown and (attention or not options.quiet):
-        terminal = bool(sys.stdout and sys.stdout.isatty())
-        print_safe(terminal_text(overview, colour=terminal and "NO_COLOR" not in os.environ))
-    warn_of_unused_acceptances(run, reports)
+    if "-" not in (options.json, options.ocsf) and shown and (attention or not options.quiet):
+        print_message(terminal_text(overview, shows_colour(), options.quiet), sys.stdout)
+    for remark in () if options.quiet else overview.remarks:
+        warn(remark)
     if options.json == "-":
-        print_safe(to_json(reports).decode())
+        print_result(to_json(reports, bool(options.merge)).decode())
     elif options.json and (options.merge or "{account}" not in options.json):
-        failures += write_failures(run, to_json(reports), options.json)
+        run.try_write(to_json(reports, bool(options.merge)), options.json, OVERVIEW, failures)
+    if options.ocsf:
+        write_ocsf(run, reports, failures)
     failures = failures or run.write_states()
     if failures:
         raise CannotRun("; ".join(failures))
@@ -5357,13 +7158,24 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     return Outcome(overview.exit_code(), f"{whose}: {headline(overview)}", attention, run.written)
 
 
-def write_failures(run: Run, data: bytes, name: str) -> list[str]:
-    """Write results; why not, if they cannot be written."""
-    try:
-        run.write(data, name)
-    except CannotRun as why:
-        return [str(why)]
-    return []
+def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
+    """Write the findings and gaps as OCSF, in one file or in one for each account."""
+    name = run.options.ocsf
+    if name == "-":
+        print_result(to_ocsf(reports).decode().rstrip("\n"))
+    elif "{account}" not in name:
+        run.try_write(to_ocsf(reports), name, OVERVIEW, failures)
+    for one in reports if "{account}" in name else ():
+        run.try_write(to_ocsf([one]), name, one.account or file_name(one.name), failures)
+
+
+def shows_colour() -> bool:
+    """Whether standard output is a terminal with colours, and the user has not said no.
+
+    https://no-color.org: NO_COLOR counts if it is not empty.
+    """
+    refused = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return bool(sys.stdout and sys.stdout.isatty()) and not refused
 
 
 def warn_of_errors(overview: Overview) -> None:
@@ -5372,20 +7184,42 @@ def warn_of_errors(overview: Overview) -> None:
         prefix = f"{report.account}: " if overview.multi_account else ""
         if report.credentials_expired():
             warn(f"{prefix}the credentials expired during the audit: the rest was {NOT_CHECKED}")
+        if any(LIMITS_USED_UP in error.detail for error in report.errors()):
+            warn(
+                f"{prefix}AWS refused calls however slowly they were made: others use up its limits"
+            )
         if report.error and not overview.multi_account:
             warn(cannot_open(report.error))
 
 
-def warn_of_unused_acceptances(run: Run, reports: Collection[Report]) -> None:
-    """Warn of acceptances that match nothing, but only if everything was audited."""
-    options = run.options
-    if options.check or options.region or options.account or options.quiet:
-        return
-    if any(report.error for report in reports):
-        return
-    for acceptance in (one for found in run.accept_files.values() for one in found):
-        if acceptance not in run.used_acceptances:
-            warn(f"unused acceptance: {acceptance.pattern} matches no finding")
+MIN_BOTO3 = "1.44"  # as at the top of this file and in requirements.txt
+
+
+def require_packages() -> None:
+    """Raises CannotRun if a package is missing, broken or too old."""
+    advice = f"run `{sys.executable or 'python3'} -m pip install --upgrade boto3 xlwt`"
+    for name in ("boto3", "xlwt"):
+        try:
+            package = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise CannotRun(f"{error.name or name} is not installed: {advice}") from error
+        except Exception as error:
+            raise CannotRun(f"{name} is broken ({type(error).__name__}): {advice}") from error
+        version = str(getattr(package, "__version__", ""))
+        if name == "boto3" and release(version) < release(MIN_BOTO3):
+            raise CannotRun(f"boto3 {version} is too old, {MIN_BOTO3} is needed: {advice}")
+
+
+def release(version: str) -> list[int]:
+    """The numbers of a version, to compare it."""
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def report_bug(error: Exception) -> str:
+    """Print the traceback, and return one line that says what is lost."""
+    print_traceback(error)
+    written = f"written before: {', '.join(WRITTEN)}" if WRITTEN else "nothing was written"
+    return f"this is a bug of the script ({type(error).__name__}): no report; {written}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -5394,6 +7228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_program(argv).exit_code
     except CannotRun as why:
         warn(str(why))
+    except Exception as error:
+        warn(report_bug(error))
     return 2
 
 
@@ -5409,12 +7245,38 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
         os.chdir(folder)  # the only place where a function may write
         try:
             outcome = run_program([*event["arguments"]])
-        except SystemExit as end:
-            raise CannotRun("bad arguments: the log tells which") from end
+        except SystemExit:
+            raise CannotRun("bad arguments: the log tells which") from None
+        except CannotRun as why:
+            raise CannotRun(str(why)) from None  # what is chained to it may hold a secret
+        except Exception as error:
+            raise CannotRun(report_bug(error)) from None
         finally:
             os.chdir(before)
     kept = [name for name in outcome.files if S3_NAME.fullmatch(name)]
     return outcome._replace(files=kept)._asdict()
+
+
+TERMINAL: dict[int, Any] = {}  # the settings when the run began, by the device's descriptor
+
+
+def keep_terminal_settings() -> None:
+    """Note the settings of the terminal: a prompt for a code turns its echo off."""
+    with contextlib.suppress(ImportError, OSError):
+        import termios
+
+        device = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+        TERMINAL[device] = termios.tcgetattr(device)
+
+
+def restore_terminal() -> None:
+    """Set them again, unless the terminal belongs to another program meanwhile."""
+    for device, settings in TERMINAL.items():
+        import termios
+
+        with contextlib.suppress(OSError, termios.error):
+            if os.tcgetpgrp(device) == os.getpgrp():
+                termios.tcsetattr(device, termios.TCSANOW, settings)
 
 
 def exit_now(code: int) -> None:
@@ -5423,24 +7285,38 @@ def exit_now(code: int) -> None:
     Nothing is taken down piece by piece either: that takes as long as the calls of a small
     audit.
     """
+    restore_terminal()
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
 
 
 def on_signal(number: int, _: object) -> None:
-    """Say what was done, and end."""
-    accounts = counted(len(FINISHED_ACCOUNTS), "account")
-    done = f"{accounts} done, no overview was written" if FINISHED_ACCOUNTS else ""
-    warn(f"interrupted by {signal.Signals(number).name}: {done or 'no workbook was written'}")
+    """Say what was written, and end."""
+    done = f"{in_words(WRITTEN)} written" if WRITTEN else "nothing was written"
+    perhaps = f"; perhaps {in_words(sorted(WRITING))}" if WRITING else ""
+    warn(f"interrupted by {signal.Signals(number).name}: {done}{perhaps}")
     exit_now(128 + number)  # as shells report it
 
 
+def run_process() -> None:
+    """The program as a process: signals are heard while the audit runs in a thread."""
+    if sys.stderr is None:  # argparse would take standard output in its place
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    keep_terminal_settings()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, on_signal)
+    running = ThreadPoolExecutor(1).submit(main)
+    while not running.done():  # an endless wait may not hear a signal, on Windows never
+        wait([running], timeout=0.2)
+    code, error = 2, running.exception()
+    if isinstance(error, SystemExit):  # of argparse
+        code = error.code if isinstance(error.code, int) else 2
+    exit_now(code if error else running.result())
+
+
 if __name__ == "__main__":
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, on_signal)
-    main_thread = ThreadPoolExecutor(1).submit(main)
-    while not main_thread.done():  # an endless wait may not hear a signal, on Windows never
-        wait([main_thread], timeout=0.2)
-    exit_now(main_thread.result())
+    run_process()

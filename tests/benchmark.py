@@ -84,7 +84,7 @@ def serve(pipe: Connection) -> None:
                 cloud.remember()
             elif order == "begin":
                 layer.calls, layer.throttled = [], 0
-                layer.delay, layer.buckets = argument
+                layer.delay, layer.buckets, layer.foreign = argument
             pipe.send((len(layer.calls), layer.throttled, allowed(layer.calls), processor_time()))
 
 
@@ -303,10 +303,11 @@ class Measured:
 
 
 def measure(
-    server: Server, program: str, delay: float, throttling: bool, *arguments: str
-) -> Measured:
+    server: Server, program: str, delay: float, throttling: bool, *arguments: str,
+    foreign: float = 0,
+) -> Measured:  # fmt: skip
     own = [str(Path(__file__).resolve()), "--program", program]
-    *_, before = server.order("begin", (delay, {} if throttling else None))
+    *_, before = server.order("begin", (delay, {} if throttling else None, foreign))
     with tempfile.TemporaryDirectory() as folder:
         script = [str(SCRIPT), *arguments]
         command = [sys.executable, *(script if program == "script" else own)]
@@ -352,6 +353,13 @@ def compare(server: Server, name: str, throttling: bool) -> None:
         print(
             f"        {ratio:.2f} times the {script.allowed:.1f} s that throttling costs its calls"
         )
+
+
+def refused(server: Server) -> None:
+    """A medium account, of whose calls a third is refused whatever we do."""
+    print("\nforeign\n           wall     CPU  memory   calls throttled")
+    fill(server, SIZES["medium"], ["script"])
+    print(measure(server, "script", DELAY, throttling=True, foreign=1 / 3).line())
 
 
 def organization(server: Server, name: str, number: int) -> None:
@@ -458,7 +466,7 @@ PROGRAMS: dict[str, Callable[[], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "sizes", nargs="*", metavar="SIZE", help="small, medium, large, organization"
+        "sizes", nargs="*", metavar="SIZE", help="small, medium, large, foreign, organization"
     )
     parser.add_argument("--rounds", type=int, default=1, help="how often to measure everything")
     parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
@@ -468,7 +476,7 @@ def main() -> None:
     for name in list(os.environ):  # no real account, here and in all processes
         if name.startswith("AWS_") or name.lower().endswith("_proxy"):
             del os.environ[name]
-    if unknown := set(options.sizes) - {*SIZES, "organization"}:
+    if unknown := set(options.sizes) - {*SIZES, "organization", "foreign"}:
         parser.error(f"no such size: {', '.join(sorted(unknown))}")
     print(f"{len(REGIONS)} regions, {DELAY * 1000:.0f} ms a call; seconds, megabytes")
     with server() as account:
@@ -476,6 +484,8 @@ def main() -> None:
             for name, number in ORGANIZATIONS.items():
                 organization(account, name, number)
             merging(account)
+        if "foreign" in options.sizes:
+            refused(account)
         sizes = [name for name in options.sizes if name in SIZES]
         for name in sizes if options.sizes else ("small", "medium"):
             fill(account, SIZES[name], ("script", "plain", "floor"))

@@ -18,6 +18,7 @@ import functools
 import io
 import json
 import os
+import random
 import re
 import socket
 import sys
@@ -244,6 +245,8 @@ class Layer:
         self.faults: list[Fault] = []
         self.delay = 0.0
         self.buckets: dict[Any, Bucket] | None = None
+        self.foreign = 0.0  # the share of calls that are refused whatever we do
+        self.dice = random.Random(1)
         self.throttled = 0
         self.block_public_access: dict[str, BlockPublicAccess] = {}
         self.root: dict[str, str] = {}
@@ -311,6 +314,10 @@ class Layer:
     def throttles(self, call: Call) -> bool:
         if self.buckets is None or call.service not in LIMITS:
             return False
+        if self.foreign:  # others use up the account's limits
+            refused = self.dice.random() < self.foreign
+            self.throttled += refused
+            return refused
         where = "" if call.service == "iam" else call.region
         what = call.operation if call.service == "cloudtrail" else ""
         key = (call.service, call.account, where, what)

@@ -1,9 +1,7 @@
-"""Try the script without an AWS account: `python tests/demo.py [options of the script]`.
-With `--organization` it audits a made-up organization of twelve accounts.
+"""Try the script without an AWS account: `python tests/demo.py --help`.
 
 An account is made up on 127.0.0.1, the real script audits it as it would audit yours, and
-the workbook is left in the current folder. With `--months 2` it is audited a second time, as
-if a month had passed and somebody had worked on the findings.
+the workbook is left in the current folder.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ def audit(cloud: Cloud, *options: str) -> int:
 
 
 def a_month_passes(cloud: Cloud, state: Path) -> None:
-    """One finding is resolved and one is new; the state becomes a month older."""
+    """Some findings are mended and some are new; what is remembered is a month older."""
     ec2 = cloud.client("ec2", "eu-west-1")
     named = [{"Name": "group-name", "Values": ["bastion"]}]
     (bastion,) = ec2.describe_security_groups(Filters=named)["SecurityGroups"]
@@ -43,17 +41,25 @@ def a_month_passes(cloud: Cloud, state: Path) -> None:
     )
     cloud.client("iam").create_user(UserName="new.colleague")
     a_month_ago = str(date.today() - timedelta(days=30))
-    state.write_text(re.sub(r'"\d{4}-\d\d-\d\d"', f'"{a_month_ago}"', state.read_text()))
+    state.write_text(re.sub(r"\d{4}-\d\d-\d\d", a_month_ago, state.read_text()))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--months", type=int, choices=(1, 2), default=1)
-    ours, options = parser.parse_known_args()
-    notice = "This is a made-up account on 127.0.0.1: no real one is asked or changed."
-    print(notice, file=sys.stderr, flush=True)
+    parser = argparse.ArgumentParser(
+        prog="demo.py",
+        description="Try security_check.py on an account that is made up on 127.0.0.1.",
+        epilog="Every other option is handed on to the script: see `security_check.py --help`.",
+    )
+    parser.add_argument("--organization", action="store_true",
+        help="make up an organization of twelve accounts, and audit it")  # fmt: skip
+    parser.add_argument("--months", type=int, choices=(1, 2), default=1,
+        help="2: audit a second time, as if a month had passed")  # fmt: skip
+    ours, others = parser.parse_known_args()
+    options = [*(["--organization"] if ours.organization else []), *others]
+    about = "This is a made-up account on 127.0.0.1: no real one is asked or changed."
+    print(about, file=sys.stderr, flush=True)
     with running() as cloud, tempfile.TemporaryDirectory() as folder:
-        (fill_organization if "--organization" in options else fill)(cloud)
+        (fill_organization if ours.organization else fill)(cloud)
         try:
             if ours.months == 1:
                 return audit(cloud, *options)

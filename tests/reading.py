@@ -20,7 +20,16 @@ import jsonschema  # type: ignore[import-untyped]
 import xlrd
 
 import security_check
-from security_check import AwsError, Check, CheckResult, Message, Question, Report, Row
+from security_check import (
+    AwsError,
+    Check,
+    CheckResult,
+    ControlFinding,
+    Message,
+    Question,
+    Report,
+    Row,
+)
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=timezone.utc)
 NUMBER = "123456789012"
@@ -98,7 +107,8 @@ def summary_section(source: Source, title: str) -> list[tuple[str, str]]:
         if not row:
             break
         word, *beside = [*row, ""]
-        section.append((str(word), " ".join(str(value) for value in beside if value != "")))
+        texts = (str(value) for value in beside if value not in ("", "show"))  # "show" is a link
+        section.append((str(word), " ".join(texts)))
     return section
 
 
@@ -294,15 +304,16 @@ def a_row(
     control: str = "",
     **more: Any,
 ) -> Row:
-    """A row that says that all is well, or with a severity a finding."""
+    """A row that says that all is well, or with a severity a finding, which fails `control`."""
     parts = (message,) if isinstance(message, str) else message
+    named = tuple(ControlFinding(one, target) for one in control.split(", ") if one)
+    more["control_findings"] = (*named, *more.get("control_findings", ()))
     return Row(
         target=target,
         item=item,
         cells={**(cells or {})},
         message=Message(*parts),
         severity=severity,
-        control=control,
         **more,
     )
 

@@ -17,6 +17,7 @@ from security_check import (
     AwsError,
     CannotRun,
     CheckResult,
+    ControlFinding,
     LocalFile,
     Message,
     Row,
@@ -35,7 +36,8 @@ def grant(
     control: str = "S3.12", fully_read: bool = True,
 ) -> Row:  # fmt: skip
     return Row(
-        bucket, item, {}, Message("may read it"), severity, control,
+        bucket, item, {}, Message("may read it"), severity,
+        control_findings=(ControlFinding(control, bucket),),
         extent=frozenset(extent), fully_read=fully_read,
     )  # fmt: skip
 

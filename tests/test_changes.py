@@ -19,6 +19,7 @@ from security_check import (
     AccountState,
     AwsError,
     CheckResult,
+    ControlFinding,
     KnownFinding,
     Message,
     Row,
@@ -56,7 +57,8 @@ def rule(
     message = Message("lets the whole Internet reach ", ports)
     item = f"{group}/{ports}"
     return Row(
-        region, item, {}, message, severity, control,
+        region, item, {}, message, severity,
+        control_findings=(ControlFinding(control, group),),
         extent=frozenset(extent), resource=f"{region}/{group}", **more,
     )  # fmt: skip
 
@@ -67,7 +69,7 @@ def refused(item: str = "", region: str = "eu-west-1") -> Row:
 
 def result(*rows: Row, targets: tuple[str, ...] = PARTS, **more: Any) -> CheckResult:
     failed = {row.target for row in rows if row.error and not row.item}
-    return CheckResult(GROUPS, [*rows], targets=targets, failed_targets=failed, **more)
+    return CheckResult(GROUPS, [*rows], regions=targets, failed_targets=failed, **more)
 
 
 def month(
@@ -255,8 +257,10 @@ def test_a_renamed_user_is_the_same_user() -> None:
     mfa = next(one for one in CHECKS if one.name == "mfa")
 
     def users(name: str) -> CheckResult:
-        row = Row(name, "", {}, Message("has no MFA"), "Medium", "IAM.19", resource="AIDA1")
-        return CheckResult(mfa, [row], targets=[name])
+        failed = (ControlFinding("IAM.19", name),)
+        message = Message("has no MFA")
+        row = Row(name, "", {}, message, "Medium", control_findings=failed, resource="AIDA1")
+        return CheckResult(mfa, [row])
 
     state = AccountState(since={"mfa": "2030-07-01"})
     _, august = month(state, users("alice"), AUGUST)

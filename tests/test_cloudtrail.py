@@ -8,7 +8,15 @@ import pytest
 from conftest import NUMBER, Canned
 from making import finding, fine, not_checked, run_check, seen
 
-from security_check import AwsCallFailed, check_cloudtrail, evaluate_trail, recorded_events
+from security_check import (
+    AwsCallFailed,
+    check_cloudtrail,
+    describe_recording,
+    evaluate_trail,
+    recorded_together,
+    selector_recordings,
+    trail_flaws,
+)
 
 HOME, REGION = "eu-central-1", "eu-west-1"
 ARN = f"arn:aws:cloudtrail:{HOME}:{NUMBER}:trail/main"
@@ -58,9 +66,6 @@ def trail_cells(
         "Management events": events,
         "Log file validation": validation,
     }
-
-
-NO_TRAIL: Any = dict.fromkeys(("trail", "home", "multi", "logging", "events", "validation"), "")
 
 
 # --- which events are recorded ---------------------------------------------------------------
@@ -129,74 +134,71 @@ def test_management_events(
     selectors: list[dict[str, Any]], recorded: set[str], left_out: set[str]
 ) -> None:
     kind = "AdvancedEventSelectors" if selectors and "Name" in selectors[0] else "EventSelectors"
-    assert recorded_events({kind: selectors}) == (recorded, left_out)
+    assert recorded_together(selector_recordings({kind: selectors})) == (recorded, left_out)
 
 
 # --- what a trail is worth ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("about", "status", "selectors", "problem", "flaws"),
+    ("about", "status", "selectors", "problem", "events", "flaws"),
     [
-        pytest.param({}, {}, ALL, "", [], id="all well"),
-        pytest.param({}, {"IsLogging": False}, ALL, "logging stopped", [], id="stopped"),
+        pytest.param({}, {}, ALL, "", "read and write", [], id="all well"),
         pytest.param(
-            {},
-            {},
-            {"EventSelectors": [basic("WriteOnly")]},
-            "management events: write only",
-            [],
+            *({}, {"IsLogging": False}, ALL, "logging stopped", "read and write", []), id="stopped"
+        ),
+        pytest.param(
+            *({}, {}, {"EventSelectors": [basic("WriteOnly")]}, "", "write only", []),
             id="write only",
         ),
         pytest.param(
             {},
             {"IsLogging": False},
             {"EventSelectors": [basic("All", False)]},
-            "logging stopped, management events: none",
-            [],
+            *("logging stopped", "none", []),
             id="stopped, and would record nothing",
         ),
         pytest.param(
             {},
             {},
             {"EventSelectors": [basic("All", True, KMS)]},
-            "",
-            [("events-left-out", f"it leaves out events of {KMS}", "CloudTrail.1")],
+            *("", f"read and write without {KMS}", []),
             id="without KMS",
         ),
         pytest.param(
             {"LogFileValidationEnabled": False},
-            {},
-            ALL,
-            "",
-            [("log-file-validation", "its log files are not validated", "CloudTrail.4")],
+            *({}, ALL, "", "read and write", ["log-file-validation"]),
             id="validation off",
         ),
         pytest.param(
-            {"IncludeGlobalServiceEvents": False},
-            {},
-            ALL,
-            "",
-            [("global-events", "it leaves out global services", "")],
+            {"IncludeGlobalServiceEvents": False, "HomeRegion": "us-east-1"},
+            *({}, ALL, "", "read and write without global services", []),
             id="no global service events",
+        ),
+        pytest.param(
+            {"IncludeGlobalServiceEvents": False},
+            *({}, ALL, "", "read and write", []),
+            id="no global service events, where a trail has none anyhow",
         ),
         pytest.param(
             {},
             {"LatestDeliveryError": "NoSuchBucket"},
-            ALL,
-            "",
-            [("delivery", "it cannot deliver its logs (NoSuchBucket)", "")],
+            *(ALL, "no delivery (NoSuchBucket)", "read and write", ["delivery"]),
             id="delivery fails",
         ),
-        pytest.param({}, {"LatestDeliveryError": ""}, ALL, "", [], id="delivery does not fail"),
+        pytest.param(
+            *({}, {"LatestDeliveryError": ""}, ALL, "", "read and write", []),
+            id="delivery does not fail",
+        ),
     ],
 )
 def test_what_a_trail_does(
-    about: Any, status: Any, selectors: Any, problem: str, flaws: list[Any]
+    about: Any, status: Any, selectors: Any, problem: str, events: str, flaws: list[str]
 ) -> None:
     found = evaluate_trail(trail(**about), {"IsLogging": True, **status}, selectors)
-    assert ", ".join(found.problems) == problem
-    assert [(flaw.id, flaw.text, flaw.control) for flaw in found.flaws] == flaws
+    assert ", ".join(found.problems()) == problem
+    assert describe_recording(recorded_together(found.recordings)) == events
+    assert [*trail_flaws(found)] == flaws
 
 
 # --- region by region ----------------------------------------------------------------------------
@@ -208,8 +210,7 @@ def test_no_trail(aws: Canned) -> None:
         REGION,
         message="No trail records the API calls of eu-west-1",
         severity="High",
-        control="CloudTrail.1",
-        cells=trail_cells(**NO_TRAIL),
+        cells={"Region": REGION},
     )
     assert seen(check_cloudtrail(aws, REGION)) == seen([expected])
 
@@ -243,7 +244,6 @@ def test_a_trail_that_has_been_stopped(aws: Canned) -> None:
         REGION,
         message="does not record the API calls of eu-west-1: logging stopped",
         severity="High",
-        control="CloudTrail.1",
         cells=trail_cells(logging="no"),
     )
     assert seen(check_cloudtrail(aws, REGION)) == seen([expected])
@@ -255,22 +255,23 @@ def test_selectors_are_read_where_they_are_custom(aws: Canned) -> None:
     selectors = {"AdvancedEventSelectors": [advanced(WRITES)]}
     aws.answer("cloudtrail", "GetEventSelectors", selectors, HOME, {"TrailName": ARN})
     (row,) = seen(check_cloudtrail(aws, REGION))
-    said = "Does not record the API calls of eu-west-1: management events: write only"
-    assert row.result == said
+    assert row.result == "Records only the write events of eu-west-1"
 
 
 def test_flaws_are_named_and_low(aws: Canned) -> None:
-    answer_trails(aws, REGION, trail(LogFileValidationEnabled=False))
-    answer_status(aws, LatestDeliveryError="AccessDenied")
+    answer_trails(aws, HOME, trail(LogFileValidationEnabled=False))
+    answer_status(aws, LatestDigestDeliveryError="AccessDenied")
+    cells = trail_cells(HOME, validation="no")
     expected = finding(
-        REGION,
-        message="records eu-west-1, but its log files are not validated"
-        " and it cannot deliver its logs (AccessDenied)",
+        HOME,
+        item="main",
+        message="does not validate its log files and cannot deliver its digests (AccessDenied)",
         severity="Low",
         control="CloudTrail.4",
-        cells=trail_cells(validation="no"),
+        cells=cells,
     )
-    assert seen(check_cloudtrail(aws, REGION)) == seen([expected])
+    rows = [fine(HOME, message="Enabled", cells=cells), expected]
+    assert seen(check_cloudtrail(aws, HOME)) == seen(rows)
 
 
 def test_of_several_trails_the_best_counts(aws: Canned) -> None:
@@ -295,7 +296,8 @@ def test_a_trail_of_the_organization_that_may_not_be_read(
     if call == "GetEventSelectors":
         answer_status(aws)
     aws.refuse("cloudtrail", call, code, HOME)
-    unknown = trail_cells(logging="", events="")
+    logging = "yes" if call == "GetEventSelectors" else "NOT CHECKED"  # its status was read
+    unknown = trail_cells(logging=logging, events="NOT CHECKED")
     expected = not_checked(REGION, error=f"{code}: cloudtrail {call}", cells=unknown)
     assert seen(check_cloudtrail(aws, REGION)) == seen([expected])
 

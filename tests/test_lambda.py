@@ -520,7 +520,11 @@ def test_the_state_machine_may_what_it_does_and_nothing_else(deploy: Callable[..
     assert [one for one in does if not may(allowed, *one)] == []
     assert {action for action, _ in allowed} == {action for action, _ in does}
     assert not may(allowed, "s3:GetObject", f"arn:aws:s3:::{reports}/state/1.json")
-    assert engine.allowed("ScheduleRole") == {("states:StartExecution", machine)}
+    (queue,) = engine.cloud.client("sqs").list_queues()["QueueUrls"]
+    asked = {"QueueUrl": queue, "AttributeNames": ["QueueArn"]}
+    letters = engine.cloud.client("sqs").get_queue_attributes(**asked)["Attributes"]["QueueArn"]
+    allowed = {("states:StartExecution", machine), ("sqs:SendMessage", letters)}
+    assert engine.allowed("ScheduleRole") == allowed
 
 
 def test_the_readme_says_what_the_template_does() -> None:

@@ -9,7 +9,7 @@ from conftest import NOW, NUMBER, Canned
 from making import answer_summary, answer_users, finding, fine, not_checked, run_check, seen
 
 import security_check
-from security_check import ROOT, Row, check_mfa, credential_report, report_date, describe_sign_in
+from security_check import ROOT, Row, check_mfa, credential_report, describe_sign_in, report_date
 
 # --- the credential report ------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ def test_how_somebody_signs_in_without_mfa(password: bool, last: Any, words: str
         pytest.param(
             "TRUE,N/A,FALSE",
             {"PasswordLastUsed": NOW},
-            user_row(mfa=False, last=NOW, control="IAM.5"),
+            user_row(mfa=False, last=NOW, control="IAM.5, IAM.19"),
             id="console user",
         ),
         pytest.param(
@@ -133,7 +133,7 @@ def test_how_somebody_signs_in_without_mfa(password: bool, last: Any, words: str
         pytest.param(
             "true,no_information,false",
             {},
-            user_row(mfa=False, control="IAM.5"),
+            user_row(mfa=False, control="IAM.5, IAM.19"),
             id="no information",
         ),
     ],
@@ -183,7 +183,10 @@ def test_an_old_report_is_confirmed_live(
     answer_report(aws, f"alice,arn,true,N/A,{reported}", state="COMPLETE")
     answer_users(aws, "alice")
     answer_devices(aws, *virtual, own=own)
-    expected = user_row(mfa=mfa, control="IAM.5")
+    if not mfa:  # the password is confirmed too, and only then
+        profile = {"UserName": "alice", "CreateDate": NOW}
+        aws.answer("iam", "GetLoginProfile", {"LoginProfile": profile})
+    expected = user_row(mfa=mfa, control="IAM.5, IAM.19")
     assert seen(check_mfa(aws, "alice")) == seen([expected])
 
 
@@ -201,7 +204,7 @@ def test_a_user_who_is_not_in_the_report_is_asked_about_live(
     if password:
         profile = {"UserName": "alice", "CreateDate": NOW}
         aws.answer("iam", "GetLoginProfile", {"LoginProfile": profile})
-        expected = user_row(mfa=False, control="IAM.5")
+        expected = user_row(mfa=False, control="IAM.5, IAM.19")
     else:
         aws.refuse("iam", "GetLoginProfile", "NoSuchEntity")
         expected = user_row(mfa=False, password="no", last="", control="IAM.19")

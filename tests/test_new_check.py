@@ -85,7 +85,7 @@ def declared() -> Iterator[None]:
             if user.startswith("test-"):
                 failed = (ControlFinding("OWN.1", user),)
                 message = Message("made for a test")
-                yield Row(user, "", cells, message, MEDIUM, "OWN.1", control_findings=failed)
+                yield Row(user, "", cells, message, MEDIUM, control_findings=failed)
             else:
                 yield Row(user, "", cells, Message("Fine"))
             return Counter({"": 1, "OWN.1": 1})
@@ -229,6 +229,9 @@ class TestRunOfAllChecks:
             "acceptance_ended": "",
             "severity": "Medium",
             "control": "OWN.1",
+            "control_findings": [
+                {"control": "OWN.1", "resource": "test-robot", "status": "FAILED"}
+            ],
             "status": "FINDING",
             "extent": [],
             "resource": "",

@@ -46,7 +46,7 @@ def test_interrupted_it_leaves_at_once_and_leaves_nothing_behind(
     process.send_signal(number)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number
-    assert err == f"security_check.py: interrupted by {number.name}: no workbook was written\n"
+    assert err == f"security_check.py: interrupted by {number.name}: nothing was written\n"
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.xls": "old"}
 
 
@@ -142,5 +142,6 @@ def test_a_package_that_is_missing_is_named_before_the_audit(cloud: Cloud) -> No
     ran = subprocess.run(bare, env=cloud.environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert ran.stderr == (
-        "security_check.py: boto3 is not installed: run `pip install boto3 xlwt`\n"
+        "security_check.py: boto3 is not installed: "
+        f"run `{sys.executable} -m pip install --upgrade boto3 xlwt`\n"
     )

@@ -99,7 +99,8 @@ def test_the_template_of_the_role_is_the_readmes() -> None:
     assert f"Default: {security_check.ROLE}" in text
     parameters = re.findall(r"^  (\w+):\n    Type: String", text, re.MULTILINE)
     command = readme.block("sh", "create-stack-set", "role.yaml")
-    assert {"RoleName", *re.findall(r"ParameterKey=(\w+)", command)} == {*parameters}
+    given = {*re.findall(r"ParameterKey=(\w+)", command)}
+    assert given | {"RoleName", "ExternalId"} == {*parameters}
 
 
 @pytest.mark.first

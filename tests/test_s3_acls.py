@@ -17,7 +17,7 @@ from security_check import (
     Row,
     bucket_regions,
     check_s3_acls,
-    grant_severity,
+    failed_bucket_controls,
     grantee_names,
 )
 
@@ -67,13 +67,14 @@ PERMISSIONS = {
 
 
 @pytest.mark.parametrize(("permission", "control"), PERMISSIONS.items())
-def test_severity_of_a_grant(permission: str, control: str) -> None:
+def test_controls_that_a_grant_fails(permission: str, control: str) -> None:
     for uri in (EVERYONE, ANY_AWS_ACCOUNT):
-        assert grant_severity(everyone(uri), OWNER, permission) == ("Critical", control)
-    assert grant_severity(canonical(OTHER), OWNER, permission) == ("Medium", "S3.12")
-    assert grant_severity(everyone("http://example/new"), OWNER, permission)[0] == "Medium"
+        public = failed_bucket_controls(everyone(uri), OWNER, permission)
+        assert public == [*control.split(", "), "S3.12"]
+    for other in (canonical(OTHER), everyone("http://example/new")):
+        assert failed_bucket_controls(other, OWNER, permission) == ["S3.12"]
     for harmless in (canonical(OWNER), everyone(LOG_DELIVERY)):
-        assert grant_severity(harmless, OWNER, permission) == ("", "")
+        assert failed_bucket_controls(harmless, OWNER, permission) == []
 
 
 # --- scenarios ------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def public_read(*, severity: str, blocked_by: str) -> Row:
         item="AllUsers/READ",
         message=f"everyone on the Internet may list it{void(blocked_by)}",
         severity=severity,
-        control="S3.2",
+        control="S3.12" if blocked_by else "S3.2, S3.12",
         cells=grant_cells("Everyone (AllUsers)", "READ", blocked_by=blocked_by),
     )
 
@@ -244,13 +245,22 @@ def test_a_block_that_may_not_be_read_is_neither_blocked_nor_open(
     answer_block(s3, "bucket", bucket)
     answer_policy(s3)
     service = "s3control" if account == DENIED else "s3"
+    granted = finding(
+        BUCKET,
+        item="AllUsers/READ",
+        message="everyone on the Internet may list it"
+        ", unless a public access block makes that void",
+        severity="Medium",
+        control="S3.12",
+        cells=grant_cells("Everyone (AllUsers)", "READ", blocked_by="NOT CHECKED"),
+    )
     unknown = not_checked(
         BUCKET,
         item="AllUsers/READ",
         error=f"AccessDenied: {service} GetPublicAccessBlock",
         cells=grant_cells("Everyone (AllUsers)", "READ"),
     )
-    assert seen(check_s3_acls(s3, BUCKET)) == seen([OWNERS_ROW, unknown])
+    assert seen(check_s3_acls(s3, BUCKET)) == seen([OWNERS_ROW, granted, unknown])
 
 
 @pytest.mark.parametrize(
@@ -266,12 +276,12 @@ def test_a_public_policy(s3: Canned, setting: str, severity: str, blocked: str) 
     answer_policy(s3, True)
     answer_block(s3, "account", [])
     answer_block(s3, "bucket", [setting])
+    also = "; RestrictPublicBuckets also shuts out a web site's visitors, and named accounts"
     expected = finding(
         BUCKET,
         item="policy",
-        message=f"its policy lets in everyone on the Internet{void(blocked)}",
+        message=f"its policy lets in everyone on the Internet{void(blocked) or also}",
         severity=severity,
-        control="S3.2, S3.3",
         cells=grant_cells("Everyone (bucket policy)", "policy", blocked_by=blocked),
     )
     assert seen(check_s3_acls(s3, BUCKET)) == seen([OWNERS_ROW, expected])
@@ -286,7 +296,7 @@ def test_blocks_are_asked_once_whatever_number_of_grants_they_void(s3: Canned) -
     answer_policy(s3, True)
     rows = list(check_s3_acls(s3, BUCKET))
     assert [row.severity for row in rows] == ["Low"] * 11
-    assert [row.control for row in rows] == [*PERMISSIONS.values()] * 2 + ["S3.2, S3.3"]
+    assert [row.control for row in rows] == ["S3.12"] * 10 + [""]  # it has users, all the same
 
 
 @pytest.mark.parametrize("call", ["GetBucketAcl", "GetBucketPolicyStatus"])

@@ -74,7 +74,7 @@ def no_trail(region: str) -> Row:
     return finding(region, message=message, cells={"Region": region})
 
 
-def worst_lines(*reports: Report) -> list[str]:
+def told(*reports: Report) -> list[str]:
     """The lines about findings on the Summary, of one account or of several."""
     book = workbook_of(*reports, multi_account=len(reports) > 1)
     return [text for _, text in summary_section(book, "Worst findings")]
@@ -140,17 +140,24 @@ def worst_lines(*reports: Report) -> list[str]:
     ],
 )
 def test_findings_about_a_resource_are_one_line(check: str, rows: list[Row], words: str) -> None:
-    assert worst_lines(report(*rows, check=check)) == [words]
+    assert told(report(*rows, check=check)) == [words]
 
 
 def test_rows_about_a_resource_of_an_account_stand_in_the_place_of_the_first() -> None:
     a, b, more = grant("a", "list it"), grant("b", "list it"), grant("a", "write to it")
+    assert told(report(a, b, more, check="s3-acls", account="1")) == [
+        "a: everyone may list it and write to it (eu-west-1, 2 grants)",
+        "b: everyone may list it (eu-west-1)",
+    ]
+
+
+def test_findings_of_several_accounts_are_told_by_what_they_are() -> None:
+    a, b, more = grant("a", "list it"), grant("b", "list it"), grant("a", "write to it")
     here = report(a, b, more, check="s3-acls", account="1")
     elsewhere = report(a, check="s3-acls", account="2", name="Prod")
-    assert worst_lines(here, elsewhere) == [
-        "a: everyone may list it and write to it (eu-west-1, 1, 2 grants)",
-        "b: everyone may list it (eu-west-1, 1)",
-        "a: everyone may list it (eu-west-1, 2, Prod)",
+    assert told(here, elsewhere) == [
+        "Everyone may list it: 3 grants in 2 accounts",
+        "Everyone may write to it: 1 grant in 1",
     ]
 
 
@@ -428,13 +435,13 @@ def test_the_terminal_shows_the_worst_five_resources(
         s3.put_bucket_acl(Bucket=f"bucket-{number}", GrantRead=everyone, GrantWrite=everyone)
     main(["--check", "s3-acls"])
     out = capsys.readouterr().out
-    assert out.partition("Worst:\n")[2].splitlines()[:-1] == [
+    worst = out.partition("Worst:\n")[2].partition("1 of 6 checks (s3-acls)")[0]
+    assert worst.splitlines() == [
         *(
             line
             for number in range(5)
             for line in (
-                f"  Critical  bucket-{number}: everyone on the Internet may list it and write"
-                " to it",
+                f"  Critical  bucket-{number}: everyone on the Internet may write to it and list it",
                 "            (us-east-1, 2 grants)",
             )
         ),

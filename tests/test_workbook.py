@@ -91,13 +91,14 @@ def only_row(book: Any, title: str = CLASSIC) -> dict[str, Cell]:
 def test_the_summary_is_the_account_on_one_page() -> None:
     silent = unread("us-east-1", error="Timeout: x")
     book = build_workbook(bad(1, "Critical"), bad(2), silent, good())
-    assert ["AWS security check"] in summary_rows(book)
+    whose = f"AWS account {NUMBER} (acme), 2026-11-23"
+    assert [f"AWS security check: {whose}"] in summary_rows(book)
     assert ["2 findings, 1 NOT CHECKED"] in summary_rows(book)
     assert summary_table(book, "Check") == [
         {
-            **dict.fromkeys(("Check", "Medium", "Low", "ACCEPTED"), ""),
+            **dict.fromkeys(("Evaluated", "Medium", "Low", "ACCEPTED"), ""),
             "Check": "EC2-Classic",
-            **dict.fromkeys(("Critical", "High", "OK", "NOT CHECKED"), 1.0),
+            **dict.fromkeys(("Critical", "High", "NOT CHECKED"), 1.0),
         }
     ]
     assert summary_section(book, "Worst findings") == [
@@ -105,7 +106,7 @@ def test_the_summary_is_the_account_on_one_page() -> None:
         ("High", "i-2: Bad (eu-west-1)"),
     ]
     assert summary_section(book, "Not checked") == [
-        ("NOT CHECKED", "EC2-Classic: Timeout: x, us-east-1/not-checked")
+        ("NOT CHECKED", "EC2-Classic: Timeout: x: us-east-1")
     ]
     facts = {
         "Account": NUMBER,
@@ -113,7 +114,6 @@ def test_the_summary_is_the_account_on_one_page() -> None:
         "Audited by": f"arn:aws:iam::{NUMBER}:user/auditor",
         "Started": "2026-11-23 12:00 UTC",
         "Duration": "3 s",
-        "Regions": "eu-west-1, us-east-1",
     }
     assert facts.items() <= summary_facts(book).items()
 
@@ -131,19 +131,19 @@ def test_the_summary_is_the_account_on_one_page() -> None:
 def test_what_is_not_checked_names_the_permission_that_is_missing(
     error: str, permission: str
 ) -> None:
-    shown = dict(summary_section(build_workbook(unread(error=error)), "Not checked"))
-    expected = f"EC2-Classic: {error} (needs {permission}), x/not-checked"
-    assert shown["NOT CHECKED"] == expected
+    told = dict(summary_section(build_workbook(unread(error=error)), "Not checked"))
+    expected = f"EC2-Classic: {error} (needs {permission}): x"
+    assert told["NOT CHECKED"] == expected
 
 
 def test_ten_findings_are_worst_and_the_others_are_counted() -> None:
-    shown = summary_section(build_workbook(*map(bad, range(23))), "Worst findings")
-    assert shown == [*(("High", f"i-{n}: Bad (eu-west-1)") for n in range(10)), ("", "and 13 more")]
+    told = summary_section(build_workbook(*map(bad, range(23))), "Worst findings")
+    assert told == [*(("High", f"i-{n}: Bad (eu-west-1)") for n in range(10)), ("", "and 13 more")]
 
 
 def test_the_most_serious_comes_first_and_the_rest_stays_in_order() -> None:
-    lived_with = accepted(finding("known", severity="Critical", cells=instance_cells()))
-    rows = [good("fine"), bad(1, "Low"), unread(), lived_with, bad(2, "Critical"), bad(3, "Low")]
+    decided = accepted(finding("known", severity="Critical", cells=instance_cells()))
+    rows = [good("fine"), bad(1, "Low"), unread(), decided, bad(2, "Critical"), bad(3, "Low")]
     findings = ["eu-west-1/i-2", "eu-west-1/i-1", "eu-west-1/i-3"]
     ids = [*findings, "x/not-checked", "known", "fine"]
     assert read_column(build_workbook(*rows), CLASSIC, "ID") == [f"ec2-classic/{id}" for id in ids]
@@ -174,7 +174,10 @@ def test_a_resolved_finding_has_a_result() -> None:
     resolved = {"mfa/bob": known("2026-11-01", "Not Enabled")}
     book = build_workbook(bad(1), resolved=resolved)
     assert read_sheet(book, "Resolved") == [
-        {"Finding": "mfa/bob", "Result": "Not Enabled", "First seen": "2026-11-01", "Days open": 22}
+        {
+            **{"Severity": "", "Status": "RESOLVED", "Finding": "mfa/bob", "Result": "Not Enabled"},
+            **{"First seen": "2026-11-01", "Days open": 22},
+        }
     ]
 
 
@@ -302,6 +305,15 @@ def links_of_the_summary(book: Any) -> list[str]:
             "#/users/details/a%2Bb%3Dc%2Cd.e%40f-_?section=security_credentials",
             id="GovCloud, and a name with everything",
         ),
+        pytest.param(
+            "s3-acls",
+            {"Bucket": "b", "Region": "eusc-de-east-1"},
+            "Bucket",
+            "eusc-de-east-1",
+            "https://eusc-de-east-1.console.amazonaws-eusc.eu/s3/buckets/b?region=eusc-de-east-1",
+            id="the European Sovereign Cloud",
+        ),
+        pytest.param("mfa", {"User": "a"}, "User", "us-iso-east-1", "", id="not on the Internet"),
         pytest.param("mfa", {"User": ROOT}, "User", "us-east-1", "", id="root has no page"),
         pytest.param(
             "security-groups", {"Region": "r"}, "Group ID", "us-east-1", "", id="no group"
@@ -338,7 +350,7 @@ def test_the_summary_prints_upright_and_sheets_landscape_one_page_wide() -> None
     data = workbook_of(report(bad(1)))
     shapes = [(wide, high, upright) for _, wide, high, upright in paper(data)]
     assert shapes == [(1, 1, True), (1, 0, False)]
-    assert f"&LAWS account {NUMBER}, 2026-11-23&R&P / &N".encode() in data
+    assert f"&LAWS account {NUMBER} (acme), 2026-11-23&R&A, &P".encode() in data
 
 
 LINE = 270  # the height of a line, in twentieths of a point
@@ -489,16 +501,16 @@ def test_the_format_holds_as_many_rows_as_we_think() -> None:
 
 
 def test_more_rows_than_the_format_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(security_check, "MAX_ROWS", 10)
+    monkeypatch.setattr(security_check, "MAX_ROWS", 11)
     book = build_workbook(*map(bad, range(14)), unread())
     titles = ["EC2-Classic", "EC2-Classic (2)", "EC2-Classic (3)"]
-    assert [book.sheet_by_name(title).nrows for title in titles[:2]] == [10, 10]
+    assert [book.sheet_by_name(title).nrows for title in titles[:2]] == [11, 11]
     assert read_column(book, titles[2], "ID") == ["ec2-classic/x/not-checked"]
     assert len(ids_of(book, titles)) == 15
-    shown = [leads_to(book, link) for link in links_of_the_summary(book)]
-    assert {title for title, row in shown if row} == {*titles}
+    told = [leads_to(book, link) for link in links_of_the_summary(book)]
+    assert {title for title, row in told if row} == {*titles}
     ids = [f"ec2-classic/eu-west-1/i-{n}" for n in range(10)]
-    assert [row["ID"] for _, row in shown if row] == [*ids, "ec2-classic/x/not-checked"]
+    assert [row["ID"] for _, row in told if row] == ["ec2-classic/x/not-checked", *ids]
 
 
 # --- the file -----------------------------------------------------------------------------------
