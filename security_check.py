@@ -29,7 +29,7 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     Account.cache
     audit         runs the checks on one account, compares with the state, applies acceptances
                   offers: AuditInput, audit, to_aws_error, rank_of, StateChange, apply_change,
-                    merge_history, merge_statuses, drop_ok_rows
+                    merge_history, merge_statuses, drop_ok_rows, drop_repeated_rows
     storage       files here and in S3; the accept file, the state and the report as JSON
                   offers: WRITTEN, WRITING, LocalFile, S3_NAME, S3Object, File, error_text,
                     read_errors_as_cannot_run, write_or_save_copy, read_accept_file, encode,
@@ -4003,6 +4003,23 @@ def drop_ok_rows(report: Report) -> Report:
     return replace(report, results=results)
 
 
+def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
+    """The reports without the rows about what another account owns that is among them.
+
+    What is shared, such as a security group, is shown to several accounts.
+    """
+    audited = {report.account for report in reports if report.results}
+    found = []
+    for report in reports:
+        others = audited - {report.account}
+        results = [
+            replace(one, rows=[row for row in one.rows if not others & {*row.arn.split(":")[4:5]}])
+            for one in report.results
+        ]
+        found.append(replace(report, results=results))
+    return found
+
+
 # === storage ==========================================================================
 
 # --- files here -----------------------------------------------------------------------
@@ -5487,7 +5504,8 @@ class SheetWriter:
         self.links: list[tuple[int, int, str]] = []
         self.last_printed = SUMMARY_LAST_COLUMN  # column
         # with the name of the sheet: xlwt makes the pages of each sheet begin with 1
-        sheet.header_str, sheet.footer_str = b"", f"&L{footer}&R&A, &P".encode()
+        sheet.header_str = b""
+        sheet._Worksheet__footer_str = f"&L{footer}&R&A, &P"  # as bytes it has to be ASCII
 
     def write_row(self, cells: Sequence[Cell | StyledCell], columns: Sequence[Column] = ()) -> None:
         """Write a row; its height fits its text."""
@@ -7034,7 +7052,7 @@ def merged_overview(run: Run, selection: Selection, reports: list[Report]) -> Ov
     ends = (report.started + timedelta(seconds=report.seconds) for report in audited)
     auditors = in_words(sorted(report.auditor_arn for report in audited))
     return Overview(
-        reports=sorted(reports, key=Report.sort_key),
+        reports=sorted(drop_repeated_rows(reports), key=Report.sort_key),
         started=began,
         seconds=(max(ends, default=began) - began).total_seconds(),
         path=run.file(run.overview_name()).absolute(),
@@ -7092,7 +7110,7 @@ def audited_overview(run: Run, selection: Selection, began: float) -> Overview:
     reports = audit_all(run, selection.jobs, progress)
     overview = run.file(run.overview_name()).absolute() if run.multi_account else ""
     return Overview(
-        reports=sorted(reports, key=Report.sort_key),
+        reports=sorted(drop_repeated_rows(reports), key=Report.sort_key),
         started=run.started,
         seconds=time.monotonic() - began,
         path=overview or reports[0].workbook,

@@ -30,7 +30,10 @@ def test_the_clients_have_no_method_that_writes() -> None:
 def test_only_who_writes_has_the_one_method_for_it(cloud: Cloud) -> None:
     run = security_check.Run(security_check.parse_arguments([]))
     names = run.files_account.client("s3", "us-east-1").meta.method_to_api_mapping.values()
-    assert sorted(name for name in names if not name.startswith(READS)) == ["DeleteObject", "PutObject"]
+    assert sorted(name for name in names if not name.startswith(READS)) == [
+        "DeleteObject",
+        "PutObject",
+    ]
     caller = security_check.connect(run.options, None)
     names = caller.client("s3", "us-east-1").meta.method_to_api_mapping.values()
     assert not [name for name in names if not name.startswith(READS)]

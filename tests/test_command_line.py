@@ -57,7 +57,7 @@ def test_exit_0_when_everything_was_checked_and_nothing_found(
         *("MFA", "CloudTrail", "S3 ACLs"),
     ]
     assert sheet_names(the_workbook()) == ["Summary", *titles, "Controls"]
-    assert {*read_column(the_workbook(), "Controls", "Result")} == {"PASSED"}
+    assert {*read_column(the_workbook(), "Controls", "Status")} == {"PASSED"}
     for title in titles:
         assert {*read_column(the_workbook(), title, "Status")} == {"OK"}
     said = capsys.readouterr()

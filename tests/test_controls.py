@@ -283,7 +283,7 @@ def controls() -> Controls:
     }
     shown = read_sheet("x.xls", "Controls")
     assert found == {
-        one["Control"]: (one["Result"], one["Evaluated"], one["Failed"]) for one in shown
+        one["Control"]: (one["Status"], one["Evaluated"], one["Failed"]) for one in shown
     }
     titles = {name: check.title for check in CHECKS for name in check.controls}
     links = {one["Control"].value: one["Sheet"].link for one in read_cells("x.xls", "Controls")}

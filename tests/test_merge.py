@@ -109,7 +109,9 @@ def test_an_account_of_which_there_is_no_report_is_an_error(
     copy_runs(SOEHNE)
     given = ["--merge", "runs", "--account", SOEHNE, "--account", TOKYO]
     assert main([*given, "--output", "o.xls"]) == 3
-    assert "AWS accounts: 1 audited, 1 NOT CHECKED" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith("AWS accounts, ")
+    assert "\n1 audited, 1 NOT CHECKED\n" in out
     (row,) = (row for row in accounts_sheet() if row["Account"] == TOKYO)
     assert row["Result"] == "NoReport: of this run"
 

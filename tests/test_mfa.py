@@ -9,7 +9,7 @@ from conftest import NOW, NUMBER, Canned
 from making import answer_summary, answer_users, finding, fine, not_checked, run_check, seen
 
 import security_check
-from security_check import ROOT, Row, check_mfa, credential_report, report_date, describe_sign_in
+from security_check import ROOT, Row, check_mfa, credential_report, describe_sign_in, report_date
 
 # --- the credential report ------------------------------------------------------------------
 

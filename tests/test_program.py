@@ -142,5 +142,6 @@ def test_a_package_that_is_missing_is_named_before_the_audit(cloud: Cloud) -> No
     ran = subprocess.run(bare, env=cloud.environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert ran.stderr == (
-        "security_check.py: boto3 is not installed: run `pip install boto3 xlwt`\n"
+        "security_check.py: boto3 is not installed: "
+        f"run `{sys.executable} -m pip install --upgrade boto3 xlwt`\n"
     )

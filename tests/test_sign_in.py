@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import stat
@@ -543,3 +544,15 @@ def test_the_policy_allows_what_the_checks_ask(cloud: Cloud) -> None:
     names: dict[str, str] = security_check.IAM_ACTION_NAMES
     asked = {names.get(call.name, call.name) for call in cloud.layer.calls}
     assert asked - {"sts:GetCallerIdentity"} <= {*statement["Action"]}
+
+
+def test_what_is_published_is_that_policy() -> None:
+    text = (SCRIPT.parent / "README.md").read_text()
+    blocks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    (policy,) = (json.loads(block) for block in blocks if "iam:ListUsers" in block)
+    assert policy["Statement"] == [
+        {**one, "Action": sorted(one["Action"])} for one in security_check.READ_POLICY["Statement"]
+    ]
+    role = (SCRIPT.parent / "tests/deploy/role.yaml").read_text()
+    listed = re.findall(r"^ *- ((?:cloudtrail|ec2|iam|s3):\w+)$", role, re.MULTILINE)
+    assert listed == policy["Statement"][0]["Action"]

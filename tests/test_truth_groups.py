@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cloud import Cloud
 from conftest import Canned
-from reading import CHECKS_BY_NAME, NUMBER
+from reading import CHECKS_BY_NAME, NUMBER, a_report
 from world import (
     IRELAND,
     OTHER_ACCOUNT,
@@ -33,6 +33,7 @@ from security_check import (
     PortRange,
     check_security_groups,
     check_target,
+    drop_repeated_rows,
     exposure,
     failed_group_controls,
     is_public,
@@ -250,6 +251,23 @@ def test_a_group_of_another_account_is_said_to_be_so_and_left_to_it() -> None:
     aws = World(contents)
     assert result_of(CHECK, aws).evaluated_by_control["EC2.19"] == 0
     assert aws.calls["DescribeNetworkInterfaces"] == 0
+
+
+@pytest.mark.parametrize(
+    ("owner_is_audited", "rows"), [(True, ["Critical"]), (False, ["Low"])], ids=["yes", "no"]
+)
+def test_in_an_overview_nothing_appears_twice(owner_is_audited: bool, rows: list[str]) -> None:
+    """A shared group is shown to several accounts; it is the finding of its owner."""
+    theirs = Contents(groups=(group(tcp(22, "0.0.0.0/0"), owner=OTHER_ACCOUNT),), interfaces=USED)
+    seen_by_us = a_report(results=[result_of(CHECK, World(theirs))], account=NUMBER)
+    owner = World(theirs)
+    owner.number = OTHER_ACCOUNT
+    reports = [seen_by_us]
+    reports += [
+        a_report(results=[result_of(CHECK, owner)], account=OTHER_ACCOUNT)
+    ] * owner_is_audited
+    found = [row for one in drop_repeated_rows(reports) for row in one.rows() if row.severity]
+    assert [row.severity for row in found] == rows
 
 
 def test_a_group_of_ours_in_a_vpc_that_another_account_shares() -> None:

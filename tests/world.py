@@ -175,6 +175,7 @@ class World(Account):
     ) -> None:
         arn = f"arn:aws:iam::{NUMBER}:user/auditor"
         super().__init__(SESSION, NOW, number=NUMBER, arn=arn, **options)
+        self.arn = f"arn:aws:iam::{NUMBER}:user/auditor"
         self.contents, self.refused = contents, refused
         self.calls: Counter[str] = Counter()
 
