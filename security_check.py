@@ -42,7 +42,7 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
 
 Where to look:
 
-    when a port is a finding           checks: PortRange.severity
+    when a port is a finding           checks: port_severity, and exposure
     a denied call becomes a row        audit: check_target, and to_aws_error
     a denied call that is the answer   checks: search for `except AwsCallFailed`
     when a finding is new or resolved  audit: diff_with_state
@@ -980,10 +980,11 @@ def number_of_addresses(networks: Iterable[Any]) -> int:
     return sum(net.num_addresses for net in collapse_addresses(networks))
 
 
-def public_addresses(cidrs: Iterable[str], version: int) -> int:
+@functools.lru_cache(maxsize=4096)
+def public_addresses(cidrs: frozenset[str], version: int) -> int:
     """The number of addresses of the Internet that the CIDRs cover together.
 
-    >>> public_addresses(["8.0.0.0/8", "8.0.0.0/9", "10.0.0.0/8"], 4) == 2**24
+    >>> public_addresses(frozenset(["8.0.0.0/8", "8.0.0.0/9", "10.0.0.0/8"]), 4) == 2**24
     True
     """
     private = [net for net in NON_PUBLIC_NETWORKS if net.version == version]
@@ -992,13 +993,14 @@ def public_addresses(cidrs: Iterable[str], version: int) -> int:
 
 
 ALL_ADDRESSES = {
-    version: public_addresses([cidr], version) for version, cidr in WHOLE_INTERNET.items()
+    version: public_addresses(frozenset([cidr]), version)
+    for version, cidr in WHOLE_INTERNET.items()
 }
 
 
 def share_of(cidrs: Iterable[str], version: int) -> float:
     """The share of the Internet that the CIDRs cover together: 1 is the whole of it."""
-    return public_addresses(cidrs, version) / ALL_ADDRESSES[version]
+    return public_addresses(frozenset(cidrs), version) / ALL_ADDRESSES[version]
 
 
 def is_private(network: Any) -> bool:
@@ -1013,7 +1015,7 @@ def public_ranges(cidrs: Collection[str], version: int) -> list[str]:
     return [str(net) for net in collapse_addresses(networks)]
 
 
-def exposure(cidrs: Collection[str]) -> Exposure:
+def exposure(cidrs: Iterable[str]) -> Exposure:
     """The exposure of sources. It goes by their addresses, however they are written.
 
     >>> exposure(["0.0.0.0/1", "128.0.0.0/1"]).text, exposure(["10.0.0.0/7"]).text
@@ -1021,6 +1023,12 @@ def exposure(cidrs: Collection[str]) -> Exposure:
     >>> exposure(["8.0.0.0/8", "9.0.0.0/8"]).text, exposure(["2000::/4"]).text
     ('1 % of the Internet', '50 % of the IPv6 Internet')
     """
+    return exposure_of(frozenset(cidrs))
+
+
+@functools.lru_cache(maxsize=4096)  # many groups have the same sources, and rules overlap
+def exposure_of(cidrs: frozenset[str]) -> Exposure:
+    """The exposure of different sources."""
     counts = {}
     for version, many in MANY_ADDRESSES.items():
         sizes = sum(net.num_addresses for net in networks_of(cidrs, version))
@@ -2877,7 +2885,8 @@ class RoleCache:
         from botocore.utils import JSONFileCache
 
         self.memory: dict[str, Any] = {}
-        self.files = JSONFileCache(str(Path.home() / ".aws" / "cli" / "cache"))
+        # Path.home() raises where nobody has a home, as in some containers
+        self.files = JSONFileCache(os.path.expanduser("~/.aws/cli/cache"))  # noqa: PTH111
 
     def __contains__(self, key: str) -> bool:
         with contextlib.suppress(KeyError, TypeError):  # a damaged file is none

@@ -370,6 +370,17 @@ def test_a_home_that_cannot_be_written_to_costs_a_prompt_a_run(desk: Desk, bucke
     assert len(prompts) == 1
 
 
+@pytest.mark.posix
+def test_who_has_no_home_signs_in_too(desk: Desk) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    access_keys(desk)
+    desk.patch.delenv("HOME")
+    desk.patch.setattr("pwd.getpwuid", nobody)
+    assert main(QUICK) == 1
+
+
 def program(desk: Desk) -> list[str]:
     desk.config(f"[default]\n{ROLE}{MFA}source_profile = base\n{BASE}")
     return [sys.executable, str(SCRIPT), *QUICK]
