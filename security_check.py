@@ -34,7 +34,7 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                   offers: WRITTEN, WRITING, LocalFile, S3_NAME, S3Object, File, error_text,
                     read_errors_as_cannot_run, write_or_save_copy, read_accept_file, encode,
                     to_json, reports_from_json, read_state_file, account_state, write_state_file
-    output        reports as people read them: sentences, terminal, workbook, CSV
+    output        reports as people read them: sentences, terminal, workbook, CSV; OCSF
                   offers: needed_permission, headline, describe_accounts, terminal_text,
                     printable, build_workbook, csv_files, to_ocsf
     command line  arguments, credentials, the accounts of a run, merging, main
