@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from making import (
     acceptance,
     check_result,
-    fine,
     finding,
+    fine,
     manual_of,
     not_checked,
     report,
