@@ -1,5 +1,5 @@
 """How fast is the script? `python tests/benchmark.py [small] [medium] [large] [organization]
-[--rounds N]`
+[state] [--rounds N]`
 
 Three programs audit an account that answers after 60 ms, with and without AWS's throttling:
 
@@ -15,6 +15,9 @@ of three runs counts. On another machine only the ratios within one run mean som
 `organization` measures 20 small accounts and 8 medium ones, audited by one run and by a run for
 each, one after another; the cost of --merge for each report; and the overview of 200 accounts
 with 300 findings each.
+
+`state` compares what 20 accounts and what a single one cost a run that shares a state of 5,000
+accounts, without a call: the file is to be read and written once, not once an account.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ SIZES = {"small": Size(12, 10, 2), "medium": Size(200, 200, 20), "large": Size(2
 FITS = {"users": (100, 200, 400), "buckets": (100, 200, 400), "groups": (50, 100, 200)}
 OWN = "123456789012"  # moto's
 ORGANIZATIONS = {"small": 20, "medium": 8}  # accounts
+MAX_STATE_RATIO = 2
 FIT_BASE = {"users": 12, "buckets": 10, "groups": 2}
 
 # --- the account, in a process of its own -----------------------------------------------
@@ -268,6 +272,45 @@ def rows(number: int = 200_000) -> None:
     print(len(script.build_workbook(script.Overview.of_one(report))))
 
 
+def shared_state(accounts: int = 5000, findings: int = 23, rounds: int = 3) -> float:
+    """The processor time that the state costs a run over 20 accounts, in those of a run over one.
+
+    The runs take turns, and the fastest of each counts.
+    """
+    sys.path.insert(0, str(SCRIPT.parent))
+    import security_check as script
+
+    today, check = f"{datetime.now(timezone.utc):%Y-%m-%d}", script.CHECKS[0].name
+    result = "Lets the whole Internet reach SSH (22); no interface has it now"
+    found = {
+        f"{check}/eu-west-1/i-{n:017x}": script.KnownFinding(
+            "2026-01-01", result, "eu-west-1", script.HIGH, resource=f"i-{n:017x}"
+        )
+        for n in range(findings)
+    }
+    change = script.StateChange(today, [check], found, set(), {}, 0, {}, script.MAX_KEY_AGE)
+    numbers = [f"{n:012}" for n in range(accounts)]
+    least: dict[int, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state.json")
+        script.write_state_file(script.LocalFile(path), dict.fromkeys(numbers, change))
+        options = script.parse_arguments(["--state", str(path)])
+        for number in (1, 20) * rounds:
+            run = script.Run(options)
+            began = time.process_time()
+            for account in numbers[-number:]:
+                state = run.state(account)
+                assert state and state.findings == found
+                run.changes[account] = change
+            assert not run.write_states()
+            used = time.process_time() - began
+            least[number] = min(used, least.get(number, used))
+    ratio = least[20] / least[1]
+    print(f"A state of {accounts:,} accounts with {findings} findings each:", end=" ")
+    print(f"20 accounts take {ratio:.2f} times as long as one (at most {MAX_STATE_RATIO})")
+    return ratio
+
+
 def measure_alone(program: str, what: str) -> None:
     command = [sys.executable, str(Path(__file__).resolve()), "--program", program]
     started = time.monotonic()
@@ -466,7 +509,10 @@ PROGRAMS: dict[str, Callable[[], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "sizes", nargs="*", metavar="SIZE", help="small, medium, large, foreign, organization"
+        "sizes",
+        nargs="*",
+        metavar="SIZE",
+        help="small, medium, large, foreign, organization, state",
     )
     parser.add_argument("--rounds", type=int, default=1, help="how often to measure everything")
     parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
@@ -476,8 +522,12 @@ def main() -> None:
     for name in list(os.environ):  # no real account, here and in all processes
         if name.startswith("AWS_") or name.lower().endswith("_proxy"):
             del os.environ[name]
-    if unknown := set(options.sizes) - {*SIZES, "organization", "foreign"}:
+    if unknown := set(options.sizes) - {*SIZES, "organization", "foreign", "state"}:
         parser.error(f"no such size: {', '.join(sorted(unknown))}")
+    if "state" in options.sizes and shared_state() > MAX_STATE_RATIO:
+        raise SystemExit("the state is read or written more than once")
+    if {*options.sizes} == {"state"}:
+        return None
     print(f"{len(REGIONS)} regions, {DELAY * 1000:.0f} ms a call; seconds, megabytes")
     with server() as account:
         if "organization" in options.sizes:

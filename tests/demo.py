@@ -32,7 +32,7 @@ def audit(cloud: Cloud, *options: str) -> int:
 
 
 def a_month_passes(cloud: Cloud, state: Path) -> None:
-    """Some findings are mended and some are new; what is remembered is a month older."""
+    """Some findings are resolved and some are new; what is remembered is a month older."""
     ec2 = cloud.client("ec2", "eu-west-1")
     named = [{"Name": "group-name", "Values": ["bastion"]}]
     (bastion,) = ec2.describe_security_groups(Filters=named)["SecurityGroups"]

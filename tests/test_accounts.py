@@ -474,7 +474,6 @@ def test_months_of_an_organization(
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="the second run marks everything that the first one saw")
 def test_no_run_of_the_first_day_marks_anything_new(
     cloud: Cloud, small_org: Organization, clock: Clock
 ) -> None:

@@ -70,7 +70,7 @@ def test_a_function_tells_what_came_out_and_leaves_nothing(
     answer = handled("--account", TOKYO, "--json", names[0], "--output", names[1])
     assert answer == {
         "exit_code": 1,
-        "headline": f"AWS account {TOKYO}: 6 findings, everything was checked",
+        "headline": f"AWS account {TOKYO}: 7 findings, everything was checked",
         "needs_attention": True,
         "files": [f"s3://{BUCKET}/{TOKYO}.xls", f"s3://{BUCKET}/{TOKYO}.json"],
     }

@@ -166,8 +166,8 @@ class TestRunOfAllChecks:
         assert sheet_names(book) == titles
         title, *over = above_header(book, "Users")
         assert title == "Users"
-        # without the note on commands: it has none
-        assert "Who has a user. Delete those that were made for a test." in over
+        description = "Who has a user. Delete those that were made for a test."
+        assert description in over
         like = read_header(book, "MFA")
         start, end = like.index("User"), like.index("MFA") + 1
         own = ["User", "Path", "Made"]
@@ -230,10 +230,6 @@ class TestRunOfAllChecks:
             "severity": "Medium",
             "control": "OWN.1",
             "controls": ["OWN.1"],
-            "kind": "",
-            "priority": 0,
-            "arn": f"arn:aws:iam::{NUMBER}:user/team/test-robot",
-            "facts": {},
             "control_findings": [
                 {"control": "OWN.1", "resource": "test-robot", "status": "FAILED"}
             ],
@@ -244,6 +240,10 @@ class TestRunOfAllChecks:
             "change": "",
             "was": "",
             "remediation": {"command": "", "manual": ""},
+            "kind": "",
+            "priority": 0,
+            "arn": f"arn:aws:iam::{NUMBER}:user/team/test-robot",
+            "facts": {},
         }
         assert (rows["users/alice"]["status"], rows["users/alice"]["first_seen"]) == ("OK", "")
 
@@ -271,8 +271,9 @@ class TestRunOfAllChecks:
         with (run.folder / f"csv/{NUMBER}-users.csv").open(encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             rows = list(table)
-        header = read_header(run.book, "Users")
-        assert table.fieldnames == [*header[:2], "Account", "Account name", *header[2:]]
+        severity, status, *others = read_header(run.book, "Users")
+        assert table.fieldnames == [severity, status, "Account", "Account name", *others]
+        assert {row["Account"] for row in rows} == {NUMBER}
         shown = [(row["User"], row["Path"], row["Status"], row["ID"]) for row in rows]
         assert shown == [
             ("test-robot", "/team/", "FINDING", "users/test-robot"),
@@ -287,7 +288,8 @@ def test_it_may_be_asked_for_by_name_and_the_help_names_it(
 ) -> None:
     assert audit("--check", "users") == 1
     assert sheet_names("x.xls") == ["Summary", "Users", "Controls", "Resolved"]
-    assert Path(f"csv/{NUMBER}-users.csv") in [*Path("csv").iterdir()]
+    written = {f"{NUMBER}-{sheet}.csv" for sheet in ("users", "controls", "resolved")}
+    assert {path.name for path in Path("csv").iterdir()} == written
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -320,7 +322,7 @@ def test_its_findings_are_remembered_new_for_a_day_and_resolved_when_gone(
     assert (gone["Finding"], gone["Result"]) == ("users/test-robot", "Made for a test")
     assert (gone["First seen"], gone["Days open"]) == ("2030-08-01", 31)
     out = capsys.readouterr().out
-    assert "1 finding (1 new, 1 resolved), limited to: 1 of 7 checks" in out
+    assert "1 finding (1 new, 1 resolved), limited to: 1 of 7 checks\n" in out
     assert "New:\n  Medium    test-late: made for a test\n" in out
     assert "Resolved:\n  Made for a test (users/test-robot)\n" in out
     assert [*in_state()] == ["users/test-bot", "users/test-late"]

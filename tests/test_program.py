@@ -117,7 +117,7 @@ def test_on_a_terminal_progress_stays_on_one_line(cloud: Cloud) -> None:
     os.close(theirs)
     shown = os.read(ours, 100_000).decode()
     os.close(ours)
-    assert "CloudTrail: 3 of 3 regions" in shown
+    assert "Security groups: 3 of 3 regions" in shown
     assert "\n" not in shown
     assert shown.endswith("\r\x1b[K")
 

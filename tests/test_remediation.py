@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import os
 import random
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +28,16 @@ from conftest import Canned, in_an_account
 from example import fill
 from hypothesis import example, given
 from hypothesis import strategies as st
-from making import accepted, finding, manual_of, not_checked
+from making import (
+    acceptance,
+    check_result,
+    finding,
+    fine,
+    manual_of,
+    not_checked,
+    report,
+    workbook_of,
+)
 from reading import NOW, NUMBER, read_accounts, read_sheet, rows_by_id, summary_section
 
 from security_check import (
@@ -34,11 +45,13 @@ from security_check import (
     EVERYONE,
     ROOT,
     Account,
+    AccountState,
     OpenRule,
     PortRange,
     Remediation,
     Row,
     Sources,
+    apply_acceptances,
     aws_cli,
     check_cloudtrail,
     cli_option,
@@ -70,12 +83,11 @@ def command_of(row: dict[str, Any]) -> str:
     return str(row["remediation"]["command"]) if row["status"] == "FINDING" else ""
 
 
-def in_bash(text: str) -> str:
+def in_bash(text: str, **variables: str) -> str:
     """The output of a bash script, which must succeed."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    ran = subprocess.run(
-        ["bash", "-ec", text], env={**os.environ, "PATH": path}, capture_output=True, check=False
-    )
+    environment = {**os.environ, "PATH": path, **variables}
+    ran = subprocess.run(["bash", "-ec", text], env=environment, capture_output=True, check=False)
     assert ran.returncode == 0, ran.stderr.decode()
     return ran.stdout.decode()
 
@@ -95,20 +107,43 @@ def loader() -> Any:
     return botocore.loaders.create_loader(str(Path(awscli.__file__).parent / "data"))
 
 
+# Each call of `aws` leaves its words in a file, and prints the answer if there is one already.
+ANSWERING_AWS = """
+aws() {
+    number=0
+    while [ -e "$CALLS/$number" ]; do number=$((number + 1)); done
+    printf '%s\\0' "$@" > "$CALLS/$number"
+    if [ -e "$ANSWERS/$number" ]; then cat "$ANSWERS/$number"; fi
+}
+"""
+
+
+def calls_in_bash(text: str, answers: Iterable[str]) -> list[list[str]]:
+    """The words of each call of `aws` in a line, of which the first have these answers."""
+    with tempfile.TemporaryDirectory() as calls, tempfile.TemporaryDirectory() as answered:
+        for number, answer in enumerate(answers):
+            Path(answered, f"{number}").write_text(answer)
+        in_bash(ANSWERING_AWS + text, CALLS=calls, ANSWERS=answered)
+        files = sorted(Path(calls).iterdir(), key=lambda file: int(file.name))
+        return [file.read_text().split("\0")[:-1] for file in files]
+
+
 def paste(*commands: str) -> None:
     """Run the commands by the AWS CLI; all must succeed. Its driver is the whole of `aws`, which
-    takes half a second to start."""
+    takes half a second to start. A line is read again by bash until all of its calls are made:
+    those in `$(...)` give words to the others."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_DATA_PATH", "")  # which the CLI sets for the whole process
         patch.setattr("botocore.session.create_loader", lambda *_: loader())
         from awscli.clidriver import create_clidriver  # type: ignore[import-untyped]
 
         driver = create_clidriver()
-        for words in words_of(text for text in commands if "$(" not in text):
-            assert driver.main(words) == 0, words
-    for text in commands:
-        if "$(" in text:  # it reads what is there at that moment
-            in_bash(text)
+        for text in commands:
+            answers = list[str]()
+            while words := calls_in_bash(text, answers)[len(answers) :]:
+                with contextlib.redirect_stdout(io.StringIO()) as out:
+                    assert driver.main(words[0]) == 0, words[0]
+                answers.append(out.getvalue())
 
 
 def commands_of(rows: Rows) -> list[str]:
@@ -158,8 +193,8 @@ def changed(before: Rows, after: Rows) -> dict[str, tuple[str, str] | None]:
 
 @pytest.mark.posix
 def test_what_a_command_leaves_alone(cloud: Cloud) -> None:
-    """One command at a time: its finding goes, and every other row is as before. The first is
-    run by `aws` itself."""
+    """One command at a time: its finding goes, and every other row is as before. `aws` itself
+    runs two, of which one reads before it writes."""
     ec2, s3, iam = (cloud.client(name, REGION) for name in ("ec2", "s3", "iam"))
     group = ec2.create_security_group(GroupName="web", Description="x")["GroupId"]
     ranges = [{"CidrIp": "0.0.0.0/0", "Description": "oops"}, {"CidrIp": "203.0.113.0/24"}]
@@ -184,7 +219,7 @@ def test_what_a_command_leaves_alone(cloud: Cloud) -> None:
 
     before = audit()
     rule_id = f"security-groups/{REGION}/{group}/TCP/{{}}"
-    run: Callable[[str], Any] = in_bash
+    by_aws = (rule_id.format(22), "s3-acls/a-acl/AllUsers/READ")
     for id, became in {
         rule_id.format(22): None,
         f"access-keys/deploy/{key}": ("Low", "Inactive key is 400 days old and was never used"),
@@ -196,8 +231,8 @@ def test_what_a_command_leaves_alone(cloud: Cloud) -> None:
         "s3-acls/a-acl/AllUsers/READ": None,
         "s3-acls/a-acl/AllUsers/READ_ACP": None,
     }.items():
+        run: Callable[[str], Any] = in_bash if id in by_aws else paste
         run(command_of(before[id]))
-        run = paste
         after = audit()
         assert changed(before, after) == {id: became}
         assert id not in after or not command_of(after[id])
@@ -262,7 +297,7 @@ class TestExampleAccount:
     def test_the_summary_says_what_to_run_and_what_to_allow(self, run_on_example: Example) -> None:
         rows, book = run_on_example
         worst = summary_section(book, "Worst findings")
-        shown = {text for _, text in worst if text.startswith("aws ")}  # those that fit
+        shown = {text for _, text in worst if text.startswith("aws ")}
         assert shown <= {command_of(row) for row in rows.values()}
         unread = summary_section(book, "Not checked")
         (denied,) = (text for _, text in unread if text.startswith("Add to the policy: "))
@@ -402,21 +437,31 @@ FIXABLE = finding(REGION, item="x", command="aws ec2 x", manual="or by hand")
 
 
 @pytest.mark.parametrize(
-    ("row", "shown"),
+    ("row", "until", "shown"),
     [
-        pytest.param(FIXABLE, ("aws ec2 x", "or by hand"), id="a finding"),
+        pytest.param(FIXABLE, None, ("aws ec2 x", "or by hand"), id="a finding"),
         pytest.param(
-            accepted(FIXABLE, until="2026-01-31", expired=True),
-            ("aws ec2 x", "or by hand"),
-            id="an acceptance that expired",
+            FIXABLE, "2026-01-31", ("aws ec2 x", "or by hand"), id="an acceptance that expired"
         ),
-        pytest.param(accepted(FIXABLE), ("", ""), id="accepted"),
-        pytest.param(replace(FIXABLE, severity=""), ("", ""), id="OK"),
-        pytest.param(not_checked(REGION, item="x"), ("", ""), id="NOT CHECKED"),
+        pytest.param(FIXABLE, "", ("", ""), id="accepted"),
+        pytest.param(fine(REGION, item="x"), "", ("", ""), id="OK"),
+        pytest.param(not_checked(REGION, item="x"), "", ("", ""), id="NOT CHECKED"),
     ],
 )
-def test_only_a_finding_shows_a_command(row: Row, shown: tuple[str, str]) -> None:
-    assert row.shown_remediation() == shown
+def test_only_a_finding_has_a_command(row: Row, until: str | None, shown: tuple[str, str]) -> None:
+    lines = [] if until is None else [acceptance(until=until)]
+    found = [check_result("ec2-classic", row)]
+    (result,), _ = apply_acceptances(found, NUMBER, lines, AccountState(), "2026-11-23")
+    (after,) = result.rows
+    assert after.remediation == shown
+
+
+def test_the_summary_shows_a_command_that_its_line_can_hold() -> None:
+    """Half a command could be copied and run."""
+    short, long = "aws ec2 x --y " + "z" * 60, "aws ec2 x --y " + "z" * 160
+    rows = finding("eu-west-1", command=short), finding("us-east-1", command=long)
+    worst = summary_section(workbook_of(report(*rows)), "Worst findings")
+    assert [text for _, text in worst if text.startswith("aws ")] == [short]
 
 
 def test_the_region_is_that_of_the_resource_or_that_of_the_global_services() -> None:

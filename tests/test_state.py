@@ -31,6 +31,7 @@ from security_check import (
     StateChange,
     account_state,
     apply_acceptances,
+    lock_name,
     main,
     parse_accept_file,
     read_state_file,
@@ -49,6 +50,7 @@ class Line(NamedTuple):
 class ResolvedRow(NamedTuple):
     """A row of the sheet Resolved."""
 
+    status: str
     id: str
     result: str
     first_seen: str
@@ -72,12 +74,13 @@ class Month:
         }
 
     def resolved(self) -> list[ResolvedRow]:
-        columns = ("Finding", "Result", "First seen", "Days open")
+        columns = ("Status", "Finding", "Result", "First seen", "Days open")
         rows = read_sheet(self.book, "Resolved")
         found = [ResolvedRow(*(row[name] for name in columns)) for row in rows]
         assert found  # also where there is nothing to list
-        nothing = ResolvedRow("Nothing was resolved since last time", "", "", "")
-        return [] if found == [nothing] else found
+        text = "Nothing was resolved since last time"  # in the first column
+        nothing = next(iter(rows[0].values())) == text and not any(found[0])
+        return [] if nothing else found
 
 
 RunOn = Callable[..., Month]
@@ -110,7 +113,7 @@ def open_port(cloud: Cloud, region: str, port: int) -> str:
 
 
 def is_open(service: str) -> str:
-    return f"Lets the whole Internet reach {service}; nothing uses it"
+    return f"Lets the whole Internet reach {service}; no interface has it now"
 
 
 NO_MFA = "Has no MFA device, and no console password"
@@ -170,7 +173,7 @@ def test_four_months_on_one_account(cloud: Cloud, run_on: RunOn) -> None:
             "UnauthorizedOperation: ec2 DescribeSecurityGroups",
         ),
     }
-    assert october.resolved() == [("mfa/bob", NO_MFA, "2030-09-01", 30.0)]
+    assert october.resolved() == [("RESOLVED", "mfa/bob", NO_MFA, "2030-09-01", 30.0)]
 
     # November: us-east-1 can be read again and the port is closed; the acceptance expired.
     cloud.client("ec2", "us-east-1").delete_security_group(GroupId=east)
@@ -187,7 +190,7 @@ def test_four_months_on_one_account(cloud: Cloud, run_on: RunOn) -> None:
         f"us-east-1/{other}/TCP/9000": ("FINDING", "2030-11-01", f"NEW: {is_open('TCP 9000')}"),
     }
     assert november.resolved() == [
-        (f"security-groups/{https}", is_open("TCP 8443"), "2030-08-01", 92.0)
+        ("RESOLVED", f"security-groups/{https}", is_open("TCP 8443"), "2030-08-01", 92.0)
     ]
     assert oct(Path("state.json").stat().st_mode & 0o777) == "0o600"
 
@@ -343,7 +346,7 @@ def test_accounts_written_at_once_are_not_lost(tmp_path: Path) -> None:
     accounts = read_state_file(file)
     assert {*accounts} == {*numbers}
     assert all(account_state(accounts, one, file).findings == findings for one in numbers)
-    assert [one.name for one in tmp_path.iterdir()] == ["state.json"]
+    assert {one.name for one in tmp_path.iterdir()} <= {"state.json", lock_name(file.path)}
 
 
 # --- the other forms ----------------------------------------------------------------------

@@ -175,8 +175,12 @@ def test_a_resolved_finding_has_a_result() -> None:
     book = build_workbook(bad(1), resolved=resolved)
     assert read_sheet(book, "Resolved") == [
         {
-            **{"Severity": "", "Status": "RESOLVED", "Finding": "mfa/bob", "Result": "Not Enabled"},
-            **{"First seen": "2026-11-01", "Days open": 22},
+            "Severity": "",
+            "Status": "RESOLVED",
+            "Finding": "mfa/bob",
+            "Result": "Not Enabled",
+            "First seen": "2026-11-01",
+            "Days open": 22,
         }
     ]
 
