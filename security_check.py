@@ -2207,7 +2207,7 @@ def account_and_regions(aws: Account) -> Iterator[str]:
 
 @check(
     "CloudTrail",
-    targets=TargetKind("regions", account_and_regions, regional=True),
+    targets=TargetKind("targets", account_and_regions, regional=True),
     prefetch=(for_each(trails_of, regions),),
     columns=(
         *("Region", "Trail", "Home region", "Multi-region", "Logging"),
@@ -2372,7 +2372,7 @@ def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
 def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> Message:
     """Why the API calls of a region are not recorded, or not all."""
     if not shown:
-        return Message("No trail records the API calls of ", region)
+        return Message("no trail records the API calls of ", region)
     if records[0]:
         return Message(f"records only the {min(records[0])} events of ", region)
     why = [*(one for trail in shown for one in trail.problems()), "no management events"]
@@ -4807,7 +4807,7 @@ def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
     others += [report.account, report.name] if multi_account else []
     others += [counted(len(group), definition.row_noun)] if len(group) > 1 else []
     behind = ", ".join(filter(None, others))
-    subject = f"{name}: {text}" if name else text
+    subject = f"{name}: {text}" if name else text[:1].upper() + text[1:]
     subject += f" ({behind})" if behind else ""
     return subject + describe_change(row) + describe_acceptance(row)
 

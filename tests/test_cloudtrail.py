@@ -208,7 +208,7 @@ def test_no_trail(aws: Canned) -> None:
     answer_trails(aws, REGION)
     expected = finding(
         REGION,
-        message="No trail records the API calls of eu-west-1",
+        message="no trail records the API calls of eu-west-1",
         severity="High",
         cells={"Region": REGION},
     )

@@ -167,7 +167,7 @@ def test_every_field_of_a_report_is_varied() -> None:
         Report: REPORTS, CheckResult: RESULTS, Row: ROWS, HistoryEntry: HISTORY,
         KnownFinding: KNOWN, Question: QUESTIONS, ControlStatus: STATUSES,
     }  # fmt: skip
-    internal = {
+    internal: dict[type, set[str]] = {
         CheckResult: {"regions", "failed_targets", "targets_complete", "evaluated_by_control"}
     }
     for kind, strategy in varied.items():

@@ -116,8 +116,8 @@ def limited() -> str:
 
 
 def first_run() -> str:
-    today = {"first_seen": "2026-11-23"}
-    rows = [replace(BASTION, **today)], [replace(ALICE, **today)]
+    today = "2026-11-23"
+    rows = [replace(BASTION, first_seen=today)], [replace(ALICE, first_seen=today)]
     return terminal_text(Overview.of_one(report(*rows, resolved={}, first_run=True)))
 
 

@@ -70,7 +70,7 @@ def grant(bucket: str, may: str, who: str = "everyone") -> Row:
 
 
 def no_trail(region: str) -> Row:
-    message = ("No trail records the API calls of ", region, "")
+    message = ("no trail records the API calls of ", region, "")
     return finding(region, message=message, cells={"Region": region})
 
 

@@ -160,7 +160,7 @@ def test_one_damaged_state_costs_one_account(
 
 
 def test_two_runs_of_one_account_keep_what_the_other_wrote(
-    cloud: Cloud, clock: Clock, capsys: pytest.CaptureFixture[str]
+    cloud: Cloud, clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As from two crontabs: each run knows the state of before the other one."""
     state = ("--state", "state.json", "--output", "x.xls")
@@ -168,18 +168,15 @@ def test_two_runs_of_one_account_keep_what_the_other_wrote(
     told(clock, capsys, AUGUST, *state)
     cloud.client("iam").delete_user(UserName="alice")
     clock.set(SEPTEMBER)
-    wait = security_check.Run.write_states
+    write_states = security_check.Run.write_states
 
     def other_run_first(run: security_check.Run) -> list[str]:
-        security_check.Run.write_states = wait  # type: ignore[method-assign]
+        monkeypatch.setattr(security_check.Run, "write_states", write_states)
         main(["--check", "mfa", *state])
-        return wait(run)
+        return write_states(run)
 
-    security_check.Run.write_states = other_run_first  # type: ignore[method-assign]
-    try:
-        main(["--check", "access-keys", *state])
-    finally:
-        security_check.Run.write_states = wait  # type: ignore[method-assign]
+    monkeypatch.setattr(security_check.Run, "write_states", other_run_first)
+    main(["--check", "access-keys", *state])
     assert "mfa/alice" not in Path("state.json").read_text().partition('"resolved"')[0]
 
 

@@ -173,10 +173,9 @@ class World(Account):
     def __init__(
         self, contents: Contents, refused: Collection[tuple[str, str]] = (), **options: Any
     ) -> None:
-        arn = f"arn:aws:iam::{NUMBER}:user/auditor"
-        super().__init__(SESSION, NOW, number=NUMBER, arn=arn, **options)
+        super().__init__(SESSION, NOW, number=NUMBER, **options)
         self.arn = f"arn:aws:iam::{NUMBER}:user/auditor"
-        self.contents, self.refused = contents, refused
+        self.contents, self.denied = contents, refused
         self.calls: Counter[str] = Counter()
 
     def ask(
@@ -186,7 +185,7 @@ class World(Account):
         about = [region or self.home_region, *map(str, params.values())]
         with self.lock:
             self.calls[operation] += 1
-        if any((operation, name) in self.refused for name in about):
+        if any((operation, name) in self.denied for name in about):
             raise AwsCallFailed(AwsError("AccessDenied", service, operation))
         answer = getattr(self, f"_{xform_name(operation)}")(region or self.home_region, params)
         if isinstance(answer, str) and answer not in absent:
