@@ -56,8 +56,6 @@ QUIET = ("--quiet", "--state", "state.json", "--output", "x.xls", "--json", "x.j
 @pytest.mark.parametrize(
     "point",
     [
-        pytest.param("run_check", id="in the audit"),
-        pytest.param("build_workbook", id="before the workbook"),
         pytest.param("LocalFile.write", id="in the first file"),
         pytest.param("terminal_text", id="before it is printed"),
         pytest.param("to_json", id="before the JSON report"),

@@ -66,7 +66,7 @@ def test_a_good_trail_has_no_finding() -> None:
 
 def test_no_trail() -> None:
     expected = [
-        f"High: {name}: no trail records the API calls of {name}" for name in (IRELAND, VIRGINIA)
+        f"High: {name}: No trail records the API calls of {name}" for name in (IRELAND, VIRGINIA)
     ]
     assert told([]) == [high(), *expected]
     assert verdicts([]) == (FAILED, PASSED)
