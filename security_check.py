@@ -13,12 +13,11 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     ACCEPTED, ROW_ORDER, NEW, WORSE, BETTER, PASSED, FAILED, CONTROL_STATUSES,
                     ACTIVE, LEFT, ROOT, NOTHING_TARGET, EXPIRED_TARGET, NOT_CHECKED_END,
                     MAX_KEY_AGE, RULES_DATE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, DENIED_BY,
-                    Cell,
-                    CannotRun, AwsError, AwsCallFailed, Acceptance, Control, ControlFinding,
+                    Cell, CannotRun, AwsError, AwsCallFailed, Acceptance, Control, ControlFinding,
                     ControlStatus, Remediation, Message, Row, TargetKind, Check, CHECKS, check,
                     CheckResult, KnownFinding, HistoryEntry, CoveredFinding, Coverage,
-                    AccountState, Question, Report, AccountJob, Overview, once, for_each,
-                    counted, in_words, yes_no, not_checked_row, utc_now, start_of_day
+                    AccountState, Question, Report, AccountJob, Overview, once, for_each, counted,
+                    in_words, yes_no, not_checked_row, utc_now, start_of_day
     checks        the targets of checks, then six checks, each below its rules
                   offers: enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
@@ -44,9 +43,11 @@ Where to look:
 
     when a port is a finding           checks: port_severity, and exposure
     a denied call becomes a row        audit: check_target, and to_aws_error
-    a denied call that is the answer   checks: search for `except AwsCallFailed`
-    when a finding is new or resolved  audit: diff_with_state
+    a denied call that is the answer   checks: answer_or_error, and `except AwsCallFailed`
+    when a finding is NEW or WORSE     audit: apply_state; resolved: diff_with_state
+    when an acceptance counts          model: Acceptance.matches; audit: why_ended
     a remediation command              checks: aws_cli, and the function that calls it
+    how often and how fast AWS is asked  aws: Pace, and the numbers at its top
     the width of a column              output: COLUMNS
     an exit code                       model: Report.exit_code
 
