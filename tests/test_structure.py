@@ -1072,6 +1072,17 @@ def test_the_script_keeps_the_rule(rule: str) -> None:
     assert not problems, "\n".join([f"{len(problems)} problems", *problems])
 
 
+def test_the_index_of_the_map_names_what_is_there() -> None:
+    """The lines under `Where to look`: a section, and names in it."""
+    text = SCRIPT.read_text(encoding="utf-8")
+    _, _, index = text.partition("Where to look:")
+    index, _, _ = index.partition("A seventh check")
+    places = re.findall(r"(model|checks|aws|audit|storage|output): ([\w.]+)", index)
+    assert len(places) >= 8
+    for _, name in places:
+        assert re.search(rf"(def|class) {name.rpartition('.')[2]}\b|^{name}\b", text, re.MULTILINE)
+
+
 def test_the_examples_in_docstrings_are_true() -> None:
     import security_check
 
