@@ -11,13 +11,13 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
     model         the data: Check -> Row -> CheckResult -> Report -> Overview
                   offers: CRITICAL, HIGH, MEDIUM, LOW, SEVERITIES, OK, FINDING, NOT_CHECKED,
                     ACCEPTED, ROW_ORDER, NEW, WORSE, BETTER, PASSED, FAILED, CONTROL_STATUSES,
-                    ACTIVE, LEFT, ROOT, NOTHING_TARGET, EXPIRED_TARGET, NOT_CHECKED_END,
-                    MAX_KEY_AGE, RULES_DATE, MAX_CELL_TEXT, EXPIRED_CODES, GONE_CODES, DENIED_BY,
-                    Cell, CannotRun, AwsError, AwsCallFailed, Acceptance, Control, ControlFinding,
-                    ControlStatus, Remediation, Message, Row, TargetKind, Check, CHECKS, check,
-                    CheckResult, KnownFinding, HistoryEntry, CoveredFinding, Coverage,
-                    AccountState, Question, Report, AccountJob, Overview, once, for_each, counted,
-                    in_words, yes_no, not_checked_row, utc_now, start_of_day
+                    ACTIVE, LEFT_ORGANIZATION, ROOT, NOTHING_TARGET, EXPIRED_TARGET,
+                    NOT_CHECKED_END, MAX_KEY_AGE, RULES_DATE, MAX_CELL_TEXT, EXPIRED_CODES,
+                    GONE_CODES, DENIED_BY, Cell, CannotRun, AwsError, AwsCallFailed, Acceptance,
+                    Control, ControlFinding, ControlStatus, Remediation, Message, Row, TargetKind,
+                    Check, CHECKS, check, CheckResult, KnownFinding, HistoryEntry, CoveredFinding,
+                    Coverage, AccountState, Question, Report, AccountJob, Overview, once,
+                    for_each, counted, in_words, yes_no, not_checked_row, utc_now, start_of_day
     checks        the targets of checks, then six checks, each below its rules
                   offers: enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
@@ -41,15 +41,19 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
 
 Where to look:
 
-    when a port is a finding           checks: port_severity, and exposure
-    a denied call becomes a row        audit: check_target, and to_aws_error
+    when a port is a finding           checks: exposure; its severity: port_severity, open_rule_row
+    a denied call becomes a row        audit: check_target, to_aws_error
     a denied call that is the answer   checks: answer_or_error, and `except AwsCallFailed`
-    when a finding is NEW or WORSE     audit: apply_state; resolved: diff_with_state
-    when an acceptance counts          model: Acceptance.matches; audit: why_ended
-    a remediation command              checks: aws_cli, and the function that calls it
-    how often and how fast AWS is asked  aws: Pace, and the numbers at its top
+    when a finding is NEW or WORSE     audit: apply_state, changed_row, is_worse
+    when a finding is resolved         audit: diff_with_state
+    when an acceptance counts          model: Acceptance.matches; audit: apply_acceptances
+    a remediation command              checks: cli_command, and the function that calls it
+    whose credentials are used         command line: connect, assume_role; aws: sign_in
+    how fast AWS is asked              aws: Pace
+    how often AWS is asked again       aws: Account._on_attempt, and the numbers above it
+    reports and state as JSON          storage: reports_from_json, to_json, write_state_file
     the width of a column              output: COLUMNS
-    an exit code                       model: Report.exit_code
+    an exit code                       model: Report.exit_code, Overview.exit_code; 2: main
 
 A seventh check is one generator (account, target) -> rows below `@check`, in the section
 checks: the fields of `Check` say what to declare, `check_ec2_classic` is the shortest example.
@@ -137,7 +141,7 @@ NEW, WORSE, BETTER = "NEW", "WORSE", "BETTER"  # than last time
 PASSED, FAILED = "PASSED", "FAILED"
 CONTROL_STATUSES = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # the worst first
 ACTIVE = "ACTIVE"  # AWS's word for an account of an organization that can be audited
-LEFT = "LEFT"  # our word for one that is not in the organization any more
+LEFT_ORGANIZATION = "LEFT"  # our word for one that is not in the organization any more
 ROOT = "<root_account>"  # as in the credential report; no IAM user name can contain "<"
 NOTHING_TARGET, EXPIRED_TARGET = "<nothing>", "<expired>"  # of rows that are about no resource
 NOT_CHECKED_END = "not-checked"  # of the ID of everything that is NOT CHECKED
@@ -164,7 +168,7 @@ IAM_ACTION_NAMES = {
 DENIED_BY = "(denied by: "  # a policy, in AwsError.detail
 
 Cell = str | int | bool | datetime | None
-Fact = str | int | bool | None  # of the JSON report
+Fact = str | int | bool | None  # a value of a row for programs: in the JSON report and in OCSF
 
 # --- values ---------------------------------------------------------------------------
 
@@ -297,7 +301,7 @@ class Row:
     severity: str = ""  # of a finding; blank if there is none
     error: AwsError | None = None  # why this is NOT CHECKED
     remediation: Remediation = field(default=Remediation(), compare=False)
-    control_findings: tuple[ControlFinding, ...] = ()  # what gives the severity comes first
+    control_findings: tuple[ControlFinding, ...] = ()  # the one that gives the severity first
     extent: frozenset[str] = frozenset()  # how far a finding goes: open ranges, flaws, ...
     resource: str = ""  # findings of one resource may turn into each other; blank: the target
     fully_read: bool = True  # False if severity or extent may be higher than they really are
@@ -617,7 +621,7 @@ class Report:
         return any(error.code in EXPIRED_CODES for error in self.errors())
 
     def exit_code(self) -> int:
-        """0 if nothing was found, 1 for findings, 3 if something is NOT CHECKED."""
+        """0, or 1 for findings that --fail-on counts, or 3 if the report is not complete."""
         least = self.question.fail_on if self.question else LOW
         counting = SEVERITIES[: SEVERITIES.index(least) + 1]
         found = any(row.severity in counting for row in self.rows(FINDING))
@@ -871,9 +875,9 @@ def account_aliases(aws: Account) -> list[str]:
     return list(aws.fetch("iam", "ListAccountAliases", "AccountAliases"))
 
 
-REGIONS = TargetKind("regions", regions, regional=True)
-USERS = TargetKind("users", users, arn=user_arn)
-BUCKETS = TargetKind("buckets", bucket_regions)
+REGION_TARGETS = TargetKind("regions", regions, regional=True)
+USER_TARGETS = TargetKind("users", users, arn=user_arn)
+BUCKET_TARGETS = TargetKind("buckets", bucket_regions)
 
 # --- check 1: EC2-Classic -------------------------------------------------------------
 
@@ -896,7 +900,7 @@ def name_tag(instance: dict[str, Any]) -> str:
 
 @check(
     "EC2-Classic",
-    targets=REGIONS,
+    targets=REGION_TARGETS,
     columns=("Region", "Instance ID", "Name", "State", "Launched"),
     name_columns=("Name", "Instance ID", "Region"),
     row_noun="instance",
@@ -1512,7 +1516,7 @@ def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
 
 @check(
     "Security groups",
-    targets=REGIONS,
+    targets=REGION_TARGETS,
     columns=(
         *("Region", "Group ID", "Group name", "VPC", "Protocol", "Ports", "Open to"),
         *("Used by", "Blocked by"),
@@ -1705,7 +1709,7 @@ def access_keys(aws: Account, user: str) -> list[dict[str, Any]]:
 
 @check(
     "Access keys",
-    targets=USERS,
+    targets=USER_TARGETS,
     prefetch=(users_by_name, account_summary, for_each(access_keys, users_by_name)),
     threads=IAM_THREADS,
     columns=("User", "Access key ID", "Key status", "Created", "Age (days)", "Last used"),
@@ -1858,7 +1862,7 @@ def virtual_mfa_user_arns(aws: Account) -> set[str]:
 
 
 def has_mfa(aws: Account, user: str) -> bool:
-    """Whether the user has an MFA device.
+    """Whether the user has an MFA device: by a fresh credential report, else by IAM itself.
 
     Only a fresh report is believed: one of earlier today may show what was fixed since.
     """
@@ -1899,7 +1903,7 @@ def describe_sign_in(password: bool | None, last: Cell) -> str:
 
 @check(
     "MFA",
-    targets=USERS,
+    targets=USER_TARGETS,
     prefetch=(users_by_name, account_summary, credential_report),
     threads=IAM_THREADS,
     columns=("User", "Console password", "Last sign-in", "MFA"),
@@ -2592,7 +2596,7 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
 
 @check(
     "S3 ACLs",
-    targets=BUCKETS,
+    targets=BUCKET_TARGETS,
     prefetch=(bucket_regions, for_each(acl_and_policy, bucket_regions)),
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
     name_columns=("Bucket", "Region"),
@@ -2723,7 +2727,9 @@ def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
 # Seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only twice when
 # nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
-CALL_TIMEOUT = 60  # for all attempts without the pauses of the pace, and for each response
+CALL_TIMEOUT = (
+    60  # for all attempts of a call (pauses of the pace do not count), and for one response
+)
 ATTEMPTS = 8  # with the waits of botocore's `standard` mode, about a minute
 MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2  # seconds; as for a dropped connection
 MAX_FAILURES = 3  # of one call in one region, in a row, before it is not made any more
@@ -3193,7 +3199,7 @@ class Pace:
         getattr(IN_CALL, "sent", []).append(now + pause)
         time.sleep(pause)
         if request and "first_sent" in request.context:
-            request.context["first_sent"] += pause  # as if there had been none
+            request.context["first_sent"] += pause  # a pause does not count for CALL_TIMEOUT
 
     def learn(self, refused: bool) -> None:
         """Learns from an attempt, unless refusals have nothing to do with the pace."""
@@ -3355,7 +3361,7 @@ class Account:
             self.callers.shutdown(wait=False)
 
     def _on_attempt(self, region: str, pace: Pace, **event: Any) -> float | bool | None:
-        """Learns from an attempt, and decides on another where botocore would not, or too long.
+        """Learns from an attempt; tries again where botocore would not, or stops where it goes on.
 
         Returns the seconds to wait before the next attempt, False for none, or None if botocore
         is to decide.
@@ -3649,7 +3655,7 @@ def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row,
 
 
 def cover(known: Coverage | None, rows: dict[str, Row]) -> Coverage:
-    """The coverage of a line: what it covered when it first held, and new rows that it covers."""
+    """The coverage of an accept line: all that it covered when it first held, and new rows."""
     findings = {
         id: CoveredFinding(row.severity, row.control, row.extent) for id, row in rows.items()
     }
@@ -3889,7 +3895,7 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
 
 # --- history --------------------------------------------------------------------------
 
-HISTORY_LENGTH = 12  # entries: a year of monthly audits
+HISTORY_ENTRIES = 12  # entries: a year of monthly audits
 
 
 def append_today(
@@ -3921,7 +3927,7 @@ def append_today(
         remembered=len(open_findings.keys() - change.seen.keys()),
     )
     entries = {one.day: one for one in history} | {entry.day: entry}
-    return tuple(entries[day] for day in sorted(entries))[-HISTORY_LENGTH:]
+    return tuple(entries[day] for day in sorted(entries))[-HISTORY_ENTRIES:]
 
 
 def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
@@ -3932,7 +3938,7 @@ def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
     """
     days = sorted({entry.day for report in reports for entry in report.history})
     merged = []
-    for day in days[-HISTORY_LENGTH:]:
+    for day in days[-HISTORY_ENTRIES:]:
         until = [[one for one in report.history if one.day <= day] for report in reports]
         latest = [entries[-1] for entries in until if entries]
         of_day = [entry for entry in latest if entry.day == day]
@@ -4894,7 +4900,7 @@ def describe_limits(overview: Overview) -> str:
 
 
 def describe_question(overview: Overview) -> str:
-    """All that was asked, and by which rules."""
+    """All that was asked, in a sentence, and the versions of the script and its rules."""
     parts = [
         f"{part.text} ({in_words(part.names)})" if part.limited and part.names else part.text
         for part in question_parts(overview)
@@ -4978,7 +4984,7 @@ def describe_part(part: QuestionPart) -> str:
 
 # --- history --------------------------------------------------------------------------
 
-BLOCKS = " ▏▎▍▌▋▊▉█"
+BAR_BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
 def bar(number: int, most: int, places: int) -> str:
@@ -4988,7 +4994,7 @@ def bar(number: int, most: int, places: int) -> str:
     '█▎'
     """
     full, eighths = divmod(round(8 * places * number / max(most, 1)), 8)
-    return BLOCKS[8] * full + (BLOCKS[eighths] if eighths else "")
+    return BAR_BLOCKS[8] * full + (BAR_BLOCKS[eighths] if eighths else "")
 
 
 def bars(history: Sequence[HistoryEntry], places: int) -> list[str]:
@@ -6221,7 +6227,7 @@ def print_traceback(error: Exception) -> None:
 
 # --- arguments ------------------------------------------------------------------------
 
-ROLE = "security-check"  # to assume in the accounts of an organization
+DEFAULT_ROLE = "security-check"  # to assume in the accounts of an organization
 EPILOG = """\
 (*) takes several, and may be repeated. @FILE is a file of options.
 
@@ -6248,20 +6254,20 @@ def regex_type(pattern: str, what: str) -> Callable[[str], str]:
     return parse
 
 
-ACCOUNT = regex_type(r"\d{12}", "an account number of twelve digits")
-DAYS = regex_type(r"\d{1,5}", "a number of days")
+ACCOUNT_TYPE = regex_type(r"\d{12}", "an account number of twelve digits")
+DAYS_TYPE = regex_type(r"\d{1,5}", "a number of days")
 # https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
-ROLE_NAME = regex_type(r"(?!arn:)/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
+ROLE_TYPE = regex_type(r"(?!arn:)/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
 # https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
-EXTERNAL_ID = regex_type(r"[\w+=,.@:/-]{2,1224}", "an external ID")
+EXTERNAL_ID_TYPE = regex_type(r"[\w+=,.@:/-]{2,1224}", "an external ID")
 
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
 FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
-FOLDER_NAME = re.compile(r"(^|[/\\])\.{0,2}$")  # such as `x/`, `..`
-FOR_AUDITS = ("role", "external_id", "check", "accept", "max_key_age", "fail_on")
+NAMES_FOLDER = re.compile(r"(^|[/\\])\.{0,2}$")  # such as `x/`, `..`
+AUDIT_ONLY_OPTIONS = ("role", "external_id", "check", "accept", "max_key_age", "fail_on")
 NOT_TOGETHER = {
-    "merge": (*FOR_AUDITS, "region", "exclude_region", "list"),
-    "list": (*FOR_AUDITS, "output", "no_workbook", "json", "ocsf", "csv", "state"),
+    "merge": (*AUDIT_ONLY_OPTIONS, "region", "exclude_region", "list"),
+    "list": (*AUDIT_ONLY_OPTIONS, "output", "no_workbook", "json", "ocsf", "csv", "state"),
     "no_workbook": ("output",),
 }
 
@@ -6276,7 +6282,7 @@ def path_type(*own: str) -> Callable[[str], str]:
         path, match = Path(text), S3_NAME.fullmatch(text)
         ending = (path.suffix or f".{path.name}").lower()
         no_name = not text or "\0" in text or (text[:3].lower() == "s3:" and not match)
-        no_file = own and (FOLDER_NAME.search(text) or (match and not match[2]))
+        no_file = own and (NAMES_FOLDER.search(text) or (match and not match[2]))
         problems = {
             "only {account}, {date} and {time} are filled in": UNKNOWN_PLACEHOLDER.search(text),
             f"it is not the name of a {'file' if own else 'folder'}": no_name or no_file,
@@ -6322,13 +6328,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--profile", **named, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--organization", action="store_true", help="audit every account of the organization")
-    add("--account", **repeated, metavar="NUMBER", type=ACCOUNT,
+    add("--account", **repeated, metavar="NUMBER", type=ACCOUNT_TYPE,
         help="audit this account; with --organization, only this one of it (*)")  # fmt: skip
-    add("--exclude-account", **repeated, metavar="NUMBER", type=ACCOUNT,
+    add("--exclude-account", **repeated, metavar="NUMBER", type=ACCOUNT_TYPE,
         help="leave this account of the organization out (*)")  # fmt: skip
-    add("--role", metavar="NAME", type=ROLE_NAME, default=ROLE,
+    add("--role", metavar="NAME", type=ROLE_TYPE, default=DEFAULT_ROLE,
         help="the role to assume in other accounts (%(default)s)")  # fmt: skip
-    add("--external-id", metavar="ID", type=EXTERNAL_ID,
+    add("--external-id", metavar="ID", type=EXTERNAL_ID_TYPE,
         help="the external ID that the trust policy of the role asks for")  # fmt: skip
     add("--region", **named, metavar="REGION", help="limit regional checks to a region (*)")
     add("--exclude-region", **named, metavar="REGION", help="leave this region out (*)")
@@ -6349,7 +6355,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="audit nothing: make the overview of these reports and folders")  # fmt: skip
     add("--list", metavar="FILE", type=path_type("-", ".csv", ".txt"),
         help="audit nothing: write the numbers of the accounts, one a line")  # fmt: skip
-    add("--max-key-age", metavar="DAYS", type=DAYS, default=str(MAX_KEY_AGE),
+    add("--max-key-age", metavar="DAYS", type=DAYS_TYPE, default=str(MAX_KEY_AGE),
         help="an access key older than this is a finding (%(default)s)")  # fmt: skip
     add("--fail-on", metavar="SEVERITY", type=str.capitalize, choices=SEVERITIES, default=LOW,
         help="findings below this do not make the exit code 1 (%(default)s)")  # fmt: skip
@@ -6372,7 +6378,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 # --- credentials ----------------------------------------------------------------------
 
-REFUSED_CODES = {
+BAD_CREDENTIALS_CODES = {
     *("AuthFailure", "InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch"),
     *("InvalidSignatureException", "RequestExpired", "RequestTimeTooSkewed"),
     "UnrecognizedClientException",
@@ -6393,7 +6399,8 @@ CREDENTIALS_HELP = {  # by error code; {option} is --profile
         "the SSO session has expired: run `aws sso login{option}`",
     ),
     **dict.fromkeys(
-        REFUSED_CODES, "AWS does not accept these credentials: check the access key and the clock"
+        BAD_CREDENTIALS_CODES,
+        "AWS does not accept these credentials: check the access key and the clock",
     ),
 }
 CONNECTION_HELP = {
@@ -6559,7 +6566,7 @@ class Run:
         return written
 
     def try_write(self, data: bytes, name: str, account: str, errors: list[str]) -> str:
-        """The same; if it cannot be written, a blank name, and why is added to `errors`."""
+        """Writes like write; if that fails, a blank name, and why is added to `errors`."""
         try:
             return self.write(data, name, account)
         except CannotRun as why:
@@ -6582,7 +6589,7 @@ class Run:
                 self.used_acceptances.setdefault(acceptance, set()).add(account)
 
     def accept_remarks(self, reports: Collection[Report]) -> list[str]:
-        """The lines of the accept file that match nothing, and exact ones that match too much.
+        """The lines of the accept file that match nothing, and IDs accepted in several accounts.
 
         A line is called unused only if everything was asked for and read.
         """
@@ -6657,7 +6664,7 @@ class Run:
         return replace(report, question=question)
 
     def overview_name(self) -> str:
-        """The name of the overview."""
+        """The name by --output, else one with the time of the run."""
         return self.options.output or default_name(OVERVIEW, self.started)
 
     def workbook_name(self, account: str, started: datetime) -> str:
@@ -6810,7 +6817,10 @@ def organization_jobs(run: Run, caller: Account, profile: str | None) -> list[Ac
     known: Iterable[str] = ()
     if options.state and "{account}" not in options.state and not options.account:
         known = sorted(run.state_file(""))
-    return [*jobs, *(AccountJob(one, account_status=LEFT) for one in known if one not in listed)]
+    return [
+        *jobs,
+        *(AccountJob(one, account_status=LEFT_ORGANIZATION) for one in known if one not in listed),
+    ]
 
 
 def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
@@ -6876,7 +6886,7 @@ def file_name(name: str) -> str:
 
 
 def cannot_open(error: AwsError) -> str:
-    """Why an account could not be opened, and what is needed."""
+    """Why an account could not be opened, and the permission that is missing."""
     return f"cannot open the account: {error}{needed_permission(error)}"
 
 
@@ -6952,7 +6962,7 @@ def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Repo
 
 MAX_RUN_DURATION = timedelta(hours=12)  # from its first account to the merge, at most
 CLOCK_TOLERANCE = timedelta(minutes=10)  # between machines
-MERGE_THREADS = 32  # for reports in S3
+MERGE_THREADS = 32  # files read at once: from S3 each takes a while
 
 
 def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
@@ -7280,7 +7290,7 @@ def keep_terminal_settings() -> None:
 
 
 def restore_terminal() -> None:
-    """Set them again, unless the terminal belongs to another program meanwhile."""
+    """Set the noted settings again, unless another program has the terminal meanwhile."""
     for device, settings in TERMINAL.items():
         import termios
 

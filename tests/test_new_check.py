@@ -35,7 +35,7 @@ from security_check import (
     CHECKS,
     MEDIUM,
     ROOT,
-    USERS,
+    USER_TARGETS,
     Account,
     Control,
     ControlFinding,
@@ -69,7 +69,7 @@ def declared() -> Iterator[None]:
 
         @check(
             "Users",
-            targets=USERS,
+            targets=USER_TARGETS,
             columns=("User", "Path", "Made"),
             description="Who has a user. Delete those that were made for a test.",
             docs="https://docs.aws.amazon.com/IAM/latest/UserGuide/id_users.html",
@@ -454,7 +454,7 @@ def test_a_target_that_is_gone_is_resolved(key_pair_check: Cloud, clock: Clock) 
 # --- what cannot be declared ---------------------------------------------------------------------
 
 GOOD: dict[str, Any] = {
-    "targets": USERS,
+    "targets": USER_TARGETS,
     "columns": ("User", "Path"),
     "description": "Users.",
     "docs": "https://docs.aws.amazon.com/",

@@ -88,7 +88,7 @@ def test_the_policies_of_an_organization_allow_what_its_run_asks_and_nothing_els
     assert actions_of(others) <= {*ALLOWED}
     assert actions_of(here) - {*ALLOWED} == {statement["Action"] for statement in AUDITORS}
     (entered,) = (one["Resource"] for one in AUDITORS if one["Action"] == "sts:AssumeRole")
-    assert entered == f"arn:aws:iam::*:role/{security_check.ROLE}"
+    assert entered == f"arn:aws:iam::*:role/{security_check.DEFAULT_ROLE}"
 
 
 def test_the_template_of_the_role_is_the_readmes() -> None:
@@ -96,7 +96,7 @@ def test_the_template_of_the_role_is_the_readmes() -> None:
     assert re.findall(r"^ +- (\w+:\w+)$", text, re.MULTILINE) == ALLOWED
     (trust,) = TRUST
     assert [*trust["Condition"]["StringEquals"]] == re.findall(r"(aws:Principal\w+):", text)
-    assert f"Default: {security_check.ROLE}" in text
+    assert f"Default: {security_check.DEFAULT_ROLE}" in text
     parameters = re.findall(r"^  (\w+):\n    Type: String", text, re.MULTILINE)
     command = readme.block("sh", "create-stack-set", "role.yaml")
     assert {"RoleName", "ExternalId", *re.findall(r"ParameterKey=(\w+)", command)} == {*parameters}

@@ -1073,14 +1073,20 @@ def test_the_script_keeps_the_rule(rule: str) -> None:
 
 
 def test_the_index_of_the_map_names_what_is_there() -> None:
-    """The lines under `Where to look`: a section, and names in it."""
+    """The lines under `Where to look`: each name stands in the section in front of it."""
     text = SCRIPT.read_text(encoding="utf-8")
     _, _, index = text.partition("Where to look:")
     index, _, _ = index.partition("A seventh check")
-    places = re.findall(r"(model|checks|aws|audit|storage|output): ([\w.]+)", index)
-    assert len(places) >= 8
-    for _, name in places:
-        assert re.search(rf"(def|class) {name.rpartition('.')[2]}\b|^{name}\b", text, re.MULTILINE)
+    rooms = re.split(r"^# === (.+?) =+$", text, flags=re.MULTILINE)
+    inside = dict(zip(rooms[1::2], rooms[2::2], strict=True))
+    found = re.findall(rf"({'|'.join(inside)}): ([^;\n]+)", index)
+    assert len(found) >= 12
+    for room, names in found:
+        for name in re.findall(r"^[\w.]+|(?<=, )[\w.]+", names.strip()):
+            *_, last = name.split(".")
+            if last not in ("and", "the"):
+                there = rf"(def|class) {last}\b|^{last}\b"
+                assert re.search(there, inside[room], re.MULTILINE), (room, name)
 
 
 def test_the_examples_in_docstrings_are_true() -> None:
