@@ -30,9 +30,10 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                   offers: AuditInput, audit, to_aws_error, rank_of, StateChange, apply_change,
                     merge_history, merge_statuses, drop_ok_rows, drop_repeated_rows
     storage       files here and in S3; the accept file, the state and the report as JSON
-                  offers: WRITTEN, WRITING, LocalFile, S3_NAME, S3Object, File, error_text,
-                    read_errors_as_cannot_run, write_or_save_copy, read_accept_file, encode,
-                    to_json, reports_from_json, read_state_file, account_state, write_state_file
+                  offers: WRITTEN, WRITING, LocalFile, S3_NAME, S3Object, File, FILE_ERRORS,
+                    error_text, read_errors_as_cannot_run, write_or_save_copy, read_accept_file,
+                    encode, to_json, reports_from_json, read_state_file, account_state,
+                    write_state_file
     output        reports as people read them: sentences, terminal, workbook, CSV; OCSF
                   offers: needed_permission, headline, describe_accounts, terminal_text,
                     printable, build_workbook, csv_files, to_ocsf
@@ -396,6 +397,7 @@ class Check:
     console_links: dict[str, str] = field(default_factory=dict)  # by column; may use {columns}
     prefetch: tuple[Callable[[Account], Any], ...] = ()  # calls to start while earlier checks run
     threads: int = 32  # targets at once; as many as CONNECTIONS
+    uses_key_age: bool = False  # whether --max-key-age decides what is a finding
 
     @property
     def name(self) -> str:
@@ -1581,7 +1583,10 @@ def rule_rows(aws: Account, region: str, rule: OpenRule, usage: Usage) -> Iterat
         possible = [] if foreign else failed_group_controls(ports, WHOLE_INTERNET.values())
         undecided = (ControlFinding(one, "", NOT_CHECKED) for one in possible if one not in failed)
         unread = cells | {"Open to": ", ".join(rule.sources.unread)}
-        yield Row(region, item, unread, error=error, control_findings=tuple(undecided))
+        yield Row(
+            region, item, unread, error=error, control_findings=tuple(undecided),
+            resource=f"{region}/{group['GroupId']}",
+        )  # fmt: skip
     if rule.exposure.versions:
         findings = tuple(ControlFinding(one, group["GroupId"]) for one in failed)
         row = Row(
@@ -1711,6 +1716,7 @@ def access_keys(aws: Account, user: str) -> list[dict[str, Any]]:
     "Access keys",
     targets=USER_TARGETS,
     prefetch=(users_by_name, account_summary, for_each(access_keys, users_by_name)),
+    uses_key_age=True,
     threads=IAM_THREADS,
     columns=("User", "Access key ID", "Key status", "Created", "Age (days)", "Last used"),
     name_columns=("User", "Access key ID"),
@@ -2333,7 +2339,12 @@ def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
     if certain not in (EVERYTHING, possible):
         return unread_region_row(aws, region, found)
     shown, (events, left_out) = shown_trails(found, certain), certain
-    row = Row(region, "", trail_cells(region, shown), arn=shown[0].arn if shown else "")
+    row = Row(
+        region,
+        "",
+        trail_cells(region, shown),
+        arn=shown[0].arn if {aws.number} == {one.owner for one in shown[:1]} else "",
+    )
     if events != {READ, WRITE}:
         problems = {one for trail in shown for one in trail.problems()}
         return replace(
@@ -3646,12 +3657,19 @@ def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row,
     """Why an acceptance does not count for a row; blank if it does."""
     if acceptance.until and acceptance.until < today:
         return "expired"
-    if not known or row.error or not row.fully_read:
+    if not known or row.error:
         return ""
     if before := known.findings.get(id):
         return "does not cover what is worse" if is_worse(row, *before) else ""
-    more_severe = rank_of(row.severity) < rank_of(known.worst)
-    return "does not cover what is more severe" if more_severe else ""
+    if not row.fully_read:
+        return ""
+    if rank_of(row.severity) < rank_of(known.worst):
+        return "does not cover what is more severe"
+    alike = {
+        one.control.split(", ")[0] for one in known.findings.values() if one.severity == known.worst
+    }
+    other = row.severity == known.worst and row.control.split(", ")[0] not in alike
+    return "does not cover what is worse" if other else ""
 
 
 def cover(known: Coverage | None, rows: dict[str, Row]) -> Coverage:
@@ -3677,8 +3695,10 @@ def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> b
     """
     if not severity:
         return False
+    if not row.fully_read:  # its severity may be too high; what its extent has is there
+        return bool(row.extent - extent)
     if row.severity != severity:
-        return rank_of(row.severity) < rank_of(severity)
+        return rank_of(row.severity) < rank_of(severity) or bool(row.extent - extent)
     first, before = row.control.split(", ")[0], control.split(", ")[0]
     return first != before or bool(row.extent - extent)
 
@@ -3728,6 +3748,8 @@ def is_undetermined(result: CheckResult, id: str, known: KnownFinding) -> bool:
         return True
     if any(f"{id}/".startswith(prefix) for prefix in prefixes):
         return True
+    if any(row.error and known.resource and row.resource == known.resource for row in result.rows):
+        return True
     return result.check.targets.regional and region_of(known.target) not in result.regions
 
 
@@ -3775,7 +3797,7 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
         elif before := state.findings.get(id):
             rows.append(changed_row(row, before, today, first_run))
         elif moved := vanished.get(resource_key(result, row)):
-            rows.append(moved_row(result, row, moved))
+            rows.append(moved_row(result, row, moved, today))
         else:
             rows.append(replace(row, first_seen=today, change="" if first_run else NEW))
     return replace(result, rows=rows)
@@ -3785,9 +3807,7 @@ def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = Fa
     """A row that was known, and whether it is new today, worse or better."""
     change, was = "", before.result
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
-    if uncovered or (
-        row.fully_read and is_worse(row, before.severity, before.control, before.extent)
-    ):
+    if uncovered or is_worse(row, before.severity, before.control, before.extent):
         change, was = WORSE, f"{before.result} (accepted)" if before.accepted else before.result
     elif before.worse_since == today:  # a run of this day told it, or failed to
         change, was = WORSE, before.was
@@ -3798,17 +3818,19 @@ def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = Fa
     return replace(row, first_seen=before.first_seen, change=change, was=was if change else "")
 
 
-def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding]) -> Row:
+def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], today: str) -> Row:
     """A finding that another one of the same resource turned into, such as port 22 into 22-30.
 
     If only the name of the target changed, as when a user is renamed, nothing is worse.
     """
-    ends = {id.removeprefix(f"{result.check.name}/{one.target}") for id, one in vanished.items()}
-    renamed = result.check.id(row).removeprefix(f"{result.check.name}/{row.target}") in ends
+    ends = {
+        id.removeprefix(f"{result.check.name}/{one.target}"): one for id, one in vanished.items()
+    }
+    renamed = ends.get(result.check.id(row).removeprefix(f"{result.check.name}/{row.target}"))
     first_seen = min(known.first_seen for known in vanished.values())
     was = in_words(known.result for known in vanished.values())
     if renamed:
-        return replace(row, first_seen=first_seen)
+        return changed_row(row, renamed._replace(first_seen=first_seen), today)
     return replace(row, first_seen=first_seen, change=WORSE, was=was)
 
 
@@ -3832,7 +3854,9 @@ def diff_with_state(
     same_question = state.max_key_age in (0, aws.max_key_age)
     gone: dict[str, KnownFinding] = {}
     moved: set[tuple[str, str]] = set()
-    for result in results if same_question else ():
+    for result in results:
+        if result.check.uses_key_age and not same_question:
+            continue
         gone |= vanished_findings(result, state)
         new_rows = (row for row in result.rows if result.check.id(row) not in state.findings)
         moved |= {resource_key(result, row) for row in new_rows if row.first_seen}
@@ -3843,9 +3867,9 @@ def diff_with_state(
     }
     errors = [row.error for result in results for row in result.rows if row.status == NOT_CHECKED]
     checks = [result.check.name for result in results]
-    return StateChange(
-        today, checks, seen, {*gone}, resolved, len(errors), coverage, aws.max_key_age
-    )
+    asked = any(result.check.uses_key_age for result in results)
+    age = aws.max_key_age if asked else state.max_key_age
+    return StateChange(today, checks, seen, {*gone}, resolved, len(errors), coverage, age)
 
 
 def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFinding:
@@ -3867,7 +3891,8 @@ def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFin
     )
     if row.fully_read or before is None:
         return now
-    return now._replace(severity=before.severity, control=before.control, extent=before.extent)
+    extent = before.extent | row.extent if before.severity else before.extent
+    return now._replace(severity=before.severity, control=before.control, extent=extent)
 
 
 def apply_change(state: AccountState, change: StateChange) -> AccountState:
@@ -3923,7 +3948,9 @@ def append_today(
         open={severity: severities[severity] for severity in SEVERITIES},
         not_checked=change.not_checked,
         new=len(new),
-        days_open=tuple((today - start_of_day(one.first_seen)).days for one in resolved.values()),
+        days_open=tuple(
+            max(0, (today - start_of_day(one.first_seen)).days) for one in resolved.values()
+        ),
         remembered=len(open_findings.keys() - change.seen.keys()),
     )
     entries = {one.day: one for one in history} | {entry.day: entry}
@@ -4389,14 +4416,22 @@ def current_id(id: str) -> str:
     'security-groups/eu-west-1/sg-1/TCP/22'
     """
     parts = id.split("/")
-    length = {"security-groups": 5, "cloudtrail": 2}.get(parts[0], len(parts))
+    not_enabled = parts[0] == "cloudtrail" and parts[2:] == ["not-enabled"]
+    length = 5 if parts[0] == "security-groups" else 2 if not_enabled else len(parts)
     return id if parts[-1] == NOT_CHECKED_END else "/".join(parts[:length])
 
 
 # --- the report as JSON ---------------------------------------------------------------
 
 REPORT_SCHEMA = 5
-MALFORMED_REPORT = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+MALFORMED_REPORT = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 MAX_NUMBER = 10**15  # readers of JSON and the .xls format hold numbers below exactly
 
 
@@ -4482,6 +4517,8 @@ def require_type(types: Collection[type], data: Any) -> Any:
     """The value, if it is of one of the types and no number that nobody can show."""
     if type(data) not in types or (isinstance(data, (int, float)) and not abs(data) < MAX_NUMBER):
         raise TypeError(f"{data!r} is not of {types}")
+    if isinstance(data, str):
+        data.encode()  # fails for half a character, which no file can hold
     return data
 
 
@@ -4596,10 +4633,14 @@ def check_values(report: Report) -> None:
         raise ValueError("a report without a result")
     if any(one.status not in CONTROL_STATUSES for one in report.controls.values()):
         raise ValueError("a control without a status")
+    arns = filter(None, (report.auditor_arn, *(row.arn for row in rows)))
+    if not all(one.count(":") >= 5 for one in arns) or len(report.home_region) > 40:
+        raise ValueError("no ARN, or no region")
     named: list[ControlFinding] = [one for row in rows for one in row.control_findings]
     statuses = {*(one.status for one in named), *(one.status for one in report.controls.values())}
     statuses |= {report.question.fail_on or "none"} if report.question else set()
-    unknown = {*(row.severity for row in rows), *statuses} - {"", *SEVERITIES, *CONTROL_STATUSES}
+    severities = {*(row.severity for row in rows), *(one.severity for one in resolved)}
+    unknown = {*severities, *statuses} - {"", *SEVERITIES, *CONTROL_STATUSES}
     known_controls = {name for one in CHECKS for name in one.controls}
     controls = {*report.controls, *(one.control for one in named)}
     if unknown or controls - known_controls or not 0 <= report.seconds < 1e9:
@@ -4666,6 +4707,9 @@ def account_state(accounts: dict[str, Any], account: str, file: File) -> Account
         for known in (*state.findings.values(), *state.resolved.values()):
             start_of_day(known.first_seen)
             rank_of(known.severity)
+        for one in state.coverage.values():
+            for severity in (one.worst, *(found.severity for found in one.findings.values())):
+                rank_of(severity)
     except MALFORMED_REPORT as error:
         why = f"{file} is damaged or no state file: repair or remove it"
         raise CannotRun(f"{why} (account {account})") from error
@@ -5172,7 +5216,7 @@ def first_run_text(overview: Overview) -> list[str]:
 def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
     """Everything that is NOT CHECKED, and the statement that the policy lacks."""
     lines = [*account_error_lines(overview), *gap_lines(overview, sheets)]
-    return [line.text for line in (*lines[: MAX_LINES - 1], *policy_line(overview))]
+    return [line.text for line in (*policy_line(overview), *lines)]
 
 
 def resolved_texts(overview: Overview) -> list[str]:
@@ -5428,6 +5472,7 @@ URL_ID = bytes.fromhex("E0C9EA79F9BACE118C8200AA004BA90B")
 FILE_ID = bytes.fromhex("0303000000000000C000000000000046")
 PRINT_AREA, PRINT_TITLES = 6, 7
 LAST_COLUMN = 255  # of the .xls format
+MAX_LINK = 2_000  # letters; Excel refuses a longer URL, and its record has no room for it
 END_RECORD = 4  # bytes
 
 
@@ -5455,7 +5500,7 @@ def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
     A formula in their place would have no value for those who read the file without Excel.
     """
     records = []
-    for row, column, target in links:
+    for row, column, target in (one for one in links if len(one[2]) <= MAX_LINK):
         head = struct.pack("<HHHH", row, row, column, column) + LINK_ID + struct.pack("<I", 2)
         records.append(biff_record(HLINK, head + link_data(target)))
     plain = sheet.get_biff_data()
@@ -6594,7 +6639,13 @@ class Run:
         A line is called unused only if everything was asked for and read.
         """
         options, used = self.options, self.used_acceptances
-        limited = options.check or options.region or options.account
+        limited = (
+            options.merge
+            or options.exclude_region
+            or options.check
+            or options.region
+            or options.account
+        )
         lines = [one for found in self.accept_files.values() for one in found]
         remarks = [
             f"{one.pattern} is accepted in {counted(len(used[one]), 'account')}: put the account's "
@@ -6814,13 +6865,29 @@ def organization_jobs(run: Run, caller: Account, profile: str | None) -> list[Ac
         else AccountJob(number, error=not_listed)
         for number in dict.fromkeys(options.account or listed)
     ]
-    known: Iterable[str] = ()
-    if options.state and "{account}" not in options.state and not options.account:
-        known = sorted(run.state_file(""))
+    known = [] if options.account else known_accounts(run)
     return [
         *jobs,
         *(AccountJob(one, account_status=LEFT_ORGANIZATION) for one in known if one not in listed),
     ]
+
+
+def known_accounts(run: Run) -> list[str]:
+    """The accounts that the state knows, in one file or in a folder of one for each."""
+    state = run.options.state or ""
+    if "{account}" not in state:
+        return sorted(run.state_file("")) if state else []
+    folder, _, name = run.filled(state, "{account}").rpartition("/")
+    pattern = "([0-9]{12})".join(map(re.escape, name.split("{account}")))
+    try:
+        files = [str(one) for one in run.file(folder or ".").list_json()]
+    except FileNotFoundError:
+        return []
+    except FILE_ERRORS as error:
+        warn(f"cannot list {folder}, so accounts that left are not told: {error_text(error)}")
+        return []
+    found = (re.fullmatch(pattern, one.rpartition("/")[2]) for one in files)
+    return sorted(one[1] for one in found if one)
 
 
 def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
@@ -6911,7 +6978,7 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
                 raise CannotRun(cannot_open(failure.error)) from failure
         error = to_aws_error(failure)
     report = job.report(run.started.replace(microsecond=0), error)
-    acceptance = account_acceptance(run, job.account) if report.error else None
+    acceptance = account_acceptance(run, job.account, report.error) if report.error else None
     history = run.history(job.account)
     report = replace(report, error_acceptance=acceptance, history=history)
     return write_account_files(run, report, "")
@@ -6931,8 +6998,13 @@ def lost_account_error(run: Run, job: AccountJob) -> AwsError | None:
     return AwsError(f"Account{job.account_status.title()}", detail=f"its {known} may remain")
 
 
-def account_acceptance(run: Run, account: str) -> Acceptance | None:
+UNACCEPTABLE = {*EXPIRED_CODES, "CannotRun", "InternalError", "NotMerged", "NoReport"}
+
+
+def account_acceptance(run: Run, account: str, error: AwsError) -> Acceptance | None:
     """The acceptance `ACCOUNT/not-checked` of an account that could not be opened."""
+    if error.code in UNACCEPTABLE:
+        return None
     with contextlib.suppress(CannotRun):
         for acceptance in run.acceptances(account):
             valid = not acceptance.until or acceptance.until >= run.today
@@ -7051,7 +7123,9 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
     if not reports and not rejected:
         raise CannotRun("there is no report to merge")
     accepted = (
-        replace(one, error_acceptance=account_acceptance(run, one.account)) if one.error else one
+        replace(one, error_acceptance=account_acceptance(run, one.account, one.error))
+        if one.error
+        else one
         for one in reports.values()
     )
     return [*accepted, *rejected]
@@ -7060,7 +7134,11 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
 def missing_report(run: Run, job: AccountJob) -> Report:
     """A report for an account that has none, with an error if it should have one."""
     audited = job.account_status == ACTIVE and not job.error
-    error = AwsError("NoReport", detail="of this run") if audited else None
+    try:
+        lost = None if audited else lost_account_error(run, job)
+    except CannotRun as why:
+        lost = to_aws_error(why)
+    error = AwsError("NoReport", detail="of this run") if audited else lost
     report = job.report(run.started.replace(microsecond=0), error)
     return replace(report, history=run.history(job.account))
 
@@ -7160,7 +7238,10 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
     if "-" not in (options.json, options.ocsf) and shown and (attention or not options.quiet):
-        print_message(terminal_text(overview, shows_colour(), options.quiet), sys.stdout)
+        try:
+            print_result(terminal_text(overview, shows_colour(), options.quiet))
+        except CannotRun as why:  # what stands in a file too is told
+            failures += [] if run.written else [str(why)]
     for remark in () if options.quiet else overview.remarks:
         warn(remark)
     if options.json == "-":

@@ -126,6 +126,21 @@ WORSE, SEVERER = "does not cover what is worse", "does not cover what is more se
             id="one more that is more severe than any that it covered",
         ),
         pytest.param(
+            [grant(item="AllUsers/READ", severity="Critical", control="S3.2")],
+            [
+                grant(item="AllUsers/READ", severity="Critical", control="S3.2"),
+                grant(item="AllUsers/WRITE", severity="Critical", control="S3.3"),
+            ],
+            ["", WORSE],
+            id="one more that fails another control",
+        ),
+        pytest.param(
+            [grant("b", "x/READ", "Medium", "a")],
+            [grant("b", "x/READ", "Medium", "a", "b", fully_read=False)],
+            [WORSE],
+            id="a larger extent, though something could not be read",
+        ),
+        pytest.param(
             [grant()],
             [grant(severity="Critical", fully_read=False)],
             [""],
@@ -174,7 +189,8 @@ def test_the_most_exact_line_counts(patterns: tuple[str, ...], ended: str) -> No
         ("security-groups/eu-west-1/not-checked", "security-groups/eu-west-1/not-checked"),
         ("security-groups/*", "security-groups/*"),
         ("cloudtrail/eu-west-1/not-enabled", "cloudtrail/eu-west-1"),
-        ("cloudtrail/eu-west-1/log-file-validation+delivery", "cloudtrail/eu-west-1"),
+        ("cloudtrail/eu-west-1/main", "cloudtrail/eu-west-1/main"),
+        ("cloudtrail/*/main", "cloudtrail/*/main"),
         ("s3-acls/b/AllUsers/READ", "s3-acls/b/AllUsers/READ"),
     ],
 )

@@ -142,9 +142,21 @@ SSH = "Lets the whole Internet reach TCP/22"
         ),
         pytest.param(
             [rule()],
-            [rule(severity="Critical", extent=("0.0.0.0/0", "::/0"), fully_read=False)],
+            [rule(severity="Critical", fully_read=False)],
             {"sg-1/TCP/22": ("", "")},
             id="more only because something could not be read",
+        ),
+        pytest.param(
+            [rule()],
+            [rule(extent=("0.0.0.0/0", "::/0"), fully_read=False)],
+            {"sg-1/TCP/22": (WORSE, SSH)},
+            id="open to more, though something could not be read",
+        ),
+        pytest.param(
+            [rule()],
+            [rule(severity="High", extent=("0.0.0.0/0", "::/0"))],
+            {"sg-1/TCP/22": (WORSE, SSH)},
+            id="less severe, but open to more",
         ),
         pytest.param(
             [rule()],
@@ -200,13 +212,44 @@ def test_resolved_is_only_what_was_looked_for(
         assert {known.first_seen for known in state.findings.values()} == {AUGUST}
 
 
-def test_a_run_with_another_key_age_resolves_nothing() -> None:
-    state = after_august(rule())
-    _, september = month(state, result(), SEPTEMBER, max_key_age=365)
+def test_a_run_with_another_key_age_resolves_no_key() -> None:
+    keys = next(one for one in CHECKS if one.name == "access-keys")
+    old = Row("alice", "AKIA1", {}, Message("key is 100 days old"), "Medium", resource="AKIA1")
+    fine = Row("alice", "AKIA1", {}, Message("Key is rotated"), resource="AKIA1")
+    _, august = month(
+        AccountState(since={keys.name: "2030-07-01"}), CheckResult(keys, [old]), AUGUST
+    )
+    _, september = month(august, CheckResult(keys, [fine]), SEPTEMBER, max_key_age=365)
     assert not september.resolved
-    assert september.findings.keys() == state.findings.keys()
-    _, october = month(september, result(), "2030-10-01", max_key_age=365)
+    assert september.findings.keys() == august.findings.keys()
+    _, october = month(september, CheckResult(keys, [fine]), "2030-10-01", max_key_age=365)
     assert len(october.resolved) == 1
+
+
+def test_a_run_without_keys_says_nothing_of_their_age() -> None:
+    state = replace(after_august(rule()), max_key_age=365)
+    _, after = month(state, result(), SEPTEMBER, max_key_age=90)
+    assert len(after.resolved) == 1
+    assert after.max_key_age == 365
+
+
+def test_a_clock_that_went_back_leaves_a_state_that_can_be_read() -> None:
+    _, after = month(after_august(rule()), result(), "2029-08-01")
+    (*_, entry) = sorted(after.history, key=lambda one: len(one.days_open))
+    assert entry.days_open == (0,)
+
+
+def test_a_user_who_is_renamed_and_gets_a_password_is_worse() -> None:
+    mfa = next(one for one in CHECKS if one.name == "mfa")
+
+    def users(name: str, control: str) -> CheckResult:
+        row = Row(name, "", {}, Message("has no MFA"), "Medium", resource="AIDA1",
+            control_findings=(ControlFinding(control, name),))  # fmt: skip
+        return CheckResult(mfa, [row])
+
+    _, august = month(AccountState(since={"mfa": "2030-07-01"}), users("bob", "IAM.19"), AUGUST)
+    compared, _ = month(august, users("robert", "IAM.5"), SEPTEMBER)
+    assert [row.change for row in compared.rows] == [WORSE]
 
 
 def test_a_region_that_is_not_enabled_any_more_is_a_row_of_its_own() -> None:
