@@ -21,8 +21,11 @@ from security_check import (
     LocalFile,
     Message,
     Row,
+    Run,
+    account_acceptance,
     apply_acceptances,
     current_id,
+    parse_arguments,
     read_accept_file,
 )
 
@@ -239,3 +242,23 @@ def test_six_hundred_lines_and_two_thousand_rows_take_no_time() -> None:
     rows = [grant(f"bucket-{n}") for n in range(2000)]
     found, _ = statuses(rows, lines(*(f"s3-acls/bucket-{n}/*" for n in range(600))))
     assert [status for status, _ in found].count(ACCEPTED) == 600
+
+
+@pytest.mark.parametrize(
+    ("code", "accepted"),
+    [
+        ("AccessDenied", True),
+        ("ExpiredToken", False),
+        ("NotMerged", False),
+        ("NoReport", False),
+        ("CannotRun", False),
+        ("InternalError", False),
+    ],
+)
+def test_an_account_is_accepted_only_if_it_may_not_be_opened(
+    tmp_path: Path, code: str, accepted: bool
+) -> None:
+    file = tmp_path / "accept.txt"
+    file.write_text(f"{NUMBER}/not-checked # its role comes later\n")
+    run = Run(parse_arguments(["--accept", str(file)]))
+    assert bool(account_acceptance(run, NUMBER, AwsError(code))) is accepted

@@ -301,3 +301,22 @@ def test_a_document_of_which_nothing_can_be_read_is_refused(change: Any, words: 
     document = json.loads(to_json([])) | change
     with pytest.raises(CannotRun, match=rf"^x\.json {words}$"):
         reports_from_json(json.dumps(document).encode(), FILE)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param({"name": "\ud800"}, id="half a character"),
+        pytest.param({"home_region": "x" * 40_000}, id="a region of 40,000 letters"),
+        pytest.param({"auditor_arn": "nobody"}, id="an auditor without an ARN"),
+    ],
+)
+def test_what_nobody_could_write_down_costs_its_account_only(damage: dict[str, str]) -> None:
+    document = json.loads(to_json([making.report(), making.report(account="111122223333")]))
+    document["accounts"][0] |= damage
+    data = json.dumps(document).encode()
+    file = LocalFile(Path("reports.json"))
+    damaged, good = reports_from_json(data, file)
+    assert damaged.error
+    assert damaged.error.code == "NotMerged"
+    assert not good.error
