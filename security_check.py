@@ -5215,8 +5215,11 @@ def first_run_text(overview: Overview) -> list[str]:
 
 def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
     """Everything that is NOT CHECKED, and the statement that the policy lacks."""
-    lines = [*account_error_lines(overview), *gap_lines(overview, sheets)]
-    return [line.text for line in (*policy_line(overview), *lines)]
+    texts = [one.text for one in (*account_error_lines(overview), *gap_lines(overview, sheets))]
+    policy = [line.text for line in policy_line(overview)]
+    if len(texts) > (room := MAX_LINES - len(policy)):
+        texts[room - 1 :] = [f"and {len(texts) - room + 1:,} more"]
+    return [*texts, *policy]
 
 
 def resolved_texts(overview: Overview) -> list[str]:

@@ -52,6 +52,7 @@ FILE = LocalFile(Path("x.json"))  # for messages
 CONTROLS = [name for check in CHECKS for name in check.controls]
 
 TEXT = st.text(max_size=9)
+ARN = st.just("") | TEXT.map(lambda text: f"arn:aws:iam::123456789012:{text}")
 DAYS = st.dates(date(2000, 1, 1), date(2999, 12, 31)).map(str)
 NO_DAY_OR_ONE = st.one_of(st.just(""), DAYS)
 MOMENTS = st.datetimes(timezones=st.just(timezone.utc))
@@ -88,7 +89,7 @@ ROWS = st.builds(
     was=TEXT,
     kind=TEXT,
     priority=COUNTS,
-    arn=TEXT,
+    arn=ARN,
     facts=st.dictionaries(TEXT, st.one_of(TEXT, INTEGERS, st.booleans(), st.none())),
 )
 KNOWN = st.builds(
@@ -145,7 +146,7 @@ REPORTS = st.builds(
     profile=TEXT,
     error_acceptance=st.one_of(st.none(), ACCEPTANCES),
     file_errors=st.lists(TEXT, max_size=2),
-    auditor_arn=TEXT,
+    auditor_arn=ARN,
     home_region=TEXT,
     question=st.one_of(st.none(), QUESTIONS),
     aliases=st.lists(TEXT),

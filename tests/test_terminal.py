@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
+import making
 import pytest
 
 import security_check
@@ -355,3 +356,12 @@ def test_an_account_that_cannot_be_entered_is_told_whole() -> None:
 if __name__ == "__main__":
     for name, (printed, _) in SITUATIONS.items():
         print(f"=== {name}\n{printed()}\n")
+
+
+def test_gaps_that_are_not_shown_are_counted() -> None:
+    calls = [f"AccessDenied: ec2 Describe{n}" for n in range(15)]
+    gaps = [making.not_checked(f"region-{n}", error=call) for n, call in enumerate(calls)]
+    _, _, shown = terminal_text(Overview.of_one(making.report(*gaps))).partition("Not checked:")
+    assert shown.count("AccessDenied") == 8
+    assert "and 7 more" in shown
+    assert "Add to the policy" in shown
