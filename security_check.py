@@ -42,23 +42,26 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
 
 Where to look:
 
-    when a port is a finding           checks: exposure; its severity: port_severity, open_rule_row
+    when a port is a finding           checks: exposure, rule_rows, port_severity, open_rule_row
     a denied call becomes a row        audit: check_target, to_aws_error
     a denied call that is the answer   checks: answer_or_error, and `except AwsCallFailed`
-    when a finding is NEW or WORSE     audit: apply_state, changed_row, is_worse
+    when a finding is NEW or WORSE     audit: apply_state, changed_row, moved_row, is_worse
     when a finding is resolved         audit: diff_with_state
     when an acceptance counts          model: Acceptance.matches; audit: apply_acceptances
-    a remediation command              checks: cli_command, and the function that calls it
+    a remediation command              checks: revoke_commands, deactivate_key, complete_trail,
+                                       remove_grant, restrict_bucket
     whose credentials are used         command line: connect, assume_role; aws: sign_in
     how fast AWS is asked              aws: Pace
     how often AWS is asked again       aws: Account._on_attempt, and the numbers above it
     reports and state as JSON          storage: reports_from_json, to_json, write_state_file
     the width of a column              output: COLUMNS
-    an exit code                       model: Report.exit_code, Overview.exit_code; 2: main
+    an exit code                       model: Report.exit_code, Overview.exit_code; 2: main,
+                                       report_outcome
 
 A seventh check is one generator (account, target) -> rows below `@check`, in the section
 checks: the fields of `Check` say what to declare, `check_ec2_classic` is the shortest example.
-A new kind of target is a `TargetKind`; a new control of Security Hub is declared by its check.
+A new kind of target is a `TargetKind`; a new control of Security Hub is declared by its check;
+a new IAM action is added to READ_POLICY in the section aws, to which assumed roles are held down.
 Severities are those that AWS Security Hub publishes for the control whose number stands at the
 rule; where there is no number, the rule and its severity are ours.
 """
@@ -1487,7 +1490,10 @@ class GroupUsage(NamedTuple):
 
 
 def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
-    """The usage of these groups. No call is made if there are none."""
+    """The users of these groups, and the region's VPC block public access, or their errors.
+
+    No call is made if there are no groups.
+    """
     if not group_ids:
         return Usage({}, VpcBlockPublicAccess("off"))
     return Usage(
@@ -2004,7 +2010,7 @@ def mfa_row(
 
 # --- check 5: CloudTrail, event selectors ---------------------------------------------
 
-READ, WRITE = "read", "write"
+READ, WRITE = "read", "write"  # kinds of management events
 READ_WRITE_TYPES = {"All": {READ, WRITE}, "ReadOnly": {READ}, "WriteOnly": {WRITE}}
 DEFAULT_SELECTORS = {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
 
@@ -2076,7 +2082,7 @@ ACCOUNT_TARGET = "<account>"  # the target of what is asked once for the account
 # A trail of one region gets the events of global services only in the partition's leading region:
 # https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-concepts.html
 LEADING_REGIONS = {"us-east-1", "us-gov-west-1", "cn-north-1"}
-GLOBAL_SERVICES = "global services"
+GLOBAL_SERVICES = "global services"  # not in a single-region trail of another region
 TRAIL_CONTROLS = {
     "CloudTrail.1": Control(
         HIGH,
@@ -2644,7 +2650,7 @@ def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cel
 def grant_rows(
     aws: Account, bucket: str, acl: dict[str, Any], grantee: dict[str, Any], permission: str
 ) -> Iterator[Row]:
-    """The row of a grant, and one NOT CHECKED if it is public unless a block makes it void."""
+    """The row of a grant; a second one, NOT CHECKED, if a block that may void it is unread."""
     owner = acl["Owner"]["ID"]
     id, name = grantee_names(grantee, owner)
     cells = grant_cells(aws, bucket, acl) | {"Grantee": name, "Permission": permission}
@@ -5173,7 +5179,7 @@ def policy_line(overview: Overview) -> list[SummaryLine]:
 
 COLUMNS_OF_TERMINAL = 80
 MAX_ACCOUNT_LINES = 20  # so that the summary stays on one screen
-MAX_WORST, MAX_LINES = 5, 10
+MAX_WORST, MAX_LINES = 5, 10  # lines of a section on the terminal
 ANSI = {CRITICAL: "1;31", HIGH: "31", "New": "1", NOT_CHECKED: "7"}  # colours
 
 
