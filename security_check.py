@@ -5364,7 +5364,7 @@ COLUMNS: dict[str, Column] = {
     "User": Column(28),
     "Bucket": Column(30),
     "Grantee": Column(18, AT_SPACES),
-    "Result": Column(36),
+    "Result": Column(39),
     "Requirement": Column(52),
     "Finding": Column(52),
     **dict.fromkeys(("Instance ID", "Group ID", "Access key ID"), Column(wraps=AT_SPACES)),
