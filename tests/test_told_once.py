@@ -212,3 +212,40 @@ def test_a_region_that_is_denied_keeps_the_days_total(
     august, september = accounts["123456789012"]["history"]
     assert sum(august["open"].values()) == sum(september["open"].values())
     assert september["remembered"] == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_what_only_a_full_disk_was_told_is_told_again(
+    cloud: Cloud, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a file the text is the only result: it was not told, so it is not remembered."""
+    options = ("--quiet", "--no-workbook", "--state", "state.json")
+    told(clock, capsys, AUGUST, *options)
+    cloud.client("iam").create_user(UserName="late")
+    before = Path("state.json").read_bytes()
+    env = {"PATH": os.environ["PATH"], **cloud.environment}
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, str(security_check.__file__), *options],
+            env=env, stdout=full, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    assert ran.returncode == 2, ran.stderr.decode()
+    assert Path("state.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("state", ["state.json", "{account}.json"])
+def test_an_account_that_left_is_told_once_whatever_the_state_is_called(
+    small_org: Organization,
+    cloud: Cloud,
+    clock: Clock,
+    capsys: pytest.CaptureFixture[str],
+    state: str,
+) -> None:
+    options = ("--organization", "--state", state, "--output", "o.xls")
+    told(clock, capsys, AUGUST, *options)
+    number = "222222222222"
+    cloud.client("organizations").remove_account_from_organization(AccountId=number)
+    for day, is_told in ((SEPTEMBER, True), (OCTOBER, False)):
+        told(clock, capsys, day, *options)
+        (row,) = (one for one in read_sheet("o.xls", "Accounts") if one["Account"] == number)
+        assert ("AccountLeft" in row["Result"]) is is_told

@@ -268,3 +268,12 @@ def test_calls_for_all_rows() -> None:
     }
     assert aws.calls == expected
     assert aws.number == NUMBER
+
+
+def test_the_row_of_a_region_is_this_accounts_own_whatever_trail_it_shows() -> None:
+    """With the ARN of another account's trail it would vanish from an overview of both."""
+    shared = trail(owner=OTHER_ACCOUNT, delivery_error="AccessDenied")
+    found = rows_of(CHECK, Contents(trails=(shared,)))
+    rows = [row for row in found if row.severity == "High" and row.target != ACCOUNT_TARGET]
+    assert rows
+    assert not [row.arn for row in rows if OTHER_ACCOUNT in row.arn]
