@@ -2349,7 +2349,7 @@ def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
         region,
         "",
         trail_cells(region, shown),
-        arn=shown[0].arn if {aws.number} == {one.owner for one in shown[:1]} else "",
+        arn=shown[0].arn if shown and shown[0].owner == aws.number else "",
     )
     if events != {READ, WRITE}:
         problems = {one for trail in shown for one in trail.problems()}
