@@ -15,9 +15,10 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     NOT_CHECKED_END, MAX_KEY_AGE, RULES_DATE, MAX_CELL_TEXT, EXPIRED_CODES,
                     GONE_CODES, DENIED_BY, Cell, CannotRun, AwsError, AwsCallFailed, Acceptance,
                     Control, ControlFinding, ControlStatus, Remediation, Message, Row, TargetKind,
-                    Check, CHECKS, check, CheckResult, KnownFinding, HistoryEntry, CoveredFinding,
-                    Coverage, AccountState, Question, Report, AccountJob, Overview, once,
-                    for_each, counted, in_words, yes_no, not_checked_row, utc_now, start_of_day
+                    Check, CHECKS, check, check_name_of, CheckResult, KnownFinding, HistoryEntry,
+                    CoveredFinding, Coverage, AccountState, Question, Report, AccountJob, Overview,
+                    once, for_each, counted, in_words, yes_no, not_checked_row, utc_now,
+                    start_of_day
     checks        the targets of checks, then six checks, each below its rules
                   offers: enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
@@ -437,6 +438,11 @@ COMMON_COLUMNS = {
 EMPTY_FIELDS = {"targets", "evaluated"}  # of Check.empty_message
 ARN_FIELDS = {"partition", "account"}  # of Check.arn, beside the columns
 CheckFunction = TypeVar("CheckFunction", bound=Callable[..., Any])
+
+
+def check_name_of(id: str) -> str:
+    """The name of the check that an ID of `Check.id` begins with."""
+    return id.partition("/")[0]
 
 
 def check(title: str, **fields: Any) -> Callable[[CheckFunction], CheckFunction]:
@@ -3672,9 +3678,9 @@ def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row,
     if rank_of(row.severity) < rank_of(known.worst):
         return "does not cover what is more severe"
     alike = {
-        one.control.split(", ")[0] for one in known.findings.values() if one.severity == known.worst
+        first_control(one.control) for one in known.findings.values() if one.severity == known.worst
     }
-    other = row.severity == known.worst and row.control.split(", ")[0] not in alike
+    other = row.severity == known.worst and first_control(row.control) not in alike
     return "does not cover what is worse" if other else ""
 
 
@@ -3693,6 +3699,11 @@ def rank_of(severity: str) -> int:
     return SEVERITIES.index(severity) if severity else len(SEVERITIES)
 
 
+def first_control(controls: str) -> str:
+    """The first of the controls that a row fails: `EC2.19` of `EC2.19, EC2.13`."""
+    return controls.split(", ")[0]
+
+
 def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> bool:
     """Whether a row is worse than it was.
 
@@ -3705,7 +3716,7 @@ def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> b
         return bool(row.extent - extent)
     if row.severity != severity:
         return rank_of(row.severity) < rank_of(severity) or bool(row.extent - extent)
-    first, before = row.control.split(", ")[0], control.split(", ")[0]
+    first, before = first_control(row.control), first_control(control)
     return first != before or bool(row.extent - extent)
 
 
@@ -3729,9 +3740,9 @@ class StateChange(NamedTuple):
     account_status: str = ACTIVE
 
 
-def resource_key(result: CheckResult, row: Row) -> tuple[str, str]:
-    """Findings of one resource have the same key."""
-    return result.check.name, row.resource or row.target
+def resource_key(check_name: str, finding: Row | KnownFinding) -> tuple[str, str]:
+    """Findings of one resource have the same key, now and in the state."""
+    return check_name, finding.resource or finding.target
 
 
 def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, KnownFinding]:
@@ -3740,7 +3751,7 @@ def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, Kno
     return {
         id: known
         for id, known in state.findings.items()
-        if id.partition("/")[0] == result.check.name
+        if check_name_of(id) == result.check.name
         and id not in now
         and not is_undetermined(result, id, known)
     }
@@ -3774,8 +3785,7 @@ def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResu
     lost = Counter(
         region_of(known.target)
         for id, known in state.findings.items()
-        if id.partition("/")[0] == result.check.name
-        and region_of(known.target) not in result.regions
+        if check_name_of(id) == result.check.name and region_of(known.target) not in result.regions
     )
     rows = [
         not_checked_row(
@@ -3793,7 +3803,7 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
     """The result with what earlier runs tell of each row: first seen, and how it changed."""
     vanished = defaultdict[tuple[str, str], dict[str, KnownFinding]](dict)
     for id, known in vanished_findings(result, state).items():
-        vanished[result.check.name, known.resource or known.target][id] = known
+        vanished[resource_key(result.check.name, known)][id] = known
     first_run = state.since.get(result.check.name, today) == today
     rows = []
     for row in result.rows:
@@ -3802,7 +3812,7 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
             rows.append(row)
         elif before := state.findings.get(id):
             rows.append(changed_row(row, before, today, first_run))
-        elif moved := vanished.get(resource_key(result, row)):
+        elif moved := vanished.get(resource_key(result.check.name, row)):
             rows.append(moved_row(result, row, moved, today))
         else:
             rows.append(replace(row, first_seen=today, change="" if first_run else NEW))
@@ -3865,11 +3875,11 @@ def diff_with_state(
             continue
         gone |= vanished_findings(result, state)
         new_rows = (row for row in result.rows if result.check.id(row) not in state.findings)
-        moved |= {resource_key(result, row) for row in new_rows if row.first_seen}
+        moved |= {resource_key(result.check.name, row) for row in new_rows if row.first_seen}
     resolved = {
         id: known
         for id, known in gone.items()
-        if (id.partition("/")[0], known.resource or known.target) not in moved
+        if resource_key(check_name_of(id), known) not in moved
     }
     errors = [row.error for result in results for row in result.rows if row.status == NOT_CHECKED]
     checks = [result.check.name for result in results]
@@ -3947,7 +3957,7 @@ def append_today(
     new = [
         id
         for id, known in (open_findings | resolved).items()
-        if known.first_seen == change.today != since.get(id.partition("/")[0])
+        if known.first_seen == change.today != since.get(check_name_of(id))
     ]
     entry = HistoryEntry(
         change.today,
@@ -6113,7 +6123,7 @@ def ocsf_event(
     name = report.name or ", ".join(report.aliases)
     account = {"uid": report.account, "name": name, "type": "AWS Account", "type_id": 10}
     product = {"name": "security_check.py", "vendor_name": "security_check.py"}
-    source = id.partition("/")[0]
+    source = check_name_of(id)
     return {
         "metadata": {
             "version": OCSF_VERSION,
