@@ -549,6 +549,7 @@ class Cloud:
     def __init__(self, url: str, layer: Layer) -> None:
         self.url, self.layer, self.app = url, layer, layer.app
         self.keys: dict[str, Any] = {}  # by account
+        self.clients: dict[Any, Any] = {}  # by service, region and keys
         self.over_http = False
         self.holds: Any = None  # what the accounts were filled with, if it is as it was then
 
@@ -583,11 +584,13 @@ class Cloud:
     def client(
         self, service: str, region: str = "us-east-1", account: str = DEFAULT_ACCOUNT_ID
     ) -> Any:
-        """A client to fill the account with."""
+        """A client to fill the account with, made once."""
         keys: Any = {name.lower(): value for name, value in self.credentials(account).items()}
-        client: Any = SESSION.client(service, region, endpoint_url=self.url, **keys)
-        client.meta.events.register_last("before-send", self.answer_here)
-        return client
+        if (known := (service, region, *keys.values())) not in self.clients:
+            client: Any = SESSION.client(service, region, endpoint_url=self.url, **keys)
+            client.meta.events.register_last("before-send", self.answer_here)
+            self.clients[known] = client
+        return self.clients[known]
 
     def answer_here(self, request: Any, **_: Any) -> AWSResponse | None:
         """The answer to a request that botocore is about to send, without sending it; None if

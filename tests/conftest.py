@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,6 +21,8 @@ for name in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[name]
 
 import boto3
+import botocore.client
+import botocore.endpoint_provider
 import botocore.handlers
 import botocore.hooks
 import botocore.loaders
@@ -92,9 +94,10 @@ class Canned(Account):
             stub.assert_no_pending_responses()
 
 
-def audited(*arguments: str) -> Report:
+def audited(*arguments: str, workbook: bool = False) -> Report:
     """What the program finds in the account that boto3 is configured for, as data."""
-    options = security_check.parse_arguments(["--output", "x.xls", *arguments])
+    files = ["--output", "x.xls"] if workbook else ["--no-workbook"]
+    options = security_check.parse_arguments([*files, *arguments])
     run = security_check.Run(options)
     aws = security_check.connect(options, None)
     job = security_check.AccountJob(aws.number)
@@ -193,21 +196,45 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
+class Once:
+    """Results by key; `kept` is what the key holds the ID of, so that no other object gets it."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, tuple[Any, Any]] = {}
+
+    def __call__(self, key: Any, make: Callable[[], Any], kept: Any = None) -> Any:
+        if key not in self.known:
+            self.known[key] = make(), kept
+        return self.known[key][0]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def botocore_learns_once() -> Iterator[None]:
-    """botocore reads its service models once for all sessions of the tests, and works out once
-    what its events are called: it is slow."""
+    """botocore does once for all sessions of the tests what it else does for each session or
+    client, and what always comes out the same: it is slow."""
     loader = botocore.loaders.create_loader()
-    alias, known = vars(botocore.hooks.EventAliaser)["_alias_event_name"], dict[str, Any]()
-
-    def alias_once(events: Any, name: str) -> Any:
-        if name not in known:
-            known[name] = alias(events, name)
-        return known[name]
-
+    alias = vars(botocore.hooks.EventAliaser)["_alias_event_name"]
+    make_class = vars(botocore.client.ClientCreator)["_create_client_class"]
+    make_rules, inspect_hook = botocore.endpoint_provider.RuleSet, botocore.hooks.accepts_kwargs
+    once = Once()
+    patches = {
+        "session.create_loader": lambda *_: loader,
+        "hooks.EventAliaser._alias_event_name": lambda events, name: once(
+            ("event", name), lambda: alias(events, name)
+        ),
+        "hooks.accepts_kwargs": lambda hook: once(
+            ("hook", getattr(hook, "__code__", id(hook))), lambda: inspect_hook(hook), hook
+        ),
+        "client.ClientCreator._create_client_class": lambda maker, name, model: once(
+            ("class", name, *model.operation_names), lambda: make_class(maker, name, model)
+        ),
+        "endpoint_provider.RuleSet": lambda **data: once(
+            ("rules", id(data["rules"])), lambda: make_rules(**data), data
+        ),
+    }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("botocore.session.create_loader", lambda *_: loader)
-        patch.setattr("botocore.hooks.EventAliaser._alias_event_name", alias_once)
+        for name, quicker in patches.items():
+            patch.setattr(f"botocore.{name}", quicker)
         yield
 
 
