@@ -71,7 +71,8 @@ from __future__ import annotations
 
 import sys
 
-# The file is parsed before this is run, so it keeps to the grammar of Python 3.8.
+# An older Python parses the whole file before it comes to this test of its version, so the file
+# keeps to the grammar of Python 3.8.
 if sys.version_info < (3, 10):  # noqa: UP036
     if sys.stderr:
         sys.stderr.write("security_check.py: run it with Python 3.10 or later, e.g. python3.12\n")
@@ -129,7 +130,7 @@ from typing import (
 from unicodedata import combining, east_asian_width
 from urllib.parse import quote
 
-if TYPE_CHECKING:  # at run time imported late, so that --help and bad arguments answer at once
+if TYPE_CHECKING:  # boto3 and xlwt are imported only when needed: --help answers at once
     import boto3
     import xlwt
 
@@ -141,28 +142,28 @@ __version__ = "2.0"
 
 CRITICAL, HIGH, MEDIUM, LOW = SEVERITIES = ("Critical", "High", "Medium", "Low")
 OK, FINDING, NOT_CHECKED, ACCEPTED = "OK", "FINDING", "NOT CHECKED", "ACCEPTED"
-ROW_ORDER = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # on a sheet, the most serious first
-NEW, WORSE, BETTER = "NEW", "WORSE", "BETTER"  # than last time
+ROW_ORDER = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # the rows of a sheet, most serious first
+NEW, WORSE, BETTER = "NEW", "WORSE", "BETTER"  # how a finding changed since the last run
 PASSED, FAILED = "PASSED", "FAILED"
-CONTROL_STATUSES = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # the worst first
+CONTROL_STATUSES = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # of a control, the worst first
 ACTIVE = "ACTIVE"  # AWS's word for an account of an organization that can be audited
-LEFT_ORGANIZATION = "LEFT"  # our word for one that is not in the organization any more
-ROOT = "<root_account>"  # as in the credential report; no IAM user name can contain "<"
-NOTHING_TARGET, EXPIRED_TARGET = "<nothing>", "<expired>"  # of rows that are about no resource
-NOT_CHECKED_END = "not-checked"  # of the ID of everything that is NOT CHECKED
+LEFT_ORGANIZATION = "LEFT"  # our word for an account that has left the organization
+ROOT = "<root_account>"  # root's name in the credential report; no IAM user name can contain "<"
+NOTHING_TARGET, EXPIRED_TARGET = "<nothing>", "<expired>"  # targets of rows without a resource
+NOT_CHECKED_END = "not-checked"  # the end of the ID of every row that is NOT CHECKED
 
-MAX_KEY_AGE = 90  # days, as Security Hub IAM.3 asks
+MAX_KEY_AGE = 90  # days: the greatest age of an access key that Security Hub IAM.3 allows
 RULES_DATE = "2026-11-25"  # when rules and controls were last compared with AWS's documentation
-MAX_CELL_TEXT = 32_767  # characters that a cell of the .xls format can hold
-PREFETCH_THREADS = 8  # IAM throttles the account as a whole
+MAX_CELL_TEXT = 32_767  # the most characters that a cell of the .xls format can hold
+PREFETCH_THREADS = 8  # few, as IAM throttles all calls of an account together
 
 EXPIRED_CODES = {
     *("ExpiredToken", "ExpiredTokenException", "LoginRefreshRequired", "LoginTokenLoadError"),
     *("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
 }
-GONE_CODES = {"NoSuchEntity", "NoSuchBucket"}  # deleted between the list and the call
+GONE_CODES = {"NoSuchEntity", "NoSuchBucket"}  # codes of a resource deleted after it was listed
 
-# The IAM action that allows a call, where S3 gives it another name.
+# The IAM actions of S3 whose names differ from those of the calls that they allow.
 # https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
 IAM_ACTION_NAMES = {
     "s3:ListBuckets": "s3:ListAllMyBuckets",
@@ -170,10 +171,10 @@ IAM_ACTION_NAMES = {
     "s3control:GetPublicAccessBlock": "s3:GetAccountPublicAccessBlock",
 }
 
-DENIED_BY = "(denied by: "  # a policy, in AwsError.detail
+DENIED_BY = "(denied by: "  # begins an AwsError.detail that names the policy that denied
 
 Cell = str | int | bool | datetime | None
-Fact = str | int | bool | None  # a value of a row for programs: in the JSON report and in OCSF
+Fact = str | int | bool | None  # a value for programs, in the JSON report and in OCSF
 
 # --- values ---------------------------------------------------------------------------
 
@@ -186,7 +187,7 @@ class CannotRun(Exception):
 class AwsError:
     """Why a call to AWS failed, as data."""
 
-    code: str  # AWS's own (AccessDenied), botocore's (EndpointConnectionError), or ours
+    code: str  # error code of AWS (AccessDenied), of botocore (EndpointConnectionError), or ours
     service: str = ""
     operation: str = ""
     detail: str = ""
@@ -196,10 +197,10 @@ class AwsError:
 
     @property
     def missing_permission(self) -> str:
-        """The IAM action that may be missing; blank if the call was not denied."""
+        """The IAM action that may be missing; blank if the call was not denied for lack of it."""
         action = f"{self.service}:{self.operation}"
         denied = "Denied" in self.code or "Unauthorized" in self.code
-        elsewhere = DENIED_BY in self.detail  # so that one more Allow would not help
+        elsewhere = DENIED_BY in self.detail  # another policy denies: an Allow would not help
         return IAM_ACTION_NAMES.get(action, action) if denied and not elsewhere else ""
 
 
@@ -215,19 +216,19 @@ class AwsCallFailed(Exception):
 class Acceptance:
     """A line of the accept file: somebody decided to live with these findings."""
 
-    pattern: str  # a glob over IDs, for one account if it begins with the account's number
-    until: str  # the last day on which it is valid; blank if there is none
+    pattern: str  # a glob over IDs; it is for one account if it begins with an account number
+    until: str  # the last day on which the acceptance is valid; blank if it has no end
     reason: str
 
     @property
     def line(self) -> str:
-        """The line itself. Whoever changes it makes a new acceptance."""
+        """The line as text, by which the state knows it: a changed line is a new acceptance."""
         return f"{self.pattern} until {self.until} # {self.reason}"
 
     def matches(self, account: str, id: str) -> bool:
-        """Whether the pattern is for this ID in this account.
+        """Whether the acceptance is for this ID in this account.
 
-        What is NOT CHECKED is accepted only by a pattern that ends so, and expired credentials
+        An ID that ends in NOT_CHECKED_END needs a pattern that ends so, too. Expired credentials
         are never accepted.
         """
         if id.endswith(NOT_CHECKED_END) and not self.pattern.endswith(NOT_CHECKED_END):
@@ -236,13 +237,13 @@ class Acceptance:
         return EXPIRED_TARGET not in id and any(map(glob_regex(self.pattern).fullmatch, names))
 
     def exactness(self) -> tuple[bool, int]:
-        """Sorts the pattern that names most last: without wildcards before longer ones."""
+        """The sort key of patterns: those without wildcards come last, and of these the longest."""
         return not set(self.pattern) & set("*?["), len(self.pattern)
 
 
 @functools.cache
 def glob_regex(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression; fnmatch itself forgets all but 256 of them."""
+    """A glob as a compiled regular expression; all are kept, fnmatch keeps a limited number."""
     return re.compile(translate(pattern))
 
 
@@ -251,10 +252,10 @@ class Control(NamedTuple):
 
     severity: str
     requirement: str
-    cis_5: str = ""  # CIS AWS Foundations Benchmark 5.0.0
-    cis_3: str = ""  # CIS AWS Foundations Benchmark 3.0.0
-    pci: str = ""  # PCI DSS 4.0.1
-    scope: str = ""  # the target that decides it, if it is not decided for each resource
+    cis_5: str = ""  # the number in CIS AWS Foundations Benchmark 5.0.0
+    cis_3: str = ""  # the number in CIS AWS Foundations Benchmark 3.0.0
+    pci: str = ""  # the numbers in PCI DSS 4.0.1
+    scope: str = ""  # the only target that decides the control; blank if each resource does
 
 
 class ControlFinding(NamedTuple):
@@ -268,16 +269,16 @@ class ControlFinding(NamedTuple):
 class ControlStatus(NamedTuple):
     """A control in one account, or in several."""
 
-    status: str  # of CONTROL_STATUSES
-    evaluated: int = 0  # resources
-    failed: int = 0  # resources
+    status: str  # the status of a control: a word of CONTROL_STATUSES
+    evaluated: int = 0  # number of resources that the control looked at
+    failed: int = 0  # number of resources that fail the control, accepted ones too
 
 
 class Remediation(NamedTuple):
     """How to fix a finding."""
 
-    command: str = ""  # of the AWS CLI, complete and quoted for a POSIX shell
-    manual: str = ""  # what to do by hand if no command can
+    command: str = ""  # a command line of the AWS CLI, complete and quoted for a POSIX shell
+    manual: str = ""  # what to do by hand if no command can fix the finding
 
 
 class Message(NamedTuple):
@@ -300,107 +301,107 @@ class Row:
     """A row of a sheet."""
 
     target: str  # the region, user or bucket that was checked
-    item: str  # what the row is about in the target, such as a key ID; blank: the target itself
-    cells: dict[str, Cell]  # the check's own columns, by header
+    item: str  # the thing in the target, such as a key ID; blank if the row is about the target
+    cells: dict[str, Cell]  # values of the check's own columns, by column header
     message: Message = field(default=Message(""))
-    severity: str = ""  # of a finding; blank if there is none
-    error: AwsError | None = None  # why this is NOT CHECKED
+    severity: str = ""  # the severity of a finding; blank if the row is no finding
+    error: AwsError | None = None  # the reason why the row is NOT CHECKED
     remediation: Remediation = field(default=Remediation(), compare=False)
-    control_findings: tuple[ControlFinding, ...] = ()  # the one that gives the severity first
-    extent: frozenset[str] = frozenset()  # how far a finding goes: open ranges, flaws, ...
-    resource: str = ""  # findings of one resource may turn into each other; blank: the target
-    fully_read: bool = True  # False if severity or extent may be higher than they really are
+    control_findings: tuple[ControlFinding, ...] = ()  # the most severe control is first
+    extent: frozenset[str] = frozenset()  # the extent of a finding: open CIDRs, flaws, ...
+    resource: str = ""  # the resource; its findings may turn into each other; blank: the target
+    fully_read: bool = True  # False if an error leaves the severity or extent uncertain
 
-    # for lists and tools
-    kind: str = field(default="", compare=False)  # `SSH (22) open to the whole Internet`
-    priority: int = field(default=0, compare=False)  # in one severity, the higher first
-    arn: str = field(default="", compare=False)  # given if the check's pattern does not tell it
+    # the next four fields serve sorted lists and other programs
+    kind: str = field(default="", compare=False)  # a title, such as `Root has access keys`
+    priority: int = field(default=0, compare=False)  # sort number: higher first in a severity
+    arn: str = field(default="", compare=False)  # resource's ARN; Check.with_arn fills it if blank
     facts: dict[str, Fact] = field(default_factory=dict, compare=False)
 
-    # filled in by apply_state and apply_acceptances
+    # the next five fields are filled in by apply_state and apply_acceptances
     acceptance: Acceptance | None = None
-    acceptance_ended: str = ""  # why the acceptance does not count; blank if it does
-    first_seen: str = ""  # a day such as 2030-12-31; blank without --state
-    change: str = ""  # NEW, WORSE or BETTER
-    was: str = ""  # the sentence of last time, if it is WORSE or BETTER
+    acceptance_ended: str = ""  # why the acceptance does not count; blank if it counts
+    first_seen: str = ""  # first day with this finding, such as 2030-12-31; blank without --state
+    change: str = ""  # NEW, WORSE or BETTER than in the last run; blank if unchanged
+    was: str = ""  # the sentence of the last run, if the finding is WORSE or BETTER
 
     @property
     def id(self) -> str:
-        """Names the row on its sheet from run to run; state and accept files hold it.
+        """The ID of the row on its sheet, the same in every run; state and accept files hold it.
 
-        It names the thing and not its condition: `TARGET[/ITEM][/not-checked]`.
+        The form is `TARGET[/ITEM][/not-checked]`; severity and extent are not in it.
         """
         end = NOT_CHECKED_END if self.error else ""
         return "/".join(filter(None, (self.target, self.item, end)))
 
     @property
     def status(self) -> str:
-        """OK, FINDING, NOT CHECKED or ACCEPTED."""
+        """The status of the row: OK, FINDING, NOT CHECKED or ACCEPTED."""
         if self.acceptance and not self.acceptance_ended:
             return ACCEPTED
         return NOT_CHECKED if self.error else FINDING if self.severity else OK
 
     @property
     def controls(self) -> list[str]:
-        """Every control that the row fails."""
+        """The controls that the row fails, without repetitions."""
         failed = (one.control for one in self.control_findings if one.status == FAILED)
         return [*dict.fromkeys(failed)]
 
     @property
     def control(self) -> str:
-        """Every control that the row fails: `EC2.19, EC2.13`."""
+        """The controls that the row fails, as text such as `EC2.19, EC2.13`."""
         return ", ".join(self.controls)
 
     @property
     def level(self) -> str:
-        """The severity of a finding, else the status: one of ROW_ORDER."""
+        """The severity of a finding, or the status of any other row: a word of ROW_ORDER."""
         return self.severity if self.status == FINDING else self.status
 
     @property
     def result(self) -> str:
-        """The sentence of the column Result."""
+        """The text of the column Result: the message, or the error if there is one."""
         text = str(self.error) if self.error else "".join(self.message)
         return text[:1].upper() + text[1:] if self.severity else text
 
     @property
     def new(self) -> bool:
-        """Whether it was first seen on the day of the run."""
+        """Whether the finding is NEW today; on the first run of its check no finding is."""
         return self.change == NEW
 
 
-# What a check yields; it may return the number of resources evaluated, in total or by control.
+# A check yields rows; it may return the number of resources evaluated, in total or by control.
 Rows = Generator[Row, None, Counter[str] | int | None]
 
 
 class TargetKind(NamedTuple):
     """A kind of thing that checks are run over: regions, users, buckets."""
 
-    noun: str  # plural, for messages
+    noun: str  # plural noun for the targets in messages, such as `users`
     names: Callable[[Account], Iterable[str]]
-    regional: bool = False  # if so, --region limits it; a name is a region, or begins `region/`
-    arn: Callable[[Account, str], str] | None = None  # if a pattern cannot tell it
+    regional: bool = False  # True if --region limits these targets; each begins with a region
+    arn: Callable[[Account, str], str] | None = None  # a target's ARN, if Check.arn cannot tell it
 
 
 @dataclass(frozen=True, eq=False)
 class Check:
     """A check and the sheet that it fills. The first block is what every check must declare."""
 
-    title: str  # of the sheet; in lower case it is the name for --check
+    title: str  # the title of the sheet; in lower case, with hyphens, the name for --check
     targets: TargetKind
-    columns: tuple[str, ...]  # the check's own; the first names the target
+    columns: tuple[str, ...]  # headers of the check's own columns; the first names the target
     description: str  # what the sheet shows, and what to do about a finding
-    docs: str  # the page of the AWS documentation on that
-    empty_message: str  # of a sheet without a finding; may use {targets} and {evaluated}
+    docs: str  # the URL of AWS's documentation on the subject of the check
+    empty_message: str  # text of a sheet without findings; may use {targets} and {evaluated}
     rows: Callable[[Account, str], Rows]
 
-    coverage: str = ""  # what is counted, and what is not looked at
-    arn: str = ""  # of a row's resource; may use {columns}, {partition} and {account}
-    name_columns: tuple[str, ...] = ()  # these name the resource, the best name first
+    coverage: str = ""  # what the check counts, and what it does not look at
+    arn: str = ""  # pattern of a resource's ARN; may use {partition}, {account}, {any column}
+    name_columns: tuple[str, ...] = ()  # columns that name the resource, the best first
     row_noun: str = "row"
-    controls: dict[str, Control] = field(default_factory=dict)  # decided by the check
-    console_links: dict[str, str] = field(default_factory=dict)  # by column; may use {columns}
+    controls: dict[str, Control] = field(default_factory=dict)  # by number, decided by this check
+    console_links: dict[str, str] = field(default_factory=dict)  # URL templates by column header
     prefetch: tuple[Callable[[Account], Any], ...] = ()  # calls to start while earlier checks run
-    threads: int = 32  # targets at once; as many as CONNECTIONS
+    threads: int = 32  # targets that are checked at once; as many as CONNECTIONS
     uses_key_age: bool = False  # whether --max-key-age decides what is a finding
 
     @property
@@ -409,11 +410,11 @@ class Check:
         return self.title.lower().replace(" ", "-")
 
     def id(self, row: Row) -> str:
-        """Names the row among all checks: `security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0`."""
+        """The ID of a row among all checks, such as `security-groups/eu-west-1/sg-1/TCP/22`."""
         return f"{self.name}/{row.id}"
 
     def with_arn(self, row: Row, aws: Account) -> Row:
-        """The row with the ARN of its resource; blank if a column that names it is blank."""
+        """The row with its resource's ARN, unless it has one; blank if a part is not known."""
         if row.arn or (row.error and not row.item):
             return row
         if self.targets.arn:
@@ -424,7 +425,7 @@ class Check:
         return replace(row, arn=self.arn.format_map(names) if known else "")
 
     def resource_names(self, row: Row) -> list[str]:
-        """The name of the row's resource, and then what else identifies it."""
+        """The names of the row's resource, the best one first; blank cells are left out."""
         cells = (row.cells.get(column) for column in self.name_columns or self.columns[:1])
         return ["root" if cell == ROOT else str(cell) for cell in cells if cell]
 
@@ -435,21 +436,21 @@ COMMON_COLUMNS = {
     *("Account", "Account name", "Result", "Severity", "Status", "Control", "First seen"),
     *("Remediation", "ID"),
 }
-EMPTY_FIELDS = {"targets", "evaluated"}  # of Check.empty_message
-ARN_FIELDS = {"partition", "account"}  # of Check.arn, beside the columns
+EMPTY_FIELDS = {"targets", "evaluated"}  # names that may stand in braces in Check.empty_message
+ARN_FIELDS = {"partition", "account"}  # names that may stand in braces in Check.arn, beside columns
 CheckFunction = TypeVar("CheckFunction", bound=Callable[..., Any])
 
 
 def check_name_of(id: str) -> str:
-    """The name of the check that an ID of `Check.id` begins with."""
+    """The name of the check with which an ID of `Check.id` begins."""
     return id.partition("/")[0]
 
 
 def check(title: str, **fields: Any) -> Callable[[CheckFunction], CheckFunction]:
-    """Declare a check: a generator (account, target) -> rows, with the fields of Check.
+    """Declares the decorated generator (account, target) -> rows as a check.
 
-    Definition order is run order is sheet order. Raises ValueError for a declaration that
-    would fail later.
+    The fields are those of Check. Checks are run, and sheets are ordered, as they are declared.
+    Raises ValueError for a declaration that would fail later.
     """
 
     def register(rows: CheckFunction) -> CheckFunction:
@@ -463,7 +464,7 @@ def check(title: str, **fields: Any) -> Callable[[CheckFunction], CheckFunction]
 
 
 def declaration_problem(definition: Check) -> str:
-    """The reason why a declaration would fail later; blank if there is none."""
+    """The first flaw in the declaration of a check; blank if there is none."""
     own, links = set(definition.columns), definition.console_links
     in_links = (name for template in links.values() for name in template_fields(template))
     in_arn = {*template_fields(definition.arn)} - ARN_FIELDS
@@ -489,7 +490,7 @@ def declaration_problem(definition: Check) -> str:
 
 
 def template_fields(template: str) -> list[str]:
-    """The names in braces of a template: `a`, `b` of `{a}/{b:,}`."""
+    """The names in the braces of a template: `a` and `b` of `{a}/{b:,}`."""
     return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
 
 
@@ -499,14 +500,15 @@ class CheckResult:
 
     check: Check
     rows: list[Row]
-    complete: bool = True  # False if --region limited it
-    evaluated: int = 0  # resources, or rows where each is a resource
+    complete: bool = True  # False if --region limited the check
+    evaluated: int = 0  # number of resources looked at; of rows, if the check counts no resources
 
-    # for diff_with_state and evaluate_control; not part of the JSON report
-    regions: Collection[str] = field(default=(), compare=False)  # those that were looked at
+    # the next fields are for diff_with_state and evaluate_control, not for the JSON report
+    regions: Collection[str] = field(default=(), compare=False)  # regions that were looked at
     failed_targets: Collection[str] = field(default=(), compare=False)
-    targets_complete: bool = field(default=True, compare=False)  # False if listing them failed
-    evaluated_by_control: Counter[str] = field(default_factory=Counter, compare=False)  # "": all
+    targets_complete: bool = field(default=True, compare=False)  # False if targets were not listed
+    # numbers of resources evaluated, by control; the whole check's number is under ""
+    evaluated_by_control: Counter[str] = field(default_factory=Counter, compare=False)
 
 
 # --- what is remembered from month to month -------------------------------------------
@@ -515,16 +517,16 @@ class CheckResult:
 class KnownFinding(NamedTuple):
     """A finding, or something NOT CHECKED that was one, as the state file remembers it."""
 
-    first_seen: str  # a day
+    first_seen: str  # the day on which the finding was first seen, such as 2030-12-31
     result: str
     target: str = ""
-    severity: str = ""  # blank if the file is of schema 1, as are the following
+    severity: str = ""  # blank if the state file is of schema 1, as are the fields below
     control: str = ""
     extent: frozenset[str] = frozenset()
     resource: str = ""
     accepted: bool = False
-    worse_since: str = ""  # the day on which it was last found to be worse
-    was: str = ""  # the sentence before that day
+    worse_since: str = ""  # the day of the audit that last saw the finding, if it was WORSE then
+    was: str = ""  # the sentence of the finding before it became WORSE
 
 
 @dataclass(frozen=True)
@@ -532,11 +534,11 @@ class HistoryEntry:
     """A day of the history: the findings of its audits."""
 
     day: str
-    open: dict[str, int]  # findings by severity, as the last audit of the day saw them
+    open: dict[str, int]  # number of open findings by severity, after the last audit of the day
     not_checked: int = 0
     new: int = 0
-    days_open: tuple[int, ...] = ()  # of each finding that was resolved on that day
-    remembered: int = 0  # findings that are counted as open, but were not looked at on that day
+    days_open: tuple[int, ...] = ()  # how long each finding resolved that day was open, in days
+    remembered: int = 0  # number of findings counted as open, but not looked at on that day
 
 
 class CoveredFinding(NamedTuple):
@@ -550,22 +552,22 @@ class CoveredFinding(NamedTuple):
 class Coverage(NamedTuple):
     """The findings that an acceptance covered when it first held."""
 
-    worst: str  # severity
-    findings: dict[str, CoveredFinding]  # by ID
+    worst: str  # the most serious severity of the findings
+    findings: dict[str, CoveredFinding]  # the findings, by ID
 
 
 @dataclass(frozen=True)
 class AccountState:
     """The memory of one account in the state file."""
 
-    since: dict[str, str] = field(default_factory=dict)  # the day of the first audit, by check
-    findings: dict[str, KnownFinding] = field(default_factory=dict)  # by ID
+    since: dict[str, str] = field(default_factory=dict)  # day of each check's first audit
+    findings: dict[str, KnownFinding] = field(default_factory=dict)  # known findings, by ID
     history: tuple[HistoryEntry, ...] = ()
-    coverage: dict[str, Coverage] = field(default_factory=dict)  # by line of the accept file
-    resolved: dict[str, KnownFinding] = field(default_factory=dict)  # on `last_day`
-    last_day: str = ""  # of an audit
-    max_key_age: int = 0  # of the last audit; 0 if not known
-    account_status: str = ACTIVE  # of the last run
+    coverage: dict[str, Coverage] = field(default_factory=dict)  # what each accept-file line covers
+    resolved: dict[str, KnownFinding] = field(default_factory=dict)  # findings resolved on last_day
+    last_day: str = ""  # the day of the last audit
+    max_key_age: int = 0  # --max-key-age of the last audit, in days; 0 if not known
+    account_status: str = ACTIVE  # the status of the account in the last run
 
 
 # --- one account, and many ------------------------------------------------------------
@@ -575,14 +577,14 @@ class AccountState:
 class Question:
     """The question that a report answers."""
 
-    checks: list[str]  # their names
-    regions: list[str]  # those named by --region; empty: all that are enabled
-    max_key_age: int  # days
-    version: str  # of this script
+    checks: list[str]  # names of the checks that were run
+    regions: list[str]  # regions to which --region limited the audit; empty: all enabled ones
+    max_key_age: int  # days: the greatest age of an access key
+    version: str  # the version of this script
     excluded_regions: list[str] = field(default_factory=list)
-    accounts: list[str] = field(default_factory=list)  # named, of the organization; empty: all
+    accounts: list[str] = field(default_factory=list)  # accounts that were named; empty: all
     excluded_accounts: list[str] = field(default_factory=list)
-    fail_on: str = LOW  # the least severity that counts for the exit code
+    fail_on: str = LOW  # the lowest severity that counts for the exit code
     rules: str = RULES_DATE
 
 
@@ -594,35 +596,35 @@ class Report:
     not ACTIVE has neither.
     """
 
-    account: str  # its number
+    account: str  # the account's number
     started: datetime
-    name: str = ""  # in its organization, or of its profile
-    account_status: str = ACTIVE  # in its organization
+    name: str = ""  # the account's name in its organization, or the name of its profile
+    account_status: str = ACTIVE  # the account's status in its organization
     error: AwsError | None = None
-    profile: str = ""  # for the AWS CLI, to reach it
-    error_acceptance: Acceptance | None = None  # the decision to live with the error
-    file_errors: list[str] = field(default_factory=list)  # what could not be written, and why
+    profile: str = ""  # the AWS CLI profile that reaches the account
+    error_acceptance: Acceptance | None = None  # the acceptance of `error`, if there is one
+    file_errors: list[str] = field(default_factory=list)  # each file not written, and why
     auditor_arn: str = ""
-    home_region: str = ""  # for the calls to global services
-    question: Question | None = None  # None without results
+    home_region: str = ""  # the region for calls to global services, such as IAM
+    question: Question | None = None  # None if the report has no results
     aliases: list[str] = field(default_factory=list)
     regions: list[str] | AwsError = field(default_factory=list)
-    enabled_regions: int = 0  # in the account; 0 if not known
-    seconds: float = 0  # duration of the audit
-    workbook: str = ""  # its absolute path, or s3://
+    enabled_regions: int = 0  # number of regions enabled in the account; 0 if not known
+    seconds: float = 0  # duration of the audit in seconds
+    workbook: str = ""  # the absolute path of the workbook, or its s3:// name
     results: list[CheckResult] = field(default_factory=list)
     controls: dict[str, ControlStatus] = field(default_factory=dict)
-    first_run: bool = False  # True if the state knew nothing of one of the checks
+    first_run: bool = False  # True if one of the checks had never run before this day
     resolved: dict[str, KnownFinding] | None = None  # since last time; None without --state
     history: list[HistoryEntry] = field(default_factory=list)
 
     def rows(self, status: str = "") -> list[Row]:
-        """All rows, or those with a status."""
+        """The rows of all checks, or only those with the given status."""
         found = (row for result in self.results for row in result.rows)
         return [row for row in found if not status or row.status == status]
 
     def errors(self) -> list[AwsError]:
-        """Everything that makes the report incomplete, unless it was accepted."""
+        """The errors that make the report incomplete, also of files; accepted ones are left out."""
         own = [self.error] if self.error and not self.error_acceptance else []
         files = [AwsError("NotWritten", detail=why) for why in self.file_errors]
         return [*own, *files, *(row.error for row in self.rows(NOT_CHECKED) if row.error)]
@@ -632,17 +634,16 @@ class Report:
         return any(error.code in EXPIRED_CODES for error in self.errors())
 
     def exit_code(self) -> int:
-        """0, or 1 for findings that --fail-on counts, or 3 if the report is not complete."""
+        """The exit code: 3 if the report is incomplete, 1 if --fail-on counts a finding, else 0."""
         least = self.question.fail_on if self.question else LOW
         counting = SEVERITIES[: SEVERITIES.index(least) + 1]
         found = any(row.severity in counting for row in self.rows(FINDING))
         return 3 if self.errors() else int(found)
 
     def needs_attention(self) -> bool:
-        """Whether there is news for a person.
+        """Whether a person should look: errors, ended acceptances, new or worse findings.
 
-        News are errors, acceptances that ended, and findings that are new or worse. Without
-        anything to compare with, every finding is news.
+        On the first run of a check, or without a state, every finding counts as new.
         """
         findings = self.rows(FINDING)
         if self.errors() or any(row.acceptance_ended for row in findings):
@@ -652,7 +653,7 @@ class Report:
         return any(row.change in (NEW, WORSE) for row in findings)
 
     def sort_key(self) -> tuple[Any, ...]:
-        """Sorts accounts that could not be opened first, then those with the worst findings."""
+        """The sort key: accounts that could not be opened come first, then the worst findings."""
         levels = Counter(row.level for row in self.rows())
         worst = (-levels[severity] for severity in SEVERITIES)
         return not self.error, *worst, -len(self.errors()), self.account
@@ -670,7 +671,7 @@ class AccountJob:
     open: Callable[[], Account] | None = None  # None if it is not to be audited
 
     def report(self, started: datetime, error: AwsError | None = None) -> Report:
-        """A report without results."""
+        """A report of the account without results, with the error if there is one."""
         status, error = self.account_status, error or self.error
         return Report(self.account, started, self.name, status, error, self.profile)
 
@@ -701,7 +702,7 @@ class Overview:
         return max([report.exit_code() for report in self.reports] + ([] if audited else [3]))
 
     def needs_attention(self) -> bool:
-        """Whether there is news of any account."""
+        """Whether a person should look at any of the accounts."""
         return any(report.needs_attention() for report in self.reports)
 
 
@@ -712,10 +713,10 @@ T = TypeVar("T")
 
 
 def once(function: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate[Account, P], T]:
-    """Cache a function of an account for the audit, shared between threads.
+    """Caches what a function of an account returns or raises, for all threads of the audit.
 
-    Errors are cached too, so that every check sees the same. A cached function must not wait
-    for one of another check.
+    Errors are cached, so that every check gets the same answer. A cached function must not wait
+    for a cached function of another check.
     """
 
     @functools.wraps(function)
@@ -737,7 +738,7 @@ def once(function: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate
 def for_each(
     function: Callable[[Account, str], Any], names: Callable[[Account], Iterable[str]]
 ) -> Callable[[Account], None]:
-    """Call a cached function for every name, PREFETCH_THREADS at once; for Check.prefetch."""
+    """A function for Check.prefetch that calls a cached function for all names in threads."""
 
     def call_all(aws: Account) -> None:
         with ThreadPoolExecutor(PREFETCH_THREADS) as pool:
@@ -751,7 +752,7 @@ def for_each(
 
 
 def counted(number: int, noun: str) -> str:
-    """The number and its noun.
+    """A number with its noun, which gets an s unless the number is 1.
 
     >>> counted(1, "rule"), counted(1234, "rule")
     ('1 rule', '1,234 rules')
@@ -760,7 +761,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def in_words(names: Iterable[str], most: int = 4) -> str:
-    """Distinct names as a list in a sentence.
+    """The names, without repetitions, as words; of more than `most` the rest is a number.
 
     >>> in_words(["a", "b", "a", "c"]), in_words("abcdef")
     ('a, b and c', 'a, b, c and 3 more')
@@ -772,22 +773,22 @@ def in_words(names: Iterable[str], most: int = 4) -> str:
 
 
 def yes_no(value: Any) -> str:
-    """The words yes and no."""
+    """The word `yes` for a value that is true, else the word `no`."""
     return "yes" if value else "no"
 
 
 def not_checked_row(target: str, item: str, cells: dict[str, Cell], error: AwsError) -> Row:
-    """A row for what AWS did not let us see."""
+    """A row that is NOT CHECKED because of an error."""
     return Row(target, item, cells, error=error)
 
 
 def utc_now() -> datetime:
-    """The clock of the program; tests replace it."""
+    """The present time in UTC; tests replace this function."""
     return datetime.now(timezone.utc)
 
 
 def start_of_day(day: str) -> datetime:
-    """The first moment of a day such as 2030-12-31, in UTC; ValueError if it is none."""
+    """The first moment (UTC) of a day such as 2030-12-31; ValueError for any other text."""
     if not re.fullmatch(r"2\d{3}-\d\d-\d\d", day, re.ASCII):
         raise ValueError(f"{day} is not a date like 2030-12-31")
     return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=timezone.utc)
