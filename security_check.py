@@ -804,38 +804,38 @@ IAM_THREADS = 8  # IAM throttles the account as a whole
 
 
 def cli_option(name: str, value: str) -> tuple[str, ...]:
-    """An option of the AWS CLI, whose value is never taken for another option."""
+    """The words for an option of the AWS CLI: `--name=value` if the value begins with a dash."""
     return (f"--{name}={value}",) if value.startswith("-") else (f"--{name}", value)
 
 
 def compact_json(value: Any) -> str:
-    """JSON without blanks, for the command line."""
+    """The value as JSON without spaces, for the command line."""
     return json.dumps(value, separators=(",", ":"))
 
 
 def cli_command(aws: Account, region: str, *words: str) -> str:
-    """The command `aws ...`, with every word quoted: resource names are chosen by others.
+    """The shell command `aws ...` with region and profile, every word quoted.
 
-    A blank region is the home region.
+    Others choose the names of resources. A blank region is the home region.
     """
     words = ("aws", *words, "--region", region or aws.home_region)
     return shlex.join((*words, *(cli_option("profile", aws.profile) if aws.profile else ())))
 
 
 def shell_line(line: str) -> Remediation:
-    """A line to be pasted into a shell, unless a terminal does not show all of its characters."""
+    """The line as a command to paste; manual if it is too long or not all printable."""
     if line.isprintable() and len(line) <= MAX_CELL_TEXT:
         return Remediation(line)
     return Remediation(manual="too long, or odd characters: by hand")
 
 
 def aws_cli(aws: Account, region: str, *words: str) -> Remediation:
-    """A single command, to be pasted into a shell."""
+    """The remediation by a single command of the AWS CLI, made by `cli_command`."""
     return shell_line(cli_command(aws, region, *words))
 
 
 def answer_or_error(ask: Callable[[], T]) -> T | AwsError:
-    """The answer to a question, or why AWS did not give it."""
+    """The result of the function, or the AwsError if its call to AWS failed."""
     try:
         return ask()
     except AwsCallFailed as failed:
@@ -852,38 +852,38 @@ def enabled_regions(aws: Account) -> list[str]:
 
 
 def regions(aws: Account) -> list[str]:
-    """The enabled regions, or those named by --region."""
+    """The regions to check: those left by --region and --exclude-region, or all enabled ones."""
     return sorted(aws.only_regions) or enabled_regions(aws)
 
 
 @once
 def users_by_name(aws: Account) -> dict[str, dict[str, Any]]:
-    """Every IAM user as ListUsers describes it."""
+    """The IAM users as ListUsers describes them, by name."""
     return {user["UserName"]: user for user in aws.fetch("iam", "ListUsers", "Users")}
 
 
 def users(aws: Account) -> Iterator[str]:
-    """The names of all users, root first."""
+    """The names of root and of all IAM users, root first."""
     yield ROOT
     yield from users_by_name(aws)
 
 
 def user_arn(aws: Account, user: str) -> str:
-    """The ARN of a user, which may have a path in it, or of root."""
+    """The ARN of an IAM user, with its path, or of root; blank if there is no such user."""
     root = f"arn:{aws.arn.split(':')[1]}:iam::{aws.number}:root"
     return root if user == ROOT else str(users_by_name(aws).get(user, {}).get("Arn", ""))
 
 
 @once
 def bucket_regions(aws: Account) -> dict[str, str]:
-    """The region of every bucket by name; blank if ListBuckets does not tell it."""
+    """The region of every bucket, by bucket name; blank if ListBuckets does not tell it."""
     found = aws.fetch("s3", "ListBuckets", "Buckets")
     return {bucket["Name"]: bucket.get("BucketRegion", "") for bucket in found}
 
 
 @once
 def account_aliases(aws: Account) -> list[str]:
-    """The alias of the account, if it has one."""
+    """The aliases of the account in a list: one at most."""
     return list(aws.fetch("iam", "ListAccountAliases", "AccountAliases"))
 
 
@@ -895,9 +895,9 @@ BUCKET_TARGETS = TargetKind("buckets", bucket_regions)
 
 
 def is_classic(instance: dict[str, Any]) -> bool:
-    """Whether an instance is outside a VPC.
+    """Whether an instance is outside a VPC; never if it is shutting down or terminated.
 
-    Shutting-down and terminated instances have no VpcId either:
+    Instances that are shutting down or terminated have no VpcId any more:
     https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_Instance.html
     """
     ending = instance["State"]["Name"] in ("shutting-down", "terminated")
@@ -905,7 +905,7 @@ def is_classic(instance: dict[str, Any]) -> bool:
 
 
 def name_tag(instance: dict[str, Any]) -> str:
-    """The tag `Name`, blank if there is none."""
+    """The value of an instance's tag `Name`; blank if it has none."""
     tags = instance.get("Tags") or ()
     return next((tag["Value"] for tag in tags if tag["Key"] == "Name"), "")
 
@@ -926,7 +926,7 @@ def name_tag(instance: dict[str, Any]) -> str:
     empty_message="No instance outside a VPC among {evaluated:,} in {targets:,} regions",
 )
 def check_ec2_classic(aws: Account, region: str) -> Rows:
-    """Instances outside a VPC. The severity is ours: AWS retired EC2-Classic."""
+    """Finds instances outside a VPC. The severity is ours: AWS retired EC2-Classic."""
     evaluated = 0
     for reservation in aws.fetch(
         "ec2", "DescribeInstances", "Reservations", region, IncludeManagedResources=True
@@ -977,18 +977,18 @@ class Exposure(NamedTuple):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """By IP version: 2 for the whole Internet, 1 for a large part of it, 0 for neither."""
+        """The level of each IP version: 2 for the whole Internet, 1 for a large part, else 0."""
         return tuple((1 + self.whole) * (version in self.versions) for version in WHOLE_INTERNET)
 
 
 @functools.lru_cache(maxsize=4096)
 def loose_network(cidr: str) -> Any:
-    """The network of a CIDR. Host bits are ignored: AWS reads 10.0.0.0/0 as 0.0.0.0/0."""
+    """The network of a CIDR without its host bits: 10.0.0.0/0 is 0.0.0.0/0, as AWS reads it."""
     return ip_network(cidr, strict=False)
 
 
 def networks_of(cidrs: Iterable[str], version: int) -> list[Any]:
-    """The networks of the CIDRs of one IP version."""
+    """The CIDRs of one IP version, as networks."""
     return [net for net in map(loose_network, cidrs) if net.version == version]
 
 
@@ -1016,7 +1016,7 @@ ALL_ADDRESSES = {
 
 
 def share_of(cidrs: Iterable[str], version: int) -> float:
-    """The share of the Internet that the CIDRs cover together: 1 is the whole of it."""
+    """The share of the Internet that the CIDRs cover together, from 0 to 1 (the whole of it)."""
     return public_addresses(frozenset(cidrs), version) / ALL_ADDRESSES[version]
 
 
@@ -1027,13 +1027,13 @@ def is_private(network: Any) -> bool:
 
 
 def public_ranges(cidrs: Collection[str], version: int) -> list[str]:
-    """The public CIDRs of one IP version, without repetitions and as few as possible."""
+    """The CIDRs of one IP version that are not private, merged into as few as possible."""
     networks = (net for net in networks_of(cidrs, version) if not is_private(net))
     return [str(net) for net in collapse_addresses(networks)]
 
 
 def exposure(cidrs: Iterable[str]) -> Exposure:
-    """The exposure of sources. It goes by their addresses, however they are written.
+    """The exposure that the CIDRs make together: their public addresses are counted.
 
     >>> exposure(["0.0.0.0/1", "128.0.0.0/1"]).text, exposure(["10.0.0.0/7"]).text
     ('the whole Internet', '')
@@ -1045,7 +1045,7 @@ def exposure(cidrs: Iterable[str]) -> Exposure:
 
 @functools.lru_cache(maxsize=4096)  # many groups have the same sources, and rules overlap
 def exposure_of(cidrs: frozenset[str]) -> Exposure:
-    """The exposure of different sources."""
+    """The exposure that a set of CIDRs makes together, as `exposure` returns it."""
     counts = {}
     for version, many in MANY_ADDRESSES.items():
         sizes = sum(net.num_addresses for net in networks_of(cidrs, version))
@@ -1064,9 +1064,9 @@ def exposure_of(cidrs: frozenset[str]) -> Exposure:
 
 
 def sources_to_remove(cidrs: Collection[str], others: Collection[str] = ()) -> list[str]:
-    """The CIDRs to remove, so that the rest and the others open no more than the others alone.
+    """The CIDRs to remove so that the rest adds no exposure to that of the others.
 
-    These are the widest, and all that are as wide as the last of them.
+    The widest are removed first, and always all that are equally wide.
 
     >>> sources_to_remove(["0.0.0.0/0", "8.8.8.8/32"])
     ['0.0.0.0/0']
@@ -1110,7 +1110,7 @@ PROTOCOLS = {
 
 
 def protocol_name(protocol: str) -> str:
-    """The name of a protocol that a rule gives by name or by number.
+    """The name of a rule's protocol, such as TCP; a number without a known name stays.
 
     >>> protocol_name("6"), protocol_name("udp"), protocol_name("200")
     ('TCP', 'UDP', '200')
@@ -1127,12 +1127,12 @@ class PortRange(NamedTuple):
 
     @classmethod
     def of_rule(cls, rule: dict[str, Any]) -> PortRange:
-        """The ports of an IpPermission of EC2."""
+        """The protocol and ports of a rule, which EC2 describes as an IpPermission."""
         return cls(protocol_name(rule["IpProtocol"]), rule.get("FromPort"), rule.get("ToPort"))
 
     @property
     def ports(self) -> range:
-        """The ports that are opened; none for a protocol without ports."""
+        """The numbers of the opened ports; none for a protocol without ports, such as ICMP."""
         if self.protocol not in ("ALL", *PORT_PROTOCOLS):
             return range(0)
         if self.protocol == "ALL" or self.first is None or self.first == -1:
@@ -1140,7 +1140,7 @@ class PortRange(NamedTuple):
         return range(self.first, (self.first if self.last is None else self.last) + 1)
 
     def numbers(self) -> str:
-        """The ports as a number, a range or ALL; for ICMP the type and code.
+        """The ports as text, such as `22`, `20-30` or `ALL`; for ICMP the type and code.
 
         >>> PortRange("TCP", 22, 22).numbers(), PortRange("ICMP", 8, -1).numbers()
         ('22', 'type 8')
@@ -1160,11 +1160,11 @@ class PortRange(NamedTuple):
         return PORT_NAMES.get(self.ports[0], "") if single else ""
 
     def cell(self) -> str:
-        """The column Ports: `22 (SSH)`, `8000-9000`, `ALL`."""
+        """The text of the column Ports, such as `22 (SSH)`, `8000-9000` or `ALL`."""
         return f"{self.numbers()} ({self.name()})" if self.name() else self.numbers()
 
     def service(self) -> str:
-        """The ports for a sentence.
+        """The ports as words in a sentence, such as `SSH (22)`, `UDP 22` or `all ports`.
 
         >>> PortRange("TCP", 22, 22).service(), PortRange("UDP", 22, 22).service()
         ('SSH (22)', 'UDP 22')
@@ -1183,7 +1183,7 @@ class PortRange(NamedTuple):
         )
 
     def parts(self, others: Iterable[PortRange]) -> Iterator[PortRange]:
-        """The ports, cut where the ports of the others begin and end.
+        """The ports in pieces, cut where the others begin and end; ALL becomes TCP and UDP.
 
         >>> [part.numbers() for part in PortRange("TCP", 20, 30).parts([PortRange("TCP", 22, 22)])]
         ['20-21', '22', '23-30']
@@ -1201,7 +1201,7 @@ class PortRange(NamedTuple):
                 yield PortRange(protocol, first, end - 1)
 
     def covers(self, part: PortRange) -> bool:
-        """Whether a rule for these ports opens a part, too."""
+        """Whether these ports include a whole piece that `parts` has cut."""
         same = self.protocol == part.protocol and part.first in self.ports
         return self.protocol == "ALL" or self == part or same
 
@@ -1233,7 +1233,7 @@ class Sources(NamedTuple):
     unread: dict[str, AwsError]  # the prefix lists that could not be read, and why
 
     def all_cidrs(self) -> list[str]:
-        """The CIDRs of the rules and of their prefix lists."""
+        """The CIDRs of the rules and of those prefix lists that were read."""
         return [*self.cidrs, *(cidr for listed in self.lists.values() for cidr in listed)]
 
 
@@ -1249,15 +1249,15 @@ class OpenRule(NamedTuple):
 
 
 def owner_of(aws: Account, group: dict[str, Any]) -> str:
-    """The number of the account that a group belongs to, which may have shared it or its VPC."""
+    """The number of the account that owns a security group; it may not be the audited one."""
     return str(group.get("OwnerId") or aws.number)
 
 
 def failed_group_controls(ports: PortRange, cidrs: Iterable[str]) -> list[str]:
-    """The controls that a rule with these sources fails, the most severe first.
+    """The controls that a rule with these ports and CIDRs fails, the most severe first.
 
-    They match only 0.0.0.0/0 and ::/0 themselves, also inside prefix lists. They ignore usage
-    and VPC block public access.
+    The controls match only 0.0.0.0/0 and ::/0, also inside prefix lists. They ignore whether the
+    group is used, and VPC block public access.
     """
     whole = [net for net in map(loose_network, cidrs) if net.prefixlen == 0]
     opened = ports.ports if whole else range(0)
@@ -1276,9 +1276,9 @@ def failed_group_controls(ports: PortRange, cidrs: Iterable[str]) -> list[str]:
 
 
 def port_severity(ports: PortRange) -> str:
-    """The severity if these ports are open to the whole Internet.
+    """The severity of a rule that opens these ports to the whole Internet.
 
-    It is that of the controls that fail then. Where none does it is ours: High for protocols
+    It is that of the most severe control that fails. If none fails it is ours: High for protocols
     without ports, Low for ICMP and the web.
     """
     if failed := failed_group_controls(ports, WHOLE_INTERNET.values()):
@@ -1290,7 +1290,7 @@ Rules = dict[PortRange, list[str]]  # the CIDRs of a group's rules
 
 
 def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
-    """The exposure of rules that open the same ports, and the widest of them that make it."""
+    """The exposure of the rules together, and the widest of them, which suffice to make it."""
     together = exposure([cidr for cidrs in rules.values() for cidr in cidrs])
     widest = sorted(rules, key=lambda ports: -max(share_of(rules[ports], v) for v in (4, 6)))
     for number in range(1, len(rules) + 1) if together.versions else ():
@@ -1302,9 +1302,9 @@ def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
 
 
 def most_exposed(rules: Rules, ports: PortRange) -> tuple[Exposure, PortRange, Rules]:
-    """The exposure of a rule; where other rules for some of its ports add to it, the greatest.
+    """The exposure of a rule, the ports so exposed, and the other rules that take part in it.
 
-    Also the ports that are exposed so, and these other rules.
+    Other rules for some of its ports may add to its exposure; the greatest is returned.
     """
     alone = exposure(rules[ports])
     found: list[tuple[Exposure, PortRange, Rules]] = [(alone, ports, {})]
@@ -1324,7 +1324,7 @@ def prefix_list(aws: Account, region: str, id: str) -> list[str]:
 
 
 def read_sources(aws: Account, region: str, names: Iterable[str]) -> Sources:
-    """The sources of a rule. Its prefix lists are read unless they can add nothing."""
+    """The sources of a rule; no prefix list is read if the CIDRs open everything already."""
     sources = Sources([name for name in names if not name.startswith("pl-")], {}, {})
     if exposure(sources.cidrs).levels == (2, 2):
         return sources
@@ -1337,7 +1337,7 @@ def read_sources(aws: Account, region: str, names: Iterable[str]) -> Sources:
 
 
 def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[OpenRule]:
-    """The rules of a group that are open to the Internet, or may be."""
+    """The rules of a group that are open to the Internet, or that have an unread prefix list."""
     names: dict[PortRange, list[str]] = defaultdict(list)
     for rule in group["IpPermissions"]:
         for kind, name in SOURCE_FIELDS.items():
@@ -1352,7 +1352,7 @@ def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Ope
 
 
 def lists_in(rule: OpenRule) -> list[str]:
-    """The prefix lists of an open rule without which its exposure would not be what it is."""
+    """The IDs of the prefix lists on which the exposure of a rule depends."""
     others = [cidr for cidrs in rule.partners.values() for cidr in cidrs]
     if exposure([*rule.sources.cidrs, *others]).levels == rule.exposure.levels:
         return []
@@ -1361,10 +1361,10 @@ def lists_in(rule: OpenRule) -> list[str]:
 
 
 def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
-    """Commands that remove public sources, one each: one that is gone stops no other.
+    """The AWS CLI words that remove a rule's public sources, a command for each source.
 
-    AWS removes nothing at all if one of several sources is not there. What remains of the rule
-    is no finding.
+    A command for several sources would remove nothing if one of them is gone already. The sources
+    that stay are no finding.
     """
     lists = lists_in(rule)
     kept = [cidr for id, cidrs in rule.sources.lists.items() if id not in lists for cidr in cidrs]
@@ -1386,7 +1386,7 @@ def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
 
 
 def describe_usage(interfaces: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """The cell `2 interfaces, 1 public`, and the end of the sentence."""
+    """The text of the column Used by, as `2 interfaces, 1 public`, and how the sentence ends."""
     if not interfaces:
         return "no interface", "; no interface has it now"
     number, public = counted(len(interfaces), "interface"), sum(map(is_public, interfaces))
@@ -1397,7 +1397,7 @@ def describe_usage(interfaces: Sequence[dict[str, Any]]) -> tuple[str, str]:
 def interfaces_with(
     aws: Account, region: str, filter_name: str, values: Iterable[str]
 ) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """The network interfaces that pass a filter, each with the values that were asked for."""
+    """The network interfaces that match a filter, each with the batch of values asked for."""
     wanted = sorted(set(values))
     for batch in (wanted[n : n + FILTER_VALUES] for n in range(0, len(wanted), FILTER_VALUES)):
         for interface in aws.fetch(
@@ -1410,7 +1410,7 @@ def interfaces_with(
 def interfaces_by_group(
     aws: Account, region: str, group_ids: set[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The network interfaces that have each of the groups."""
+    """The network interfaces of each group, by group ID."""
     found: dict[str, list[dict[str, Any]]] = {id: [] for id in group_ids}
     for batch, interface in interfaces_with(aws, region, "group-id", group_ids):
         for id in {group["GroupId"] for group in interface["Groups"]} & set(batch):
@@ -1444,7 +1444,7 @@ class VpcBlockPublicAccess:
     excluded: frozenset[str] = frozenset()  # VPCs, also those of an excluded subnet
 
     def blocks(self, group_vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
-        """The mode, if it stops inbound traffic to the group; else blank.
+        """The text `VPC block public access (...)` if that stops traffic to the group; else blank.
 
         A load balancer in an excluded subnet reaches targets in all of its VPC:
         https://docs.aws.amazon.com/vpc/latest/userguide/security-vpc-bpa.html
@@ -1459,7 +1459,7 @@ class VpcBlockPublicAccess:
 
 @once
 def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
-    """The setting of the region, and its exclusions if it is on."""
+    """The VPC block public access of a region, with its exclusions if it is on."""
     options = aws.ask("ec2", "DescribeVpcBlockPublicAccessOptions", region)
     mode = options["VpcBlockPublicAccessOptions"]["InternetGatewayBlockMode"]
     if mode == "off":
@@ -1497,7 +1497,7 @@ class GroupUsage(NamedTuple):
 
 
 def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
-    """The users of these groups, and the region's VPC block public access, or their errors.
+    """The interfaces of the groups, and the region's VPC block public access, or their errors.
 
     No call is made if there are no groups.
     """
@@ -1510,7 +1510,7 @@ def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
 
 
 def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
-    """The usage of one group. Instances outside a VPC have a group, but no interface."""
+    """The use of one group and what blocks it; NOT CHECKED where AWS gave no answer."""
     if isinstance(usage.interfaces, AwsError):
         return GroupUsage(NOT_CHECKED, NOT_CHECKED)
     if not (vpc := group.get("VpcId")):
@@ -1552,11 +1552,11 @@ def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
     empty_message="No rule open to the Internet in {evaluated:,} groups in {targets:,} regions",
 )
 def check_security_groups(aws: Account, region: str) -> Rows:
-    """Inbound rules open to the whole Internet, or to a large part of it.
+    """Finds inbound rules that are open to the whole Internet, or to a large part of it.
 
-    A rule of a group that no interface has is one severity lower; one behind VPC block public
-    access, or of another account, is Low. What of that cannot be read lowers nothing, and is a
-    row NOT CHECKED.
+    A rule of a group that no interface has is one severity lower; a rule behind VPC block public
+    access, or of another account, is Low. Interfaces or a block that cannot be read lower nothing,
+    and make a row NOT CHECKED.
     """
     groups, own, rules = 0, 0, list[OpenRule]()
     try:
@@ -1579,7 +1579,7 @@ def check_security_groups(aws: Account, region: str) -> Rows:
 
 
 def rule_rows(aws: Account, region: str, rule: OpenRule, usage: Usage) -> Iterator[Row]:
-    """A finding if the rule is open, a row NOT CHECKED if a prefix list may open it further."""
+    """The rows of a rule: a finding if it is open, and NOT CHECKED if a prefix list is unread."""
     group, ports = rule.group, rule.ports
     item = f"{group['GroupId']}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
     cells: dict[str, Cell] = {
@@ -1609,7 +1609,7 @@ def rule_rows(aws: Account, region: str, rule: OpenRule, usage: Usage) -> Iterat
 
 
 def open_rule_row(aws: Account, row: Row, rule: OpenRule, usage: Usage) -> Row:
-    """The finding that a rule of this account is open."""
+    """The row as the finding that a rule in a group of this account is open."""
     used = usage_of(rule.group, usage)
     severity = port_severity(rule.reached) if rule.exposure.whole else MEDIUM
     severity = one_level_lower(severity) if used.unused else severity
@@ -1630,13 +1630,13 @@ def open_rule_row(aws: Account, row: Row, rule: OpenRule, usage: Usage) -> Row:
 
 
 def rule_priority(rule: OpenRule, used: GroupUsage) -> int:
-    """Public addresses come first, then other use; the whole Internet before a part of it."""
+    """A sort number: public addresses raise it most, then any use, then the whole Internet."""
     use = 0 if used.unused or used.blocked_by not in ("", NOT_CHECKED) else 1 + used.public
     return 2 * use + rule.exposure.whole
 
 
 def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
-    """The ports of a rule, and how many interfaces use its group."""
+    """The ports of a rule for programs, and how many interfaces use its group, if known."""
     facts: dict[str, Fact] = {"from_port": rule.ports.first, "to_port": rule.ports.last}
     if isinstance(usage.interfaces, AwsError):
         return facts
@@ -1645,7 +1645,7 @@ def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
 
 
 def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
-    """The finding that a rule of another account is open, whose users are not all shown to us."""
+    """The row as the finding that a rule in another account's group is open: always Low."""
     owner = owner_of(aws, rule.group)
     return replace(
         row,
@@ -1668,13 +1668,13 @@ def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
 
 
 def open_to(rule: OpenRule) -> str:
-    """The column Open to: `0.0.0.0/0, ::/0 (pl-1)`."""
+    """The text of the column Open to, such as `0.0.0.0/0, ::/0 (pl-1)`."""
     lists = ", ".join(lists_in(rule))
     return ", ".join(rule.exposure.open_to) + (f" ({lists})" if lists else "")
 
 
 def describe_rule(rule: OpenRule, usage: str) -> Message:
-    """The sentence of an open rule: who reaches what."""
+    """The sentence about an open rule: how much of the Internet reaches which ports."""
     lists, others = ", ".join(lists_in(rule)), in_words(one.service() for one in rule.partners)
     before = f"lets {rule.exposure.text}{f' through {lists}' if lists else ''} reach "
     together = f", together with its rule for {others}" if others else ""
@@ -1682,7 +1682,7 @@ def describe_rule(rule: OpenRule, usage: str) -> Message:
 
 
 def one_level_lower(severity: str) -> str:
-    """The severity below this one; Low stays Low."""
+    """The next lower severity; Low stays Low."""
     return SEVERITIES[min(SEVERITIES.index(severity) + 1, 3)]
 
 
@@ -1705,17 +1705,17 @@ KEY_CONTROLS = {
 
 @once
 def account_summary(aws: Account) -> dict[str, int]:
-    """The numbers of GetAccountSummary, which tell of root's credentials."""
+    """The numbers of GetAccountSummary; some tell whether root has MFA, a password and keys."""
     return aws.ask("iam", "GetAccountSummary")["SummaryMap"]  # type: ignore[no-any-return]
 
 
 def key_age(created: datetime, now: datetime) -> int:
-    """Whole days since the key was created. A key cannot be rotated, only replaced."""
+    """The age of an access key in whole days since it was created."""
     return (now - created).days
 
 
 def due_day(created: datetime, max_age: int) -> datetime:
-    """The first moment at which the key is older than `max_age` days."""
+    """The first moment at which a key is older than `max_age` days."""
     return created + timedelta(days=max_age + 1)
 
 
@@ -1745,9 +1745,9 @@ def access_keys(aws: Account, user: str) -> list[dict[str, Any]]:
     empty_message="No access key among {targets:,} users, root included",
 )
 def check_access_keys(aws: Account, user: str) -> Rows:
-    """Active keys that are too old (IAM.3), and any key of root (IAM.4).
+    """Checks whether a user's keys are too old (IAM.3), and whether root has keys (IAM.4).
 
-    An inactive key that is too old is a finding of ours.
+    An inactive key that is too old is a finding too, but fails no control.
     """
     if user == ROOT:
         if account_summary(aws)["AccountAccessKeysPresent"]:
@@ -1781,13 +1781,13 @@ WITHOUT_ROOT = ("us-gov-", "cn-")
 
 
 def root_remediation(aws: Account) -> Remediation:
-    """The way to root's credentials, which in some partitions is AWS Support only."""
+    """The remediation for root: sign in as root or, where nobody can, ask AWS Support."""
     support = aws.home_region.startswith(WITHOUT_ROOT)
     return Remediation(manual="have AWS Support delete its keys" if support else "sign in as root")
 
 
 def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
-    """A key, and whether it is too old. The last use is asked only of old keys."""
+    """The rows of a key: OK or too old, and NOT CHECKED if an old key's last use is unread."""
     id, created, active = key["AccessKeyId"], key["CreateDate"], key["Status"] == "Active"
     age = key_age(created, aws.now)
     cells: dict[str, Cell] = {
@@ -1816,7 +1816,7 @@ def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
 
 
 def old_key_row(aws: Account, row: Row, active: bool, last: Cell) -> Row:
-    """The finding that a key is too old; `last` is a date, never or NOT CHECKED."""
+    """The row as the finding that a key is too old; `last` is a date, never or NOT CHECKED."""
     age, what = row.cells["Age (days)"], "key" if active else "inactive key"
     used = f"was used on {last:%Y-%m-%d}" if isinstance(last, datetime) else f"was {last} used"
     fix = deactivate_key(aws, row.target, row.item) if active else None
@@ -1836,7 +1836,7 @@ def old_key_row(aws: Account, row: Row, active: bool, last: Cell) -> Row:
 
 
 def deactivate_key(aws: Account, user: str, id: str) -> Remediation:
-    """Makes a key inactive, which can be undone."""
+    """The command that makes an access key inactive, which can be undone."""
     key = ("--access-key-id", id, "--status", "Inactive")
     return aws_cli(aws, "", "iam", "update-access-key", *cli_option("user-name", user), *key)
 
@@ -1853,10 +1853,10 @@ MFA_CONTROLS = {
 
 @once
 def credential_report(aws: Account) -> tuple[bool, dict[str, dict[str, str]]]:
-    """Whether AWS generated the report for this run, and its rows by user.
+    """Whether AWS made the credential report for this run, and its rows by user.
 
-    There are no rows if it cannot be read: then everything is read live. AWS keeps a report
-    for four hours, and generates a new one only then:
+    There are no rows if the report cannot be read: then IAM is asked about each user. AWS makes
+    a new report only if the last one is older than four hours:
     https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_getting-report.html
     """
     not_ready = ("ReportInProgress", "ReportNotPresent", "ReportExpired")
@@ -1881,9 +1881,9 @@ def virtual_mfa_user_arns(aws: Account) -> set[str]:
 
 
 def has_mfa(aws: Account, user: str) -> bool:
-    """Whether the user has an MFA device: by a fresh credential report, else by IAM itself.
+    """Whether a user has an MFA device, by a fresh credential report or else by IAM itself.
 
-    Only a fresh report is believed: one of earlier today may show what was fixed since.
+    An older report is not used: a user may have got a device since.
     """
     fresh, report = credential_report(aws)
     if fresh and user in report:
@@ -1894,9 +1894,9 @@ def has_mfa(aws: Account, user: str) -> bool:
 
 
 def has_password(aws: Account, user: str, mfa: bool) -> bool:
-    """Whether the user has a console password.
+    """Whether a user has a console password; for one with MFA any credential report will do.
 
-    An older report is believed only of users with MFA, of whom the password decides nothing.
+    The password of a user with MFA decides nothing. Of others a fresh report or IAM tells it.
     """
     fresh, report = credential_report(aws)
     if user in report and (fresh or mfa):
@@ -1905,12 +1905,12 @@ def has_password(aws: Account, user: str, mfa: bool) -> bool:
 
 
 def report_date(text: str) -> Cell:
-    """A date of the credential report; blank for N/A, no_information and not_supported."""
+    """A date of the credential report as a datetime; blank for text such as N/A."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")) if text[:1].isdigit() else ""
 
 
 def describe_sign_in(password: bool | None, last: Cell) -> str:
-    """How a user without MFA signs in; None if it is not known whether there is a password."""
+    """Words on how a user without MFA signs in; `password` is None if it is not known."""
     if password is None:
         return "has no MFA device"
     if not password:
@@ -1938,7 +1938,7 @@ def describe_sign_in(password: bool | None, last: Cell) -> str:
     empty_message="No user",
 )
 def check_mfa(aws: Account, user: str) -> Rows:
-    """Root without MFA (IAM.9), users with a console password (IAM.5), and others (IAM.19)."""
+    """Checks the MFA of root (IAM.9), users with a password (IAM.5) and all users (IAM.19)."""
     if user == ROOT:
         yield root_mfa_row(aws)
         return Counter({"IAM.9": 1})
@@ -1953,7 +1953,7 @@ def check_mfa(aws: Account, user: str) -> Rows:
 
 
 def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> Row:
-    """The row of an IAM user."""
+    """The row of an IAM user: OK with an MFA device, a Medium finding without."""
     about = users_by_name(aws).get(user, {})
     last = about.get("PasswordLastUsed", "never" if password else "")
     controls = ("IAM.5", "IAM.19") if password else ("IAM.19",)
@@ -1967,7 +1967,7 @@ def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> R
 
 
 def root_mfa_row(aws: Account) -> Row:
-    """Any kind of MFA passes, as does a root user without credentials.
+    """The row of root: OK with any MFA, or without any credentials; else a Critical finding.
 
     An organization can remove the password and the keys of its members' root users.
     """
@@ -1988,7 +1988,7 @@ def root_mfa_row(aws: Account) -> Row:
 def mfa_row(
     user: str, password: bool | None, last: Cell, mfa: bool, controls: Sequence[str]
 ) -> Row:
-    """A user or root; without MFA one that fails the controls."""
+    """The row of a user or root, still without severity; without MFA it fails the controls."""
     cells: dict[str, Cell] = {
         "User": user,
         "Console password": NOT_CHECKED if password is None else yes_no(password),
@@ -2028,7 +2028,7 @@ EVERYTHING: Recording = ({READ, WRITE}, set())
 
 
 def advanced_selector_events(selector: dict[str, Any]) -> Recording:
-    """The recording of an advanced event selector; nothing if its conditions are unknown to us."""
+    """The recording of an advanced event selector; nothing if a condition is unknown to us."""
     events, left_out, management = {READ, WRITE}, set(), False
     for part in selector["FieldSelectors"]:
         conditions = {name: value for name, value in part.items() if name != "Field" and value}
@@ -2045,7 +2045,7 @@ def advanced_selector_events(selector: dict[str, Any]) -> Recording:
 
 
 def selector_recordings(selectors: dict[str, Any]) -> list[Recording]:
-    """The recording of each selector in a response of GetEventSelectors."""
+    """The recordings of the selectors of GetEventSelectors that record management events."""
     if advanced := selectors.get("AdvancedEventSelectors"):
         return [*map(advanced_selector_events, advanced)]
     return [
@@ -2059,7 +2059,7 @@ def selector_recordings(selectors: dict[str, Any]) -> list[Recording]:
 
 
 def recorded_together(recordings: Iterable[Recording]) -> Recording:
-    """The recording of several selectors, or of several trails: one may record what others miss.
+    """The recording of selectors or trails together: one may record what the others miss.
 
     https://docs.aws.amazon.com/awscloudtrail/latest/userguide/logging-management-events-with-cloudtrail.html
     """
@@ -2073,7 +2073,7 @@ def recorded_together(recordings: Iterable[Recording]) -> Recording:
 
 
 def describe_recording(recording: Recording) -> str:
-    """The column Management events.
+    """The text of the column Management events, such as `read only`.
 
     >>> describe_recording(({READ, WRITE}, {"kms.amazonaws.com"}))
     'read and write without kms.amazonaws.com'
@@ -2115,34 +2115,34 @@ class Trail:
 
     @property
     def arn(self) -> str:
-        """The ARN, which names the trail in every call."""
+        """The ARN of the trail, by which every call names it."""
         return str(self.description["TrailARN"])
 
     @property
     def home(self) -> str:
-        """The region in which the trail can be changed."""
+        """The trail's home region, in which alone it can be changed."""
         return str(self.description["HomeRegion"])
 
     @property
     def owner(self) -> str:
-        """The number of the account that the trail belongs to."""
+        """The number of the account that owns the trail."""
         return self.arn.split(":")[4]
 
     def problems(self) -> list[str]:
-        """Why it records nothing, whatever its selectors say."""
+        """The reasons why the trail records nothing: logging is stopped, or delivery fails."""
         stopped = ["logging stopped"] if self.logging is False else []
         return stopped + ([f"no delivery ({self.delivery_error})"] if self.delivery_error else [])
 
     def certain(self) -> Sequence[Recording]:
-        """The recordings that are known to be made."""
+        """The recordings of the trail, if it works and everything of it was read; else none."""
         return () if self.problems() or self.error else self.recordings
 
     def possible(self) -> Sequence[Recording]:
-        """The recordings that may be made, as far as could be read."""
+        """The recordings of the trail if it may work; unread selectors count as EVERYTHING."""
         return () if self.problems() else self.recordings
 
     def validates(self) -> bool:
-        """Whether changes of its log files would show."""
+        """Whether log file validation is on, so that changed log files would be noticed."""
         return bool(self.description.get("LogFileValidationEnabled"))
 
     def rank(self) -> tuple[bool, bool, int, bool]:
