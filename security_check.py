@@ -71,7 +71,8 @@ from __future__ import annotations
 
 import sys
 
-# The file is parsed before this is run, so it keeps to the grammar of Python 3.8.
+# An older Python parses the whole file before it comes to this test of its version, so the file
+# keeps to the grammar of Python 3.8.
 if sys.version_info < (3, 10):  # noqa: UP036
     if sys.stderr:
         sys.stderr.write("security_check.py: run it with Python 3.10 or later, e.g. python3.12\n")
@@ -129,7 +130,7 @@ from typing import (
 from unicodedata import combining, east_asian_width
 from urllib.parse import quote
 
-if TYPE_CHECKING:  # at run time imported late, so that --help and bad arguments answer at once
+if TYPE_CHECKING:  # boto3 and xlwt are imported only when needed: --help answers at once
     import boto3
     import xlwt
 
@@ -141,28 +142,28 @@ __version__ = "2.0"
 
 CRITICAL, HIGH, MEDIUM, LOW = SEVERITIES = ("Critical", "High", "Medium", "Low")
 OK, FINDING, NOT_CHECKED, ACCEPTED = "OK", "FINDING", "NOT CHECKED", "ACCEPTED"
-ROW_ORDER = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # on a sheet, the most serious first
-NEW, WORSE, BETTER = "NEW", "WORSE", "BETTER"  # than last time
+ROW_ORDER = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # the rows of a sheet, most serious first
+NEW, WORSE, BETTER = "NEW", "WORSE", "BETTER"  # how a finding changed since the last run
 PASSED, FAILED = "PASSED", "FAILED"
-CONTROL_STATUSES = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # the worst first
+CONTROL_STATUSES = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # of a control, the worst first
 ACTIVE = "ACTIVE"  # AWS's word for an account of an organization that can be audited
-LEFT_ORGANIZATION = "LEFT"  # our word for one that is not in the organization any more
-ROOT = "<root_account>"  # as in the credential report; no IAM user name can contain "<"
-NOTHING_TARGET, EXPIRED_TARGET = "<nothing>", "<expired>"  # of rows that are about no resource
-NOT_CHECKED_END = "not-checked"  # of the ID of everything that is NOT CHECKED
+LEFT_ORGANIZATION = "LEFT"  # our word for an account that has left the organization
+ROOT = "<root_account>"  # root's name in the credential report; no IAM user name can contain "<"
+NOTHING_TARGET, EXPIRED_TARGET = "<nothing>", "<expired>"  # targets of rows without a resource
+NOT_CHECKED_END = "not-checked"  # the end of the ID of every row that is NOT CHECKED
 
-MAX_KEY_AGE = 90  # days, as Security Hub IAM.3 asks
+MAX_KEY_AGE = 90  # days: the greatest age of an access key that Security Hub IAM.3 allows
 RULES_DATE = "2026-11-25"  # when rules and controls were last compared with AWS's documentation
-MAX_CELL_TEXT = 32_767  # characters that a cell of the .xls format can hold
-PREFETCH_THREADS = 8  # IAM throttles the account as a whole
+MAX_CELL_TEXT = 32_767  # the most characters that a cell of the .xls format can hold
+PREFETCH_THREADS = 8  # few, as IAM throttles all calls of an account together
 
 EXPIRED_CODES = {
     *("ExpiredToken", "ExpiredTokenException", "LoginRefreshRequired", "LoginTokenLoadError"),
     *("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
 }
-GONE_CODES = {"NoSuchEntity", "NoSuchBucket"}  # deleted between the list and the call
+GONE_CODES = {"NoSuchEntity", "NoSuchBucket"}  # codes of a resource deleted after it was listed
 
-# The IAM action that allows a call, where S3 gives it another name.
+# The IAM actions of S3 whose names differ from those of the calls that they allow.
 # https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
 IAM_ACTION_NAMES = {
     "s3:ListBuckets": "s3:ListAllMyBuckets",
@@ -170,10 +171,10 @@ IAM_ACTION_NAMES = {
     "s3control:GetPublicAccessBlock": "s3:GetAccountPublicAccessBlock",
 }
 
-DENIED_BY = "(denied by: "  # a policy, in AwsError.detail
+DENIED_BY = "(denied by: "  # begins an AwsError.detail that names the policy that denied
 
 Cell = str | int | bool | datetime | None
-Fact = str | int | bool | None  # a value of a row for programs: in the JSON report and in OCSF
+Fact = str | int | bool | None  # a value for programs, in the JSON report and in OCSF
 
 # --- values ---------------------------------------------------------------------------
 
@@ -186,7 +187,7 @@ class CannotRun(Exception):
 class AwsError:
     """Why a call to AWS failed, as data."""
 
-    code: str  # AWS's own (AccessDenied), botocore's (EndpointConnectionError), or ours
+    code: str  # error code of AWS (AccessDenied), of botocore (EndpointConnectionError), or ours
     service: str = ""
     operation: str = ""
     detail: str = ""
@@ -196,10 +197,10 @@ class AwsError:
 
     @property
     def missing_permission(self) -> str:
-        """The IAM action that may be missing; blank if the call was not denied."""
+        """The IAM action that may be missing; blank if the call was not denied for lack of it."""
         action = f"{self.service}:{self.operation}"
         denied = "Denied" in self.code or "Unauthorized" in self.code
-        elsewhere = DENIED_BY in self.detail  # so that one more Allow would not help
+        elsewhere = DENIED_BY in self.detail  # another policy denies: an Allow would not help
         return IAM_ACTION_NAMES.get(action, action) if denied and not elsewhere else ""
 
 
@@ -215,19 +216,19 @@ class AwsCallFailed(Exception):
 class Acceptance:
     """A line of the accept file: somebody decided to live with these findings."""
 
-    pattern: str  # a glob over IDs, for one account if it begins with the account's number
-    until: str  # the last day on which it is valid; blank if there is none
+    pattern: str  # a glob over IDs; it is for one account if it begins with an account number
+    until: str  # the last day on which the acceptance is valid; blank if it has no end
     reason: str
 
     @property
     def line(self) -> str:
-        """The line itself. Whoever changes it makes a new acceptance."""
+        """The line as text, by which the state knows it: a changed line is a new acceptance."""
         return f"{self.pattern} until {self.until} # {self.reason}"
 
     def matches(self, account: str, id: str) -> bool:
-        """Whether the pattern is for this ID in this account.
+        """Whether the acceptance is for this ID in this account.
 
-        What is NOT CHECKED is accepted only by a pattern that ends so, and expired credentials
+        An ID that ends in NOT_CHECKED_END needs a pattern that ends so, too. Expired credentials
         are never accepted.
         """
         if id.endswith(NOT_CHECKED_END) and not self.pattern.endswith(NOT_CHECKED_END):
@@ -236,13 +237,13 @@ class Acceptance:
         return EXPIRED_TARGET not in id and any(map(glob_regex(self.pattern).fullmatch, names))
 
     def exactness(self) -> tuple[bool, int]:
-        """Sorts the pattern that names most last: without wildcards before longer ones."""
+        """The sort key of patterns: those without wildcards come last, and of these the longest."""
         return not set(self.pattern) & set("*?["), len(self.pattern)
 
 
 @functools.cache
 def glob_regex(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression; fnmatch itself forgets all but 256 of them."""
+    """A glob as a compiled regular expression; all are kept, fnmatch keeps a limited number."""
     return re.compile(translate(pattern))
 
 
@@ -251,10 +252,10 @@ class Control(NamedTuple):
 
     severity: str
     requirement: str
-    cis_5: str = ""  # CIS AWS Foundations Benchmark 5.0.0
-    cis_3: str = ""  # CIS AWS Foundations Benchmark 3.0.0
-    pci: str = ""  # PCI DSS 4.0.1
-    scope: str = ""  # the target that decides it, if it is not decided for each resource
+    cis_5: str = ""  # the number in CIS AWS Foundations Benchmark 5.0.0
+    cis_3: str = ""  # the number in CIS AWS Foundations Benchmark 3.0.0
+    pci: str = ""  # the numbers in PCI DSS 4.0.1
+    scope: str = ""  # the only target that decides the control; blank if each resource does
 
 
 class ControlFinding(NamedTuple):
@@ -268,16 +269,16 @@ class ControlFinding(NamedTuple):
 class ControlStatus(NamedTuple):
     """A control in one account, or in several."""
 
-    status: str  # of CONTROL_STATUSES
-    evaluated: int = 0  # resources
-    failed: int = 0  # resources
+    status: str  # the status of a control: a word of CONTROL_STATUSES
+    evaluated: int = 0  # number of resources that the control looked at
+    failed: int = 0  # number of resources that fail the control, accepted ones too
 
 
 class Remediation(NamedTuple):
     """How to fix a finding."""
 
-    command: str = ""  # of the AWS CLI, complete and quoted for a POSIX shell
-    manual: str = ""  # what to do by hand if no command can
+    command: str = ""  # a command line of the AWS CLI, complete and quoted for a POSIX shell
+    manual: str = ""  # what to do by hand if no command can fix the finding
 
 
 class Message(NamedTuple):
@@ -300,107 +301,107 @@ class Row:
     """A row of a sheet."""
 
     target: str  # the region, user or bucket that was checked
-    item: str  # what the row is about in the target, such as a key ID; blank: the target itself
-    cells: dict[str, Cell]  # the check's own columns, by header
+    item: str  # the thing in the target, such as a key ID; blank if the row is about the target
+    cells: dict[str, Cell]  # values of the check's own columns, by column header
     message: Message = field(default=Message(""))
-    severity: str = ""  # of a finding; blank if there is none
-    error: AwsError | None = None  # why this is NOT CHECKED
+    severity: str = ""  # the severity of a finding; blank if the row is no finding
+    error: AwsError | None = None  # the reason why the row is NOT CHECKED
     remediation: Remediation = field(default=Remediation(), compare=False)
-    control_findings: tuple[ControlFinding, ...] = ()  # the one that gives the severity first
-    extent: frozenset[str] = frozenset()  # how far a finding goes: open ranges, flaws, ...
-    resource: str = ""  # findings of one resource may turn into each other; blank: the target
-    fully_read: bool = True  # False if severity or extent may be higher than they really are
+    control_findings: tuple[ControlFinding, ...] = ()  # the most severe control is first
+    extent: frozenset[str] = frozenset()  # the extent of a finding: open CIDRs, flaws, ...
+    resource: str = ""  # the resource; its findings may turn into each other; blank: the target
+    fully_read: bool = True  # False if an error leaves the severity or extent uncertain
 
-    # for lists and tools
-    kind: str = field(default="", compare=False)  # `SSH (22) open to the whole Internet`
-    priority: int = field(default=0, compare=False)  # in one severity, the higher first
-    arn: str = field(default="", compare=False)  # given if the check's pattern does not tell it
+    # the next four fields serve sorted lists and other programs
+    kind: str = field(default="", compare=False)  # a title, such as `Root has access keys`
+    priority: int = field(default=0, compare=False)  # sort number: higher first in a severity
+    arn: str = field(default="", compare=False)  # resource's ARN; Check.with_arn fills it if blank
     facts: dict[str, Fact] = field(default_factory=dict, compare=False)
 
-    # filled in by apply_state and apply_acceptances
+    # the next five fields are filled in by apply_state and apply_acceptances
     acceptance: Acceptance | None = None
-    acceptance_ended: str = ""  # why the acceptance does not count; blank if it does
-    first_seen: str = ""  # a day such as 2030-12-31; blank without --state
-    change: str = ""  # NEW, WORSE or BETTER
-    was: str = ""  # the sentence of last time, if it is WORSE or BETTER
+    acceptance_ended: str = ""  # why the acceptance does not count; blank if it counts
+    first_seen: str = ""  # first day with this finding, such as 2030-12-31; blank without --state
+    change: str = ""  # NEW, WORSE or BETTER than in the last run; blank if unchanged
+    was: str = ""  # the sentence of the last run, if the finding is WORSE or BETTER
 
     @property
     def id(self) -> str:
-        """Names the row on its sheet from run to run; state and accept files hold it.
+        """The ID of the row on its sheet, the same in every run; state and accept files hold it.
 
-        It names the thing and not its condition: `TARGET[/ITEM][/not-checked]`.
+        The form is `TARGET[/ITEM][/not-checked]`; severity and extent are not in it.
         """
         end = NOT_CHECKED_END if self.error else ""
         return "/".join(filter(None, (self.target, self.item, end)))
 
     @property
     def status(self) -> str:
-        """OK, FINDING, NOT CHECKED or ACCEPTED."""
+        """The status of the row: OK, FINDING, NOT CHECKED or ACCEPTED."""
         if self.acceptance and not self.acceptance_ended:
             return ACCEPTED
         return NOT_CHECKED if self.error else FINDING if self.severity else OK
 
     @property
     def controls(self) -> list[str]:
-        """Every control that the row fails."""
+        """The controls that the row fails, without repetitions."""
         failed = (one.control for one in self.control_findings if one.status == FAILED)
         return [*dict.fromkeys(failed)]
 
     @property
     def control(self) -> str:
-        """Every control that the row fails: `EC2.19, EC2.13`."""
+        """The controls that the row fails, as text such as `EC2.19, EC2.13`."""
         return ", ".join(self.controls)
 
     @property
     def level(self) -> str:
-        """The severity of a finding, else the status: one of ROW_ORDER."""
+        """The severity of a finding, or the status of any other row: a word of ROW_ORDER."""
         return self.severity if self.status == FINDING else self.status
 
     @property
     def result(self) -> str:
-        """The sentence of the column Result."""
+        """The text of the column Result: the message, or the error if there is one."""
         text = str(self.error) if self.error else "".join(self.message)
         return text[:1].upper() + text[1:] if self.severity else text
 
     @property
     def new(self) -> bool:
-        """Whether it was first seen on the day of the run."""
+        """Whether the finding is NEW today; on the first run of its check no finding is."""
         return self.change == NEW
 
 
-# What a check yields; it may return the number of resources evaluated, in total or by control.
+# A check yields rows; it may return the number of resources evaluated, in total or by control.
 Rows = Generator[Row, None, Counter[str] | int | None]
 
 
 class TargetKind(NamedTuple):
     """A kind of thing that checks are run over: regions, users, buckets."""
 
-    noun: str  # plural, for messages
+    noun: str  # plural noun for the targets in messages, such as `users`
     names: Callable[[Account], Iterable[str]]
-    regional: bool = False  # if so, --region limits it; a name is a region, or begins `region/`
-    arn: Callable[[Account, str], str] | None = None  # if a pattern cannot tell it
+    regional: bool = False  # True if --region limits these targets; each begins with a region
+    arn: Callable[[Account, str], str] | None = None  # a target's ARN, if Check.arn cannot tell it
 
 
 @dataclass(frozen=True, eq=False)
 class Check:
     """A check and the sheet that it fills. The first block is what every check must declare."""
 
-    title: str  # of the sheet; in lower case it is the name for --check
+    title: str  # the title of the sheet; in lower case, with hyphens, the name for --check
     targets: TargetKind
-    columns: tuple[str, ...]  # the check's own; the first names the target
+    columns: tuple[str, ...]  # headers of the check's own columns; the first names the target
     description: str  # what the sheet shows, and what to do about a finding
-    docs: str  # the page of the AWS documentation on that
-    empty_message: str  # of a sheet without a finding; may use {targets} and {evaluated}
+    docs: str  # the URL of AWS's documentation on the subject of the check
+    empty_message: str  # text of a sheet without findings; may use {targets} and {evaluated}
     rows: Callable[[Account, str], Rows]
 
-    coverage: str = ""  # what is counted, and what is not looked at
-    arn: str = ""  # of a row's resource; may use {columns}, {partition} and {account}
-    name_columns: tuple[str, ...] = ()  # these name the resource, the best name first
+    coverage: str = ""  # what the check counts, and what it does not look at
+    arn: str = ""  # pattern of a resource's ARN; may use {partition}, {account}, {any column}
+    name_columns: tuple[str, ...] = ()  # columns that name the resource, the best first
     row_noun: str = "row"
-    controls: dict[str, Control] = field(default_factory=dict)  # decided by the check
-    console_links: dict[str, str] = field(default_factory=dict)  # by column; may use {columns}
+    controls: dict[str, Control] = field(default_factory=dict)  # by number, decided by this check
+    console_links: dict[str, str] = field(default_factory=dict)  # URL templates by column header
     prefetch: tuple[Callable[[Account], Any], ...] = ()  # calls to start while earlier checks run
-    threads: int = 32  # targets at once; as many as CONNECTIONS
+    threads: int = 32  # targets that are checked at once; as many as CONNECTIONS
     uses_key_age: bool = False  # whether --max-key-age decides what is a finding
 
     @property
@@ -409,11 +410,11 @@ class Check:
         return self.title.lower().replace(" ", "-")
 
     def id(self, row: Row) -> str:
-        """Names the row among all checks: `security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0`."""
+        """The ID of a row among all checks, such as `security-groups/eu-west-1/sg-1/TCP/22`."""
         return f"{self.name}/{row.id}"
 
     def with_arn(self, row: Row, aws: Account) -> Row:
-        """The row with the ARN of its resource; blank if a column that names it is blank."""
+        """The row with its resource's ARN, unless it has one; blank if a part is not known."""
         if row.arn or (row.error and not row.item):
             return row
         if self.targets.arn:
@@ -424,7 +425,7 @@ class Check:
         return replace(row, arn=self.arn.format_map(names) if known else "")
 
     def resource_names(self, row: Row) -> list[str]:
-        """The name of the row's resource, and then what else identifies it."""
+        """The names of the row's resource, the best one first; blank cells are left out."""
         cells = (row.cells.get(column) for column in self.name_columns or self.columns[:1])
         return ["root" if cell == ROOT else str(cell) for cell in cells if cell]
 
@@ -435,21 +436,21 @@ COMMON_COLUMNS = {
     *("Account", "Account name", "Result", "Severity", "Status", "Control", "First seen"),
     *("Remediation", "ID"),
 }
-EMPTY_FIELDS = {"targets", "evaluated"}  # of Check.empty_message
-ARN_FIELDS = {"partition", "account"}  # of Check.arn, beside the columns
+EMPTY_FIELDS = {"targets", "evaluated"}  # names that may stand in braces in Check.empty_message
+ARN_FIELDS = {"partition", "account"}  # names that may stand in braces in Check.arn, beside columns
 CheckFunction = TypeVar("CheckFunction", bound=Callable[..., Any])
 
 
 def check_name_of(id: str) -> str:
-    """The name of the check that an ID of `Check.id` begins with."""
+    """The name of the check with which an ID of `Check.id` begins."""
     return id.partition("/")[0]
 
 
 def check(title: str, **fields: Any) -> Callable[[CheckFunction], CheckFunction]:
-    """Declare a check: a generator (account, target) -> rows, with the fields of Check.
+    """Declares the decorated generator (account, target) -> rows as a check.
 
-    Definition order is run order is sheet order. Raises ValueError for a declaration that
-    would fail later.
+    The fields are those of Check. Checks are run, and sheets are ordered, as they are declared.
+    Raises ValueError for a declaration that would fail later.
     """
 
     def register(rows: CheckFunction) -> CheckFunction:
@@ -463,7 +464,7 @@ def check(title: str, **fields: Any) -> Callable[[CheckFunction], CheckFunction]
 
 
 def declaration_problem(definition: Check) -> str:
-    """The reason why a declaration would fail later; blank if there is none."""
+    """The first flaw in the declaration of a check; blank if there is none."""
     own, links = set(definition.columns), definition.console_links
     in_links = (name for template in links.values() for name in template_fields(template))
     in_arn = {*template_fields(definition.arn)} - ARN_FIELDS
@@ -489,7 +490,7 @@ def declaration_problem(definition: Check) -> str:
 
 
 def template_fields(template: str) -> list[str]:
-    """The names in braces of a template: `a`, `b` of `{a}/{b:,}`."""
+    """The names in the braces of a template: `a` and `b` of `{a}/{b:,}`."""
     return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
 
 
@@ -499,14 +500,15 @@ class CheckResult:
 
     check: Check
     rows: list[Row]
-    complete: bool = True  # False if --region limited it
-    evaluated: int = 0  # resources, or rows where each is a resource
+    complete: bool = True  # False if --region limited the check
+    evaluated: int = 0  # number of resources looked at; of rows, if the check counts no resources
 
-    # for diff_with_state and evaluate_control; not part of the JSON report
-    regions: Collection[str] = field(default=(), compare=False)  # those that were looked at
+    # the next fields are for diff_with_state and evaluate_control, not for the JSON report
+    regions: Collection[str] = field(default=(), compare=False)  # regions that were looked at
     failed_targets: Collection[str] = field(default=(), compare=False)
-    targets_complete: bool = field(default=True, compare=False)  # False if listing them failed
-    evaluated_by_control: Counter[str] = field(default_factory=Counter, compare=False)  # "": all
+    targets_complete: bool = field(default=True, compare=False)  # False if targets were not listed
+    # numbers of resources evaluated, by control; the whole check's number is under ""
+    evaluated_by_control: Counter[str] = field(default_factory=Counter, compare=False)
 
 
 # --- what is remembered from month to month -------------------------------------------
@@ -515,16 +517,16 @@ class CheckResult:
 class KnownFinding(NamedTuple):
     """A finding, or something NOT CHECKED that was one, as the state file remembers it."""
 
-    first_seen: str  # a day
+    first_seen: str  # the day on which the finding was first seen, such as 2030-12-31
     result: str
     target: str = ""
-    severity: str = ""  # blank if the file is of schema 1, as are the following
+    severity: str = ""  # blank if the state file is of schema 1, as are the fields below
     control: str = ""
     extent: frozenset[str] = frozenset()
     resource: str = ""
     accepted: bool = False
-    worse_since: str = ""  # the day on which it was last found to be worse
-    was: str = ""  # the sentence before that day
+    worse_since: str = ""  # the day of the audit that last saw the finding, if it was WORSE then
+    was: str = ""  # the sentence of the finding before it became WORSE
 
 
 @dataclass(frozen=True)
@@ -532,11 +534,11 @@ class HistoryEntry:
     """A day of the history: the findings of its audits."""
 
     day: str
-    open: dict[str, int]  # findings by severity, as the last audit of the day saw them
+    open: dict[str, int]  # number of open findings by severity, after the last audit of the day
     not_checked: int = 0
     new: int = 0
-    days_open: tuple[int, ...] = ()  # of each finding that was resolved on that day
-    remembered: int = 0  # findings that are counted as open, but were not looked at on that day
+    days_open: tuple[int, ...] = ()  # how long each finding resolved that day was open, in days
+    remembered: int = 0  # number of findings counted as open, but not looked at on that day
 
 
 class CoveredFinding(NamedTuple):
@@ -550,22 +552,22 @@ class CoveredFinding(NamedTuple):
 class Coverage(NamedTuple):
     """The findings that an acceptance covered when it first held."""
 
-    worst: str  # severity
-    findings: dict[str, CoveredFinding]  # by ID
+    worst: str  # the most serious severity of the findings
+    findings: dict[str, CoveredFinding]  # the findings, by ID
 
 
 @dataclass(frozen=True)
 class AccountState:
     """The memory of one account in the state file."""
 
-    since: dict[str, str] = field(default_factory=dict)  # the day of the first audit, by check
-    findings: dict[str, KnownFinding] = field(default_factory=dict)  # by ID
+    since: dict[str, str] = field(default_factory=dict)  # day of each check's first audit
+    findings: dict[str, KnownFinding] = field(default_factory=dict)  # known findings, by ID
     history: tuple[HistoryEntry, ...] = ()
-    coverage: dict[str, Coverage] = field(default_factory=dict)  # by line of the accept file
-    resolved: dict[str, KnownFinding] = field(default_factory=dict)  # on `last_day`
-    last_day: str = ""  # of an audit
-    max_key_age: int = 0  # of the last audit; 0 if not known
-    account_status: str = ACTIVE  # of the last run
+    coverage: dict[str, Coverage] = field(default_factory=dict)  # what each accept-file line covers
+    resolved: dict[str, KnownFinding] = field(default_factory=dict)  # findings resolved on last_day
+    last_day: str = ""  # the day of the last audit
+    max_key_age: int = 0  # --max-key-age of the last audit, in days; 0 if not known
+    account_status: str = ACTIVE  # the status of the account in the last run
 
 
 # --- one account, and many ------------------------------------------------------------
@@ -575,14 +577,14 @@ class AccountState:
 class Question:
     """The question that a report answers."""
 
-    checks: list[str]  # their names
-    regions: list[str]  # those named by --region; empty: all that are enabled
-    max_key_age: int  # days
-    version: str  # of this script
+    checks: list[str]  # names of the checks that were run
+    regions: list[str]  # regions to which --region limited the audit; empty: all enabled ones
+    max_key_age: int  # days: the greatest age of an access key
+    version: str  # the version of this script
     excluded_regions: list[str] = field(default_factory=list)
-    accounts: list[str] = field(default_factory=list)  # named, of the organization; empty: all
+    accounts: list[str] = field(default_factory=list)  # accounts that were named; empty: all
     excluded_accounts: list[str] = field(default_factory=list)
-    fail_on: str = LOW  # the least severity that counts for the exit code
+    fail_on: str = LOW  # the lowest severity that counts for the exit code
     rules: str = RULES_DATE
 
 
@@ -594,35 +596,35 @@ class Report:
     not ACTIVE has neither.
     """
 
-    account: str  # its number
+    account: str  # the account's number
     started: datetime
-    name: str = ""  # in its organization, or of its profile
-    account_status: str = ACTIVE  # in its organization
+    name: str = ""  # the account's name in its organization, or the name of its profile
+    account_status: str = ACTIVE  # the account's status in its organization
     error: AwsError | None = None
-    profile: str = ""  # for the AWS CLI, to reach it
-    error_acceptance: Acceptance | None = None  # the decision to live with the error
-    file_errors: list[str] = field(default_factory=list)  # what could not be written, and why
+    profile: str = ""  # the AWS CLI profile that reaches the account
+    error_acceptance: Acceptance | None = None  # the acceptance of `error`, if there is one
+    file_errors: list[str] = field(default_factory=list)  # each file not written, and why
     auditor_arn: str = ""
-    home_region: str = ""  # for the calls to global services
-    question: Question | None = None  # None without results
+    home_region: str = ""  # the region for calls to global services, such as IAM
+    question: Question | None = None  # None if the report has no results
     aliases: list[str] = field(default_factory=list)
     regions: list[str] | AwsError = field(default_factory=list)
-    enabled_regions: int = 0  # in the account; 0 if not known
-    seconds: float = 0  # duration of the audit
-    workbook: str = ""  # its absolute path, or s3://
+    enabled_regions: int = 0  # number of regions enabled in the account; 0 if not known
+    seconds: float = 0  # duration of the audit in seconds
+    workbook: str = ""  # the absolute path of the workbook, or its s3:// name
     results: list[CheckResult] = field(default_factory=list)
     controls: dict[str, ControlStatus] = field(default_factory=dict)
-    first_run: bool = False  # True if the state knew nothing of one of the checks
+    first_run: bool = False  # True if one of the checks had never run before this day
     resolved: dict[str, KnownFinding] | None = None  # since last time; None without --state
     history: list[HistoryEntry] = field(default_factory=list)
 
     def rows(self, status: str = "") -> list[Row]:
-        """All rows, or those with a status."""
+        """The rows of all checks, or only those with the given status."""
         found = (row for result in self.results for row in result.rows)
         return [row for row in found if not status or row.status == status]
 
     def errors(self) -> list[AwsError]:
-        """Everything that makes the report incomplete, unless it was accepted."""
+        """The errors that make the report incomplete, also of files; accepted ones are left out."""
         own = [self.error] if self.error and not self.error_acceptance else []
         files = [AwsError("NotWritten", detail=why) for why in self.file_errors]
         return [*own, *files, *(row.error for row in self.rows(NOT_CHECKED) if row.error)]
@@ -632,17 +634,16 @@ class Report:
         return any(error.code in EXPIRED_CODES for error in self.errors())
 
     def exit_code(self) -> int:
-        """0, or 1 for findings that --fail-on counts, or 3 if the report is not complete."""
+        """The exit code: 3 if the report is incomplete, 1 if --fail-on counts a finding, else 0."""
         least = self.question.fail_on if self.question else LOW
         counting = SEVERITIES[: SEVERITIES.index(least) + 1]
         found = any(row.severity in counting for row in self.rows(FINDING))
         return 3 if self.errors() else int(found)
 
     def needs_attention(self) -> bool:
-        """Whether there is news for a person.
+        """Whether a person should look: errors, ended acceptances, new or worse findings.
 
-        News are errors, acceptances that ended, and findings that are new or worse. Without
-        anything to compare with, every finding is news.
+        On the first run of a check, or without a state, every finding counts as new.
         """
         findings = self.rows(FINDING)
         if self.errors() or any(row.acceptance_ended for row in findings):
@@ -652,7 +653,7 @@ class Report:
         return any(row.change in (NEW, WORSE) for row in findings)
 
     def sort_key(self) -> tuple[Any, ...]:
-        """Sorts accounts that could not be opened first, then those with the worst findings."""
+        """The sort key: accounts that could not be opened come first, then the worst findings."""
         levels = Counter(row.level for row in self.rows())
         worst = (-levels[severity] for severity in SEVERITIES)
         return not self.error, *worst, -len(self.errors()), self.account
@@ -670,7 +671,7 @@ class AccountJob:
     open: Callable[[], Account] | None = None  # None if it is not to be audited
 
     def report(self, started: datetime, error: AwsError | None = None) -> Report:
-        """A report without results."""
+        """A report of the account without results, with the error if there is one."""
         status, error = self.account_status, error or self.error
         return Report(self.account, started, self.name, status, error, self.profile)
 
@@ -701,7 +702,7 @@ class Overview:
         return max([report.exit_code() for report in self.reports] + ([] if audited else [3]))
 
     def needs_attention(self) -> bool:
-        """Whether there is news of any account."""
+        """Whether a person should look at any of the accounts."""
         return any(report.needs_attention() for report in self.reports)
 
 
@@ -712,10 +713,10 @@ T = TypeVar("T")
 
 
 def once(function: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate[Account, P], T]:
-    """Cache a function of an account for the audit, shared between threads.
+    """Caches what a function of an account returns or raises, for all threads of the audit.
 
-    Errors are cached too, so that every check sees the same. A cached function must not wait
-    for one of another check.
+    Errors are cached, so that every check gets the same answer. A cached function must not wait
+    for a cached function of another check.
     """
 
     @functools.wraps(function)
@@ -737,7 +738,7 @@ def once(function: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate
 def for_each(
     function: Callable[[Account, str], Any], names: Callable[[Account], Iterable[str]]
 ) -> Callable[[Account], None]:
-    """Call a cached function for every name, PREFETCH_THREADS at once; for Check.prefetch."""
+    """A function for Check.prefetch that calls a cached function for all names in threads."""
 
     def call_all(aws: Account) -> None:
         with ThreadPoolExecutor(PREFETCH_THREADS) as pool:
@@ -751,7 +752,7 @@ def for_each(
 
 
 def counted(number: int, noun: str) -> str:
-    """The number and its noun.
+    """A number with its noun, which gets an s unless the number is 1.
 
     >>> counted(1, "rule"), counted(1234, "rule")
     ('1 rule', '1,234 rules')
@@ -760,7 +761,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def in_words(names: Iterable[str], most: int = 4) -> str:
-    """Distinct names as a list in a sentence.
+    """The names, without repetitions, as words; of more than `most` the rest is a number.
 
     >>> in_words(["a", "b", "a", "c"]), in_words("abcdef")
     ('a, b and c', 'a, b, c and 3 more')
@@ -772,22 +773,22 @@ def in_words(names: Iterable[str], most: int = 4) -> str:
 
 
 def yes_no(value: Any) -> str:
-    """The words yes and no."""
+    """The word `yes` for a value that is true, else the word `no`."""
     return "yes" if value else "no"
 
 
 def not_checked_row(target: str, item: str, cells: dict[str, Cell], error: AwsError) -> Row:
-    """A row for what AWS did not let us see."""
+    """A row that is NOT CHECKED because of an error."""
     return Row(target, item, cells, error=error)
 
 
 def utc_now() -> datetime:
-    """The clock of the program; tests replace it."""
+    """The present time in UTC; tests replace this function."""
     return datetime.now(timezone.utc)
 
 
 def start_of_day(day: str) -> datetime:
-    """The first moment of a day such as 2030-12-31, in UTC; ValueError if it is none."""
+    """The first moment (UTC) of a day such as 2030-12-31; ValueError for any other text."""
     if not re.fullmatch(r"2\d{3}-\d\d-\d\d", day, re.ASCII):
         raise ValueError(f"{day} is not a date like 2030-12-31")
     return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=timezone.utc)
@@ -803,38 +804,38 @@ IAM_THREADS = 8  # IAM throttles the account as a whole
 
 
 def cli_option(name: str, value: str) -> tuple[str, ...]:
-    """An option of the AWS CLI, whose value is never taken for another option."""
+    """The words for an option of the AWS CLI: `--name=value` if the value begins with a dash."""
     return (f"--{name}={value}",) if value.startswith("-") else (f"--{name}", value)
 
 
 def compact_json(value: Any) -> str:
-    """JSON without blanks, for the command line."""
+    """The value as JSON without spaces, for the command line."""
     return json.dumps(value, separators=(",", ":"))
 
 
 def cli_command(aws: Account, region: str, *words: str) -> str:
-    """The command `aws ...`, with every word quoted: resource names are chosen by others.
+    """The shell command `aws ...` with region and profile, every word quoted.
 
-    A blank region is the home region.
+    Others choose the names of resources. A blank region is the home region.
     """
     words = ("aws", *words, "--region", region or aws.home_region)
     return shlex.join((*words, *(cli_option("profile", aws.profile) if aws.profile else ())))
 
 
 def shell_line(line: str) -> Remediation:
-    """A line to be pasted into a shell, unless a terminal does not show all of its characters."""
+    """The line as a command to paste; manual if it is too long or not all printable."""
     if line.isprintable() and len(line) <= MAX_CELL_TEXT:
         return Remediation(line)
     return Remediation(manual="too long, or odd characters: by hand")
 
 
 def aws_cli(aws: Account, region: str, *words: str) -> Remediation:
-    """A single command, to be pasted into a shell."""
+    """The remediation by a single command of the AWS CLI, made by `cli_command`."""
     return shell_line(cli_command(aws, region, *words))
 
 
 def answer_or_error(ask: Callable[[], T]) -> T | AwsError:
-    """The answer to a question, or why AWS did not give it."""
+    """The result of the function, or the AwsError if its call to AWS failed."""
     try:
         return ask()
     except AwsCallFailed as failed:
@@ -851,38 +852,38 @@ def enabled_regions(aws: Account) -> list[str]:
 
 
 def regions(aws: Account) -> list[str]:
-    """The enabled regions, or those named by --region."""
+    """The regions to check: those left by --region and --exclude-region, or all enabled ones."""
     return sorted(aws.only_regions) or enabled_regions(aws)
 
 
 @once
 def users_by_name(aws: Account) -> dict[str, dict[str, Any]]:
-    """Every IAM user as ListUsers describes it."""
+    """The IAM users as ListUsers describes them, by name."""
     return {user["UserName"]: user for user in aws.fetch("iam", "ListUsers", "Users")}
 
 
 def users(aws: Account) -> Iterator[str]:
-    """The names of all users, root first."""
+    """The names of root and of all IAM users, root first."""
     yield ROOT
     yield from users_by_name(aws)
 
 
 def user_arn(aws: Account, user: str) -> str:
-    """The ARN of a user, which may have a path in it, or of root."""
+    """The ARN of an IAM user, with its path, or of root; blank if there is no such user."""
     root = f"arn:{aws.arn.split(':')[1]}:iam::{aws.number}:root"
     return root if user == ROOT else str(users_by_name(aws).get(user, {}).get("Arn", ""))
 
 
 @once
 def bucket_regions(aws: Account) -> dict[str, str]:
-    """The region of every bucket by name; blank if ListBuckets does not tell it."""
+    """The region of every bucket, by bucket name; blank if ListBuckets does not tell it."""
     found = aws.fetch("s3", "ListBuckets", "Buckets")
     return {bucket["Name"]: bucket.get("BucketRegion", "") for bucket in found}
 
 
 @once
 def account_aliases(aws: Account) -> list[str]:
-    """The alias of the account, if it has one."""
+    """The aliases of the account in a list: one at most."""
     return list(aws.fetch("iam", "ListAccountAliases", "AccountAliases"))
 
 
@@ -894,9 +895,9 @@ BUCKET_TARGETS = TargetKind("buckets", bucket_regions)
 
 
 def is_classic(instance: dict[str, Any]) -> bool:
-    """Whether an instance is outside a VPC.
+    """Whether an instance is outside a VPC; never if it is shutting down or terminated.
 
-    Shutting-down and terminated instances have no VpcId either:
+    Instances that are shutting down or terminated have no VpcId any more:
     https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_Instance.html
     """
     ending = instance["State"]["Name"] in ("shutting-down", "terminated")
@@ -904,7 +905,7 @@ def is_classic(instance: dict[str, Any]) -> bool:
 
 
 def name_tag(instance: dict[str, Any]) -> str:
-    """The tag `Name`, blank if there is none."""
+    """The value of an instance's tag `Name`; blank if it has none."""
     tags = instance.get("Tags") or ()
     return next((tag["Value"] for tag in tags if tag["Key"] == "Name"), "")
 
@@ -925,7 +926,7 @@ def name_tag(instance: dict[str, Any]) -> str:
     empty_message="No instance outside a VPC among {evaluated:,} in {targets:,} regions",
 )
 def check_ec2_classic(aws: Account, region: str) -> Rows:
-    """Instances outside a VPC. The severity is ours: AWS retired EC2-Classic."""
+    """Finds instances outside a VPC. The severity is ours: AWS retired EC2-Classic."""
     evaluated = 0
     for reservation in aws.fetch(
         "ec2", "DescribeInstances", "Reservations", region, IncludeManagedResources=True
@@ -976,18 +977,18 @@ class Exposure(NamedTuple):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """By IP version: 2 for the whole Internet, 1 for a large part of it, 0 for neither."""
+        """The level of each IP version: 2 for the whole Internet, 1 for a large part, else 0."""
         return tuple((1 + self.whole) * (version in self.versions) for version in WHOLE_INTERNET)
 
 
 @functools.lru_cache(maxsize=4096)
 def loose_network(cidr: str) -> Any:
-    """The network of a CIDR. Host bits are ignored: AWS reads 10.0.0.0/0 as 0.0.0.0/0."""
+    """The network of a CIDR without its host bits: 10.0.0.0/0 is 0.0.0.0/0, as AWS reads it."""
     return ip_network(cidr, strict=False)
 
 
 def networks_of(cidrs: Iterable[str], version: int) -> list[Any]:
-    """The networks of the CIDRs of one IP version."""
+    """The CIDRs of one IP version, as networks."""
     return [net for net in map(loose_network, cidrs) if net.version == version]
 
 
@@ -1015,7 +1016,7 @@ ALL_ADDRESSES = {
 
 
 def share_of(cidrs: Iterable[str], version: int) -> float:
-    """The share of the Internet that the CIDRs cover together: 1 is the whole of it."""
+    """The share of the Internet that the CIDRs cover together, from 0 to 1 (the whole of it)."""
     return public_addresses(frozenset(cidrs), version) / ALL_ADDRESSES[version]
 
 
@@ -1026,13 +1027,13 @@ def is_private(network: Any) -> bool:
 
 
 def public_ranges(cidrs: Collection[str], version: int) -> list[str]:
-    """The public CIDRs of one IP version, without repetitions and as few as possible."""
+    """The CIDRs of one IP version that are not private, merged into as few as possible."""
     networks = (net for net in networks_of(cidrs, version) if not is_private(net))
     return [str(net) for net in collapse_addresses(networks)]
 
 
 def exposure(cidrs: Iterable[str]) -> Exposure:
-    """The exposure of sources. It goes by their addresses, however they are written.
+    """The exposure that the CIDRs make together: their public addresses are counted.
 
     >>> exposure(["0.0.0.0/1", "128.0.0.0/1"]).text, exposure(["10.0.0.0/7"]).text
     ('the whole Internet', '')
@@ -1044,7 +1045,7 @@ def exposure(cidrs: Iterable[str]) -> Exposure:
 
 @functools.lru_cache(maxsize=4096)  # many groups have the same sources, and rules overlap
 def exposure_of(cidrs: frozenset[str]) -> Exposure:
-    """The exposure of different sources."""
+    """The exposure that a set of CIDRs makes together, as `exposure` returns it."""
     counts = {}
     for version, many in MANY_ADDRESSES.items():
         sizes = sum(net.num_addresses for net in networks_of(cidrs, version))
@@ -1063,9 +1064,9 @@ def exposure_of(cidrs: frozenset[str]) -> Exposure:
 
 
 def sources_to_remove(cidrs: Collection[str], others: Collection[str] = ()) -> list[str]:
-    """The CIDRs to remove, so that the rest and the others open no more than the others alone.
+    """The CIDRs to remove so that the rest adds no exposure to that of the others.
 
-    These are the widest, and all that are as wide as the last of them.
+    The widest are removed first, and always all that are equally wide.
 
     >>> sources_to_remove(["0.0.0.0/0", "8.8.8.8/32"])
     ['0.0.0.0/0']
@@ -1109,7 +1110,7 @@ PROTOCOLS = {
 
 
 def protocol_name(protocol: str) -> str:
-    """The name of a protocol that a rule gives by name or by number.
+    """The name of a rule's protocol, such as TCP; a number without a known name stays.
 
     >>> protocol_name("6"), protocol_name("udp"), protocol_name("200")
     ('TCP', 'UDP', '200')
@@ -1126,12 +1127,12 @@ class PortRange(NamedTuple):
 
     @classmethod
     def of_rule(cls, rule: dict[str, Any]) -> PortRange:
-        """The ports of an IpPermission of EC2."""
+        """The protocol and ports of a rule, which EC2 describes as an IpPermission."""
         return cls(protocol_name(rule["IpProtocol"]), rule.get("FromPort"), rule.get("ToPort"))
 
     @property
     def ports(self) -> range:
-        """The ports that are opened; none for a protocol without ports."""
+        """The numbers of the opened ports; none for a protocol without ports, such as ICMP."""
         if self.protocol not in ("ALL", *PORT_PROTOCOLS):
             return range(0)
         if self.protocol == "ALL" or self.first is None or self.first == -1:
@@ -1139,7 +1140,7 @@ class PortRange(NamedTuple):
         return range(self.first, (self.first if self.last is None else self.last) + 1)
 
     def numbers(self) -> str:
-        """The ports as a number, a range or ALL; for ICMP the type and code.
+        """The ports as text, such as `22`, `20-30` or `ALL`; for ICMP the type and code.
 
         >>> PortRange("TCP", 22, 22).numbers(), PortRange("ICMP", 8, -1).numbers()
         ('22', 'type 8')
@@ -1159,11 +1160,11 @@ class PortRange(NamedTuple):
         return PORT_NAMES.get(self.ports[0], "") if single else ""
 
     def cell(self) -> str:
-        """The column Ports: `22 (SSH)`, `8000-9000`, `ALL`."""
+        """The text of the column Ports, such as `22 (SSH)`, `8000-9000` or `ALL`."""
         return f"{self.numbers()} ({self.name()})" if self.name() else self.numbers()
 
     def service(self) -> str:
-        """The ports for a sentence.
+        """The ports as words in a sentence, such as `SSH (22)`, `UDP 22` or `all ports`.
 
         >>> PortRange("TCP", 22, 22).service(), PortRange("UDP", 22, 22).service()
         ('SSH (22)', 'UDP 22')
@@ -1182,7 +1183,7 @@ class PortRange(NamedTuple):
         )
 
     def parts(self, others: Iterable[PortRange]) -> Iterator[PortRange]:
-        """The ports, cut where the ports of the others begin and end.
+        """The ports in pieces, cut where the others begin and end; ALL becomes TCP and UDP.
 
         >>> [part.numbers() for part in PortRange("TCP", 20, 30).parts([PortRange("TCP", 22, 22)])]
         ['20-21', '22', '23-30']
@@ -1200,7 +1201,7 @@ class PortRange(NamedTuple):
                 yield PortRange(protocol, first, end - 1)
 
     def covers(self, part: PortRange) -> bool:
-        """Whether a rule for these ports opens a part, too."""
+        """Whether these ports include a whole piece that `parts` has cut."""
         same = self.protocol == part.protocol and part.first in self.ports
         return self.protocol == "ALL" or self == part or same
 
@@ -1232,7 +1233,7 @@ class Sources(NamedTuple):
     unread: dict[str, AwsError]  # the prefix lists that could not be read, and why
 
     def all_cidrs(self) -> list[str]:
-        """The CIDRs of the rules and of their prefix lists."""
+        """The CIDRs of the rules and of those prefix lists that were read."""
         return [*self.cidrs, *(cidr for listed in self.lists.values() for cidr in listed)]
 
 
@@ -1248,15 +1249,15 @@ class OpenRule(NamedTuple):
 
 
 def owner_of(aws: Account, group: dict[str, Any]) -> str:
-    """The number of the account that a group belongs to, which may have shared it or its VPC."""
+    """The number of the account that owns a security group; it may not be the audited one."""
     return str(group.get("OwnerId") or aws.number)
 
 
 def failed_group_controls(ports: PortRange, cidrs: Iterable[str]) -> list[str]:
-    """The controls that a rule with these sources fails, the most severe first.
+    """The controls that a rule with these ports and CIDRs fails, the most severe first.
 
-    They match only 0.0.0.0/0 and ::/0 themselves, also inside prefix lists. They ignore usage
-    and VPC block public access.
+    The controls match only 0.0.0.0/0 and ::/0, also inside prefix lists. They ignore whether the
+    group is used, and VPC block public access.
     """
     whole = [net for net in map(loose_network, cidrs) if net.prefixlen == 0]
     opened = ports.ports if whole else range(0)
@@ -1275,9 +1276,9 @@ def failed_group_controls(ports: PortRange, cidrs: Iterable[str]) -> list[str]:
 
 
 def port_severity(ports: PortRange) -> str:
-    """The severity if these ports are open to the whole Internet.
+    """The severity of a rule that opens these ports to the whole Internet.
 
-    It is that of the controls that fail then. Where none does it is ours: High for protocols
+    It is that of the most severe control that fails. If none fails it is ours: High for protocols
     without ports, Low for ICMP and the web.
     """
     if failed := failed_group_controls(ports, WHOLE_INTERNET.values()):
@@ -1289,7 +1290,7 @@ Rules = dict[PortRange, list[str]]  # the CIDRs of a group's rules
 
 
 def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
-    """The exposure of rules that open the same ports, and the widest of them that make it."""
+    """The exposure of the rules together, and the widest of them, which suffice to make it."""
     together = exposure([cidr for cidrs in rules.values() for cidr in cidrs])
     widest = sorted(rules, key=lambda ports: -max(share_of(rules[ports], v) for v in (4, 6)))
     for number in range(1, len(rules) + 1) if together.versions else ():
@@ -1301,9 +1302,9 @@ def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
 
 
 def most_exposed(rules: Rules, ports: PortRange) -> tuple[Exposure, PortRange, Rules]:
-    """The exposure of a rule; where other rules for some of its ports add to it, the greatest.
+    """The exposure of a rule, the ports so exposed, and the other rules that take part in it.
 
-    Also the ports that are exposed so, and these other rules.
+    Other rules for some of its ports may add to its exposure; the greatest is returned.
     """
     alone = exposure(rules[ports])
     found: list[tuple[Exposure, PortRange, Rules]] = [(alone, ports, {})]
@@ -1323,7 +1324,7 @@ def prefix_list(aws: Account, region: str, id: str) -> list[str]:
 
 
 def read_sources(aws: Account, region: str, names: Iterable[str]) -> Sources:
-    """The sources of a rule. Its prefix lists are read unless they can add nothing."""
+    """The sources of a rule; no prefix list is read if the CIDRs open everything already."""
     sources = Sources([name for name in names if not name.startswith("pl-")], {}, {})
     if exposure(sources.cidrs).levels == (2, 2):
         return sources
@@ -1336,7 +1337,7 @@ def read_sources(aws: Account, region: str, names: Iterable[str]) -> Sources:
 
 
 def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[OpenRule]:
-    """The rules of a group that are open to the Internet, or may be."""
+    """The rules of a group that are open to the Internet, or that have an unread prefix list."""
     names: dict[PortRange, list[str]] = defaultdict(list)
     for rule in group["IpPermissions"]:
         for kind, name in SOURCE_FIELDS.items():
@@ -1351,7 +1352,7 @@ def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Ope
 
 
 def lists_in(rule: OpenRule) -> list[str]:
-    """The prefix lists of an open rule without which its exposure would not be what it is."""
+    """The IDs of the prefix lists on which the exposure of a rule depends."""
     others = [cidr for cidrs in rule.partners.values() for cidr in cidrs]
     if exposure([*rule.sources.cidrs, *others]).levels == rule.exposure.levels:
         return []
@@ -1360,10 +1361,10 @@ def lists_in(rule: OpenRule) -> list[str]:
 
 
 def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
-    """Commands that remove public sources, one each: one that is gone stops no other.
+    """The AWS CLI words that remove a rule's public sources, a command for each source.
 
-    AWS removes nothing at all if one of several sources is not there. What remains of the rule
-    is no finding.
+    A command for several sources would remove nothing if one of them is gone already. The sources
+    that stay are no finding.
     """
     lists = lists_in(rule)
     kept = [cidr for id, cidrs in rule.sources.lists.items() if id not in lists for cidr in cidrs]
@@ -1385,7 +1386,7 @@ def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
 
 
 def describe_usage(interfaces: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """The cell `2 interfaces, 1 public`, and the end of the sentence."""
+    """The text of the column Used by, as `2 interfaces, 1 public`, and how the sentence ends."""
     if not interfaces:
         return "no interface", "; no interface has it now"
     number, public = counted(len(interfaces), "interface"), sum(map(is_public, interfaces))
@@ -1396,7 +1397,7 @@ def describe_usage(interfaces: Sequence[dict[str, Any]]) -> tuple[str, str]:
 def interfaces_with(
     aws: Account, region: str, filter_name: str, values: Iterable[str]
 ) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """The network interfaces that pass a filter, each with the values that were asked for."""
+    """The network interfaces that match a filter, each with the batch of values asked for."""
     wanted = sorted(set(values))
     for batch in (wanted[n : n + FILTER_VALUES] for n in range(0, len(wanted), FILTER_VALUES)):
         for interface in aws.fetch(
@@ -1409,7 +1410,7 @@ def interfaces_with(
 def interfaces_by_group(
     aws: Account, region: str, group_ids: set[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The network interfaces that have each of the groups."""
+    """The network interfaces of each group, by group ID."""
     found: dict[str, list[dict[str, Any]]] = {id: [] for id in group_ids}
     for batch, interface in interfaces_with(aws, region, "group-id", group_ids):
         for id in {group["GroupId"] for group in interface["Groups"]} & set(batch):
@@ -1443,7 +1444,7 @@ class VpcBlockPublicAccess:
     excluded: frozenset[str] = frozenset()  # VPCs, also those of an excluded subnet
 
     def blocks(self, group_vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
-        """The mode, if it stops inbound traffic to the group; else blank.
+        """The text `VPC block public access (...)` if that stops traffic to the group; else blank.
 
         A load balancer in an excluded subnet reaches targets in all of its VPC:
         https://docs.aws.amazon.com/vpc/latest/userguide/security-vpc-bpa.html
@@ -1458,7 +1459,7 @@ class VpcBlockPublicAccess:
 
 @once
 def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
-    """The setting of the region, and its exclusions if it is on."""
+    """The VPC block public access of a region, with its exclusions if it is on."""
     options = aws.ask("ec2", "DescribeVpcBlockPublicAccessOptions", region)
     mode = options["VpcBlockPublicAccessOptions"]["InternetGatewayBlockMode"]
     if mode == "off":
@@ -1496,7 +1497,7 @@ class GroupUsage(NamedTuple):
 
 
 def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
-    """The users of these groups, and the region's VPC block public access, or their errors.
+    """The interfaces of the groups, and the region's VPC block public access, or their errors.
 
     No call is made if there are no groups.
     """
@@ -1509,7 +1510,7 @@ def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
 
 
 def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
-    """The usage of one group. Instances outside a VPC have a group, but no interface."""
+    """The use of one group and what blocks it; NOT CHECKED where AWS gave no answer."""
     if isinstance(usage.interfaces, AwsError):
         return GroupUsage(NOT_CHECKED, NOT_CHECKED)
     if not (vpc := group.get("VpcId")):
@@ -1551,11 +1552,11 @@ def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
     empty_message="No rule open to the Internet in {evaluated:,} groups in {targets:,} regions",
 )
 def check_security_groups(aws: Account, region: str) -> Rows:
-    """Inbound rules open to the whole Internet, or to a large part of it.
+    """Finds inbound rules that are open to the whole Internet, or to a large part of it.
 
-    A rule of a group that no interface has is one severity lower; one behind VPC block public
-    access, or of another account, is Low. What of that cannot be read lowers nothing, and is a
-    row NOT CHECKED.
+    A rule of a group that no interface has is one severity lower; a rule behind VPC block public
+    access, or of another account, is Low. Interfaces or a block that cannot be read lower nothing,
+    and make a row NOT CHECKED.
     """
     groups, own, rules = 0, 0, list[OpenRule]()
     try:
@@ -1578,7 +1579,7 @@ def check_security_groups(aws: Account, region: str) -> Rows:
 
 
 def rule_rows(aws: Account, region: str, rule: OpenRule, usage: Usage) -> Iterator[Row]:
-    """A finding if the rule is open, a row NOT CHECKED if a prefix list may open it further."""
+    """The rows of a rule: a finding if it is open, and NOT CHECKED if a prefix list is unread."""
     group, ports = rule.group, rule.ports
     item = f"{group['GroupId']}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
     cells: dict[str, Cell] = {
@@ -1608,7 +1609,7 @@ def rule_rows(aws: Account, region: str, rule: OpenRule, usage: Usage) -> Iterat
 
 
 def open_rule_row(aws: Account, row: Row, rule: OpenRule, usage: Usage) -> Row:
-    """The finding that a rule of this account is open."""
+    """The row as the finding that a rule in a group of this account is open."""
     used = usage_of(rule.group, usage)
     severity = port_severity(rule.reached) if rule.exposure.whole else MEDIUM
     severity = one_level_lower(severity) if used.unused else severity
@@ -1629,13 +1630,13 @@ def open_rule_row(aws: Account, row: Row, rule: OpenRule, usage: Usage) -> Row:
 
 
 def rule_priority(rule: OpenRule, used: GroupUsage) -> int:
-    """Public addresses come first, then other use; the whole Internet before a part of it."""
+    """A sort number: public addresses raise it most, then any use, then the whole Internet."""
     use = 0 if used.unused or used.blocked_by not in ("", NOT_CHECKED) else 1 + used.public
     return 2 * use + rule.exposure.whole
 
 
 def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
-    """The ports of a rule, and how many interfaces use its group."""
+    """The ports of a rule for programs, and how many interfaces use its group, if known."""
     facts: dict[str, Fact] = {"from_port": rule.ports.first, "to_port": rule.ports.last}
     if isinstance(usage.interfaces, AwsError):
         return facts
@@ -1644,7 +1645,7 @@ def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
 
 
 def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
-    """The finding that a rule of another account is open, whose users are not all shown to us."""
+    """The row as the finding that a rule in another account's group is open: always Low."""
     owner = owner_of(aws, rule.group)
     return replace(
         row,
@@ -1667,13 +1668,13 @@ def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
 
 
 def open_to(rule: OpenRule) -> str:
-    """The column Open to: `0.0.0.0/0, ::/0 (pl-1)`."""
+    """The text of the column Open to, such as `0.0.0.0/0, ::/0 (pl-1)`."""
     lists = ", ".join(lists_in(rule))
     return ", ".join(rule.exposure.open_to) + (f" ({lists})" if lists else "")
 
 
 def describe_rule(rule: OpenRule, usage: str) -> Message:
-    """The sentence of an open rule: who reaches what."""
+    """The sentence about an open rule: how much of the Internet reaches which ports."""
     lists, others = ", ".join(lists_in(rule)), in_words(one.service() for one in rule.partners)
     before = f"lets {rule.exposure.text}{f' through {lists}' if lists else ''} reach "
     together = f", together with its rule for {others}" if others else ""
@@ -1681,7 +1682,7 @@ def describe_rule(rule: OpenRule, usage: str) -> Message:
 
 
 def one_level_lower(severity: str) -> str:
-    """The severity below this one; Low stays Low."""
+    """The next lower severity; Low stays Low."""
     return SEVERITIES[min(SEVERITIES.index(severity) + 1, 3)]
 
 
@@ -1704,17 +1705,17 @@ KEY_CONTROLS = {
 
 @once
 def account_summary(aws: Account) -> dict[str, int]:
-    """The numbers of GetAccountSummary, which tell of root's credentials."""
+    """The numbers of GetAccountSummary; some tell whether root has MFA, a password and keys."""
     return aws.ask("iam", "GetAccountSummary")["SummaryMap"]  # type: ignore[no-any-return]
 
 
 def key_age(created: datetime, now: datetime) -> int:
-    """Whole days since the key was created. A key cannot be rotated, only replaced."""
+    """The age of an access key in whole days since it was created."""
     return (now - created).days
 
 
 def due_day(created: datetime, max_age: int) -> datetime:
-    """The first moment at which the key is older than `max_age` days."""
+    """The first moment at which a key is older than `max_age` days."""
     return created + timedelta(days=max_age + 1)
 
 
@@ -1744,9 +1745,9 @@ def access_keys(aws: Account, user: str) -> list[dict[str, Any]]:
     empty_message="No access key among {targets:,} users, root included",
 )
 def check_access_keys(aws: Account, user: str) -> Rows:
-    """Active keys that are too old (IAM.3), and any key of root (IAM.4).
+    """Checks whether a user's keys are too old (IAM.3), and whether root has keys (IAM.4).
 
-    An inactive key that is too old is a finding of ours.
+    An inactive key that is too old is a finding too, but fails no control.
     """
     if user == ROOT:
         if account_summary(aws)["AccountAccessKeysPresent"]:
@@ -1780,13 +1781,13 @@ WITHOUT_ROOT = ("us-gov-", "cn-")
 
 
 def root_remediation(aws: Account) -> Remediation:
-    """The way to root's credentials, which in some partitions is AWS Support only."""
+    """The remediation for root: sign in as root or, where nobody can, ask AWS Support."""
     support = aws.home_region.startswith(WITHOUT_ROOT)
     return Remediation(manual="have AWS Support delete its keys" if support else "sign in as root")
 
 
 def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
-    """A key, and whether it is too old. The last use is asked only of old keys."""
+    """The rows of a key: OK or too old, and NOT CHECKED if an old key's last use is unread."""
     id, created, active = key["AccessKeyId"], key["CreateDate"], key["Status"] == "Active"
     age = key_age(created, aws.now)
     cells: dict[str, Cell] = {
@@ -1815,7 +1816,7 @@ def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
 
 
 def old_key_row(aws: Account, row: Row, active: bool, last: Cell) -> Row:
-    """The finding that a key is too old; `last` is a date, never or NOT CHECKED."""
+    """The row as the finding that a key is too old; `last` is a date, never or NOT CHECKED."""
     age, what = row.cells["Age (days)"], "key" if active else "inactive key"
     used = f"was used on {last:%Y-%m-%d}" if isinstance(last, datetime) else f"was {last} used"
     fix = deactivate_key(aws, row.target, row.item) if active else None
@@ -1835,7 +1836,7 @@ def old_key_row(aws: Account, row: Row, active: bool, last: Cell) -> Row:
 
 
 def deactivate_key(aws: Account, user: str, id: str) -> Remediation:
-    """Makes a key inactive, which can be undone."""
+    """The command that makes an access key inactive, which can be undone."""
     key = ("--access-key-id", id, "--status", "Inactive")
     return aws_cli(aws, "", "iam", "update-access-key", *cli_option("user-name", user), *key)
 
@@ -1852,10 +1853,10 @@ MFA_CONTROLS = {
 
 @once
 def credential_report(aws: Account) -> tuple[bool, dict[str, dict[str, str]]]:
-    """Whether AWS generated the report for this run, and its rows by user.
+    """Whether AWS made the credential report for this run, and its rows by user.
 
-    There are no rows if it cannot be read: then everything is read live. AWS keeps a report
-    for four hours, and generates a new one only then:
+    There are no rows if the report cannot be read: then IAM is asked about each user. AWS makes
+    a new report only if the last one is older than four hours:
     https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_getting-report.html
     """
     not_ready = ("ReportInProgress", "ReportNotPresent", "ReportExpired")
@@ -1880,9 +1881,9 @@ def virtual_mfa_user_arns(aws: Account) -> set[str]:
 
 
 def has_mfa(aws: Account, user: str) -> bool:
-    """Whether the user has an MFA device: by a fresh credential report, else by IAM itself.
+    """Whether a user has an MFA device, by a fresh credential report or else by IAM itself.
 
-    Only a fresh report is believed: one of earlier today may show what was fixed since.
+    An older report is not used: a user may have got a device since.
     """
     fresh, report = credential_report(aws)
     if fresh and user in report:
@@ -1893,9 +1894,9 @@ def has_mfa(aws: Account, user: str) -> bool:
 
 
 def has_password(aws: Account, user: str, mfa: bool) -> bool:
-    """Whether the user has a console password.
+    """Whether a user has a console password; for one with MFA any credential report will do.
 
-    An older report is believed only of users with MFA, of whom the password decides nothing.
+    The password of a user with MFA decides nothing. Of others a fresh report or IAM tells it.
     """
     fresh, report = credential_report(aws)
     if user in report and (fresh or mfa):
@@ -1904,12 +1905,12 @@ def has_password(aws: Account, user: str, mfa: bool) -> bool:
 
 
 def report_date(text: str) -> Cell:
-    """A date of the credential report; blank for N/A, no_information and not_supported."""
+    """A date of the credential report as a datetime; blank for text such as N/A."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")) if text[:1].isdigit() else ""
 
 
 def describe_sign_in(password: bool | None, last: Cell) -> str:
-    """How a user without MFA signs in; None if it is not known whether there is a password."""
+    """Words on how a user without MFA signs in; `password` is None if it is not known."""
     if password is None:
         return "has no MFA device"
     if not password:
@@ -1937,7 +1938,7 @@ def describe_sign_in(password: bool | None, last: Cell) -> str:
     empty_message="No user",
 )
 def check_mfa(aws: Account, user: str) -> Rows:
-    """Root without MFA (IAM.9), users with a console password (IAM.5), and others (IAM.19)."""
+    """Checks the MFA of root (IAM.9), users with a password (IAM.5) and all users (IAM.19)."""
     if user == ROOT:
         yield root_mfa_row(aws)
         return Counter({"IAM.9": 1})
@@ -1952,7 +1953,7 @@ def check_mfa(aws: Account, user: str) -> Rows:
 
 
 def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> Row:
-    """The row of an IAM user."""
+    """The row of an IAM user: OK with an MFA device, a Medium finding without."""
     about = users_by_name(aws).get(user, {})
     last = about.get("PasswordLastUsed", "never" if password else "")
     controls = ("IAM.5", "IAM.19") if password else ("IAM.19",)
@@ -1966,7 +1967,7 @@ def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> R
 
 
 def root_mfa_row(aws: Account) -> Row:
-    """Any kind of MFA passes, as does a root user without credentials.
+    """The row of root: OK with any MFA, or without any credentials; else a Critical finding.
 
     An organization can remove the password and the keys of its members' root users.
     """
@@ -1987,7 +1988,7 @@ def root_mfa_row(aws: Account) -> Row:
 def mfa_row(
     user: str, password: bool | None, last: Cell, mfa: bool, controls: Sequence[str]
 ) -> Row:
-    """A user or root; without MFA one that fails the controls."""
+    """The row of a user or root, still without severity; without MFA it fails the controls."""
     cells: dict[str, Cell] = {
         "User": user,
         "Console password": NOT_CHECKED if password is None else yes_no(password),
@@ -2027,7 +2028,7 @@ EVERYTHING: Recording = ({READ, WRITE}, set())
 
 
 def advanced_selector_events(selector: dict[str, Any]) -> Recording:
-    """The recording of an advanced event selector; nothing if its conditions are unknown to us."""
+    """The recording of an advanced event selector; nothing if a condition is unknown to us."""
     events, left_out, management = {READ, WRITE}, set(), False
     for part in selector["FieldSelectors"]:
         conditions = {name: value for name, value in part.items() if name != "Field" and value}
@@ -2044,7 +2045,7 @@ def advanced_selector_events(selector: dict[str, Any]) -> Recording:
 
 
 def selector_recordings(selectors: dict[str, Any]) -> list[Recording]:
-    """The recording of each selector in a response of GetEventSelectors."""
+    """The recordings of the selectors of GetEventSelectors that record management events."""
     if advanced := selectors.get("AdvancedEventSelectors"):
         return [*map(advanced_selector_events, advanced)]
     return [
@@ -2058,7 +2059,7 @@ def selector_recordings(selectors: dict[str, Any]) -> list[Recording]:
 
 
 def recorded_together(recordings: Iterable[Recording]) -> Recording:
-    """The recording of several selectors, or of several trails: one may record what others miss.
+    """The recording of selectors or trails together: one may record what the others miss.
 
     https://docs.aws.amazon.com/awscloudtrail/latest/userguide/logging-management-events-with-cloudtrail.html
     """
@@ -2072,7 +2073,7 @@ def recorded_together(recordings: Iterable[Recording]) -> Recording:
 
 
 def describe_recording(recording: Recording) -> str:
-    """The column Management events.
+    """The text of the column Management events, such as `read only`.
 
     >>> describe_recording(({READ, WRITE}, {"kms.amazonaws.com"}))
     'read and write without kms.amazonaws.com'
@@ -2114,34 +2115,34 @@ class Trail:
 
     @property
     def arn(self) -> str:
-        """The ARN, which names the trail in every call."""
+        """The ARN of the trail, by which every call names it."""
         return str(self.description["TrailARN"])
 
     @property
     def home(self) -> str:
-        """The region in which the trail can be changed."""
+        """The trail's home region, in which alone it can be changed."""
         return str(self.description["HomeRegion"])
 
     @property
     def owner(self) -> str:
-        """The number of the account that the trail belongs to."""
+        """The number of the account that owns the trail."""
         return self.arn.split(":")[4]
 
     def problems(self) -> list[str]:
-        """Why it records nothing, whatever its selectors say."""
+        """The reasons why the trail records nothing: logging is stopped, or delivery fails."""
         stopped = ["logging stopped"] if self.logging is False else []
         return stopped + ([f"no delivery ({self.delivery_error})"] if self.delivery_error else [])
 
     def certain(self) -> Sequence[Recording]:
-        """The recordings that are known to be made."""
+        """The recordings of the trail, if it works and everything of it was read; else none."""
         return () if self.problems() or self.error else self.recordings
 
     def possible(self) -> Sequence[Recording]:
-        """The recordings that may be made, as far as could be read."""
+        """The recordings of the trail if it may work; unread selectors count as EVERYTHING."""
         return () if self.problems() else self.recordings
 
     def validates(self) -> bool:
-        """Whether changes of its log files would show."""
+        """Whether log file validation is on, so that changed log files would be noticed."""
         return bool(self.description.get("LogFileValidationEnabled"))
 
     def rank(self) -> tuple[bool, bool, int, bool]:
