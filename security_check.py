@@ -613,7 +613,8 @@ class Report:
     results: list[CheckResult] = field(default_factory=list)
     controls: dict[str, ControlStatus] = field(default_factory=dict)
     first_run: bool = False  # True if the state knew nothing of one of the checks
-    resolved: dict[str, KnownFinding] | None = None  # since last time; None without --state
+    # findings resolved since last time; None without --state
+    resolved: dict[str, KnownFinding] | None = None
     history: list[HistoryEntry] = field(default_factory=list)
 
     def rows(self, status: str = "") -> list[Row]:
@@ -662,12 +663,12 @@ class Report:
 class AccountJob:
     """An account of a run, before there is a report of it."""
 
-    account: str  # its number; blank if it is not known yet
+    account: str  # number of the account; blank if not known yet
     name: str = ""
     profile: str = ""
     account_status: str = ACTIVE
-    error: AwsError | None = None  # why it is known already that it cannot be opened
-    open: Callable[[], Account] | None = None  # None if it is not to be audited
+    error: AwsError | None = None  # why the account cannot be opened, if that is already known
+    open: Callable[[], Account] | None = None  # opens the account; None if it is not to be audited
 
     def report(self, started: datetime, error: AwsError | None = None) -> Report:
         """A report without results."""
@@ -682,12 +683,12 @@ class Overview:
     reports: list[Report]
     started: datetime
     seconds: float
-    path: str  # of the workbook
+    path: str  # path of the workbook
     multi_account: bool = False
     with_state: bool = False
-    scope: str = ""  # of several accounts, such as `AWS organization of 123456789012`
+    scope: str = ""  # the accounts together, such as `AWS organization of 123456789012`
     auditor_arn: str = ""
-    remarks: list[str] = field(default_factory=list)  # on the accept file
+    remarks: list[str] = field(default_factory=list)  # remarks on the accept file
 
     @classmethod
     def of_one(cls, report: Report) -> Overview:
