@@ -796,11 +796,12 @@ def start_of_day(day: str) -> datetime:
 
 # === checks ===========================================================================
 
-IAM_THREADS = 8  # IAM throttles the account as a whole
+IAM_THREADS = 8  # threads of a check of IAM, which throttles the account as a whole
 
-# The console shows these numbers too: docs.aws.amazon.com/securityhub/latest/userguide/, pages
-# ec2-, iam-, cloudtrail- and s3-controls.html; cis-aws-foundations-benchmark.html has the CIS
-# numbers again, pci-standard.html says which controls belong to PCI DSS.
+# The controls of Security Hub, by the numbers that its console shows, are described at
+# docs.aws.amazon.com/securityhub/latest/userguide/, pages ec2-, iam-, cloudtrail- and
+# s3-controls.html; cis-aws-foundations-benchmark.html has their CIS numbers, and
+# pci-standard.html says which of them belong to PCI DSS.
 
 
 def cli_option(name: str, value: str) -> tuple[str, ...]:
@@ -951,7 +952,7 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
 
 # --- check 2: security groups, sources ------------------------------------------------
 
-# Networks that no host on the Internet has; what is left of IPv6 is 2000::/3.
+# Networks that no host on the Internet has; of IPv6, that leaves 2000::/3.
 # https://www.iana.org/assignments/iana-ipv4-special-registry
 NON_PUBLIC_NETWORKS: list[Any] = [
     *map(ip_network, ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8")),
@@ -959,21 +960,21 @@ NON_PUBLIC_NETWORKS: list[Any] = [
     *map(ip_network, ("192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24")),
     *map(ip_network, ("224.0.0.0/3", "::/3", "4000::/2", "8000::/1")),
 ]
-# By IP version, so many public addresses that they mean nobody in particular: as many as two
-# IPv4 /8 have, or an IPv6 /12, which IANA gives to a regional registry as a whole.
+# The least number of public addresses, by IP version, that mean nobody in particular: as many
+# as two IPv4 /8 have, or an IPv6 /12, which IANA gives to a regional registry as a whole.
 MANY_ADDRESSES = {4: 2 * 2**24, 6: 2**116}
-WHOLE_INTERNET = {4: "0.0.0.0/0", 6: "::/0"}  # by IP version
+WHOLE_INTERNET = {4: "0.0.0.0/0", 6: "::/0"}  # the CIDR of all addresses, by IP version
 SOURCE_FIELDS = {"IpRanges": "CidrIp", "Ipv6Ranges": "CidrIpv6", "PrefixListIds": "PrefixListId"}
-FILTER_VALUES = 200  # in one filter of DescribeNetworkInterfaces
+FILTER_VALUES = 200  # values at most in one filter of DescribeNetworkInterfaces
 
 
 class Exposure(NamedTuple):
     """The part of the Internet that some sources let in together; blank if it is small."""
 
     whole: bool = False
-    versions: tuple[int, ...] = ()  # of IP, of which they let in the whole, or a large part
-    open_to: tuple[str, ...] = ()  # 0.0.0.0/0, ::/0, else the ranges
-    text: str = ""  # `the whole Internet`, `56 % of the Internet`
+    versions: tuple[int, ...] = ()  # IP versions of which the sources let in all, or a large part
+    open_to: tuple[str, ...] = ()  # CIDRs to show: 0.0.0.0/0 and ::/0, else the public ranges
+    text: str = ""  # in words: `the whole Internet`, `56 % of the Internet`
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -1043,7 +1044,7 @@ def exposure(cidrs: Iterable[str]) -> Exposure:
     return exposure_of(frozenset(cidrs))
 
 
-@functools.lru_cache(maxsize=4096)  # many groups have the same sources, and rules overlap
+@functools.lru_cache(maxsize=4096)  # cached: many groups have the same sources
 def exposure_of(cidrs: frozenset[str]) -> Exposure:
     """The exposure of different sources."""
     counts = {}
@@ -1088,20 +1089,20 @@ def sources_to_remove(cidrs: Collection[str], others: Collection[str] = ()) -> l
 
 # --- check 2: security groups, ports --------------------------------------------------
 
-HIGH_RISK_PORTS = {  # the list of Security Hub EC2.19
+HIGH_RISK_PORTS = {  # the high-risk ports that Security Hub EC2.19 lists
     20: "FTP data", 21: "FTP", 22: "SSH", 23: "Telnet", 25: "SMTP", 110: "POP3", 135: "RPC",
     143: "IMAP", 445: "SMB", 1433: "SQL Server", 1434: "SQL Server", 3000: "web development",
     3306: "MySQL", 3389: "RDP", 4333: "mSQL", 5000: "web development", 5432: "PostgreSQL",
     5500: "VNC", 5601: "OpenSearch Dashboards", 8080: "HTTP proxy", 8088: "HTTP", 8888: "HTTP",
     9200: "OpenSearch", 9300: "OpenSearch",
 }  # fmt: skip
-REMOTE_LOGIN_PORTS = {22, 3389}  # SSH and RDP
-WEB_PORTS = {80: "HTTP", 443: "HTTPS"}  # allowed by Security Hub EC2.18
-PORT_NAMES = HIGH_RISK_PORTS | WEB_PORTS  # they are TCP
+REMOTE_LOGIN_PORTS = {22, 3389}  # ports of SSH and RDP
+WEB_PORTS = {80: "HTTP", 443: "HTTPS"}  # ports that Security Hub EC2.18 allows
+PORT_NAMES = HIGH_RISK_PORTS | WEB_PORTS  # names of TCP ports
 ALL_PORTS = range(65536)
-PORT_PROTOCOLS = ("TCP", "UDP")  # the only ones whose rules have ports
+PORT_PROTOCOLS = ("TCP", "UDP")  # the only protocols whose rules have ports
 
-# https://www.iana.org/assignments/protocol-numbers
+# Names of protocols, by number: https://www.iana.org/assignments/protocol-numbers
 PROTOCOLS = {
     "-1": "ALL", "1": "ICMP", "2": "IGMP", "4": "IPv4", "6": "TCP", "17": "UDP", "41": "IPv6",
     "47": "GRE", "50": "ESP", "51": "AH", "58": "ICMPv6", "89": "OSPF", "112": "VRRP",
@@ -1121,7 +1122,7 @@ def protocol_name(protocol: str) -> str:
 class PortRange(NamedTuple):
     """The protocol and ports of a rule. ICMP has a type and a code in their place."""
 
-    protocol: str  # by name; ALL is every protocol
+    protocol: str  # name of the protocol; ALL is every protocol
     first: int | None
     last: int | None
 
@@ -1208,13 +1209,13 @@ class PortRange(NamedTuple):
 
 # --- check 2: security groups, rules --------------------------------------------------
 
-# How each control decides, by the rule of AWS Config behind it (the pages of the user guide name
-# them; docs.aws.amazon.com/config/latest/developerguide/ has a page a rule): restricted-ssh and
-# restricted-common-ports (EC2.14, EC2.19) are about TCP, vpc-sg-port-restriction-check (EC2.53,
-# EC2.54) and vpc-sg-open-only-to-authorized-ports (EC2.18) about TCP and UDP. All of them look
-# for 0.0.0.0/0 and ::/0 themselves. By default, vpc-sg-port-restriction-check leaves out groups of
-# other accounts; we do so for all. restricted-common-ports speaks of groups in use; the controls
-# do not, and neither do we.
+# How each control decides, by the rule of AWS Config behind it (the control's page in the user
+# guide names it; docs.aws.amazon.com/config/latest/developerguide/ has a page for each rule):
+# restricted-ssh and restricted-common-ports (EC2.14, EC2.19) are about TCP,
+# vpc-sg-port-restriction-check (EC2.53, EC2.54) and vpc-sg-open-only-to-authorized-ports (EC2.18)
+# about TCP and UDP. All of them look for 0.0.0.0/0 and ::/0 themselves. By default,
+# vpc-sg-port-restriction-check leaves out groups of other accounts; we do so for all controls.
+# restricted-common-ports speaks of groups in use; the controls do not, and neither do we.
 GROUP_CONTROLS = {
     "EC2.13": Control(HIGH, "SSH (TCP 22) is closed to the Internet", pci="1.3.1"),
     "EC2.14": Control(HIGH, "RDP (TCP 3389) is closed to the Internet", pci="1.3.1"),
@@ -1229,8 +1230,8 @@ class Sources(NamedTuple):
     """The sources of the inbound rules of a group for one port range."""
 
     cidrs: list[str]
-    lists: dict[str, list[str]]  # the CIDRs of its prefix lists
-    unread: dict[str, AwsError]  # the prefix lists that could not be read, and why
+    lists: dict[str, list[str]]  # CIDRs of each prefix list that was read, by its ID
+    unread: dict[str, AwsError]  # errors of prefix lists that could not be read
 
     def all_cidrs(self) -> list[str]:
         """The CIDRs of the rules and of their prefix lists."""
@@ -1240,12 +1241,12 @@ class Sources(NamedTuple):
 class OpenRule(NamedTuple):
     """The inbound rules of a group for one port range, if they let in the Internet or may."""
 
-    group: dict[str, Any]  # as DescribeSecurityGroups describes it
+    group: dict[str, Any]  # the group as DescribeSecurityGroups describes it
     ports: PortRange
     sources: Sources
     exposure: Exposure
-    reached: PortRange  # the ports that are exposed so, if other rules take part in it
-    partners: dict[PortRange, list[str]]  # the other rules that take part, and their CIDRs
+    reached: PortRange  # the ports with this exposure; only a part of a rule if others add to it
+    partners: dict[PortRange, list[str]]  # CIDRs of other rules that add to the exposure
 
 
 def owner_of(aws: Account, group: dict[str, Any]) -> str:
@@ -1286,7 +1287,7 @@ def port_severity(ports: PortRange) -> str:
     return LOW if ports.ports or ports.protocol.startswith("ICMP") else HIGH
 
 
-Rules = dict[PortRange, list[str]]  # the CIDRs of a group's rules
+Rules = dict[PortRange, list[str]]  # CIDRs of a group's inbound rules, by port range
 
 
 def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
@@ -1441,7 +1442,7 @@ class VpcBlockPublicAccess:
 
     mode: str
     own_vpcs: frozenset[str] = frozenset()
-    excluded: frozenset[str] = frozenset()  # VPCs, also those of an excluded subnet
+    excluded: frozenset[str] = frozenset()  # VPCs with an exclusion, also of one subnet
 
     def blocks(self, group_vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
         """The mode, if it stops inbound traffic to the group; else blank.
@@ -1449,7 +1450,7 @@ class VpcBlockPublicAccess:
         A load balancer in an excluded subnet reaches targets in all of its VPC:
         https://docs.aws.amazon.com/vpc/latest/userguide/security-vpc-bpa.html
         """
-        # a group may be used in other VPCs than its own
+        # a security group may be used in other VPCs than its own
         vpcs = {group_vpc, *(interface.get("VpcId", group_vpc) for interface in interfaces)}
         stops = self.mode.startswith("block-") and vpcs <= self.own_vpcs
         return (
@@ -1490,10 +1491,10 @@ class GroupUsage(NamedTuple):
     """The use of a group, and what blocks inbound traffic to it."""
 
     used_by: str
-    blocked_by: str  # blank if nothing does
-    text: str = ""  # the end of the sentence
-    unused: bool = False  # as far as is known
-    public: bool = False  # whether the Internet reaches an interface
+    blocked_by: str  # what blocks inbound traffic to the group; blank if nothing does
+    text: str = ""  # the end of a message: how the group is used and blocked
+    unused: bool = False  # whether no interface has the group, as far as is known
+    public: bool = False  # whether the Internet reaches an interface of the group
 
 
 def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
@@ -1688,10 +1689,10 @@ def one_level_lower(severity: str) -> str:
 
 # --- check 3: access keys -------------------------------------------------------------
 
-DUE_SOON = timedelta(days=31)  # before the next monthly run
+DUE_SOON = timedelta(days=31)  # a key due within this time is due before the next monthly run
 KEY_CONTROLS = {
-    # Security Hub counts from the day on which the key was created or last activated, as the
-    # credential report does; we count from the creation, which no reactivation changes.
+    # Security Hub counts a key's age from its creation or last activation, as the credential
+    # report does; we count from the creation, which no reactivation changes.
     "IAM.3": Control(
         MEDIUM,
         "No active access key was created more than 90 days ago",
@@ -1798,7 +1799,7 @@ def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
         "Age (days)": age,
         "Last used": "",
     }
-    # IAM.3 is about 90 days: of what a longer --max-key-age lets pass it is not decided
+    # IAM.3 is about 90 days; it is undecided for keys that a longer --max-key-age lets pass
     status = FAILED if age > aws.max_key_age else NOT_CHECKED
     findings = (ControlFinding("IAM.3", id, status),) if active and age > MAX_KEY_AGE else ()
     row = Row(user, id, cells, control_findings=findings, resource=id)
@@ -1843,7 +1844,8 @@ def deactivate_key(aws: Account, user: str, id: str) -> Remediation:
 
 # --- check 4: MFA ---------------------------------------------------------------------
 
-REPORT_POLLS, REPORT_PAUSE = 30, 2  # seconds between them: AWS needs some for many users
+# Tries to get the credential report, and seconds between them: AWS needs some for many users.
+REPORT_POLLS, REPORT_PAUSE = 30, 2
 MFA_CONTROLS = {
     "IAM.5": Control(MEDIUM, "Who has a console password has MFA", "1.9", "1.10", "8.4.2"),
     "IAM.9": Control(CRITICAL, "Root has MFA", "1.4", "1.5", "8.4.2", ROOT),
@@ -1962,7 +1964,7 @@ def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> R
         row,
         severity="" if mfa else MEDIUM,
         remediation=Remediation(manual="" if mfa else "its owner must enrol a device"),
-        resource=about.get("UserId", ""),  # the same after a renaming
+        resource=about.get("UserId", ""),  # the ID of the user, which a renaming does not change
     )
 
 
@@ -2017,12 +2019,12 @@ def mfa_row(
 
 # --- check 5: CloudTrail, event selectors ---------------------------------------------
 
-READ, WRITE = "read", "write"  # kinds of management events
+READ, WRITE = "read", "write"  # the kinds of management events
 READ_WRITE_TYPES = {"All": {READ, WRITE}, "ReadOnly": {READ}, "WriteOnly": {WRITE}}
 DEFAULT_SELECTORS = {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
 
-# The management events that are recorded, of READ and WRITE, and the event sources that are
-# left out.
+# The management events that a trail or selector records, of READ and WRITE, and the event
+# sources that it leaves out.
 Recording = tuple[set[str], set[str]]
 EVERYTHING: Recording = ({READ, WRITE}, set())
 
@@ -2085,11 +2087,11 @@ def describe_recording(recording: Recording) -> str:
 
 # --- check 5: CloudTrail, trails ------------------------------------------------------
 
-ACCOUNT_TARGET = "<account>"  # the target of what is asked once for the account
+ACCOUNT_TARGET = "<account>"  # the target that stands for the account as a whole
 # A trail of one region gets the events of global services only in the partition's leading region:
 # https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-concepts.html
 LEADING_REGIONS = {"us-east-1", "us-gov-west-1", "cn-north-1"}
-GLOBAL_SERVICES = "global services"  # not in a single-region trail of another region
+GLOBAL_SERVICES = "global services"  # stands for all their event sources if a trail omits them
 TRAIL_CONTROLS = {
     "CloudTrail.1": Control(
         HIGH,
@@ -2107,11 +2109,11 @@ class Trail:
     """A trail as DescribeTrails describes it, and what its other two responses say."""
 
     description: dict[str, Any]
-    recordings: tuple[Recording, ...]  # of its selectors; EVERYTHING if they were not read
-    logging: bool | None  # None if its status was not read, as are the following
-    delivery_error: str = ""  # of its log files
-    digest_error: str = ""  # of the files by which they are validated
-    error: AwsError | None = None  # why a part of it was not read
+    recordings: tuple[Recording, ...]  # what each selector records; EVERYTHING if unread
+    logging: bool | None  # None if the trail's status was not read
+    delivery_error: str = ""  # why log files are not delivered; blank if they are
+    digest_error: str = ""  # why digest files (they validate log files) are not delivered
+    error: AwsError | None = None  # why a part of the trail was not read
 
     @property
     def arn(self) -> str:
@@ -2146,14 +2148,14 @@ class Trail:
         return bool(self.description.get("LogFileValidationEnabled"))
 
     def rank(self) -> tuple[bool, bool, int, bool]:
-        """Sorts the trail that records most, or could, first."""
+        """The sort key: trails that surely record come first, and then those that record all."""
         complete = recorded_together(self.recordings) == EVERYTHING
         return not self.certain(), not complete, len(self.problems()), not self.validates()
 
 
 @once
 def trails_of(aws: Account, region: str) -> list[dict[str, Any]]:
-    """All trails that cover the region, also those of other regions and of the organization."""
+    """The descriptions of all trails that cover a region, also of other regions and accounts."""
     response = aws.ask("cloudtrail", "DescribeTrails", region, includeShadowTrails=True)
     return list(response["trailList"])
 
@@ -2162,10 +2164,10 @@ def trails_of(aws: Account, region: str) -> list[dict[str, Any]]:
 def status_and_selectors(
     aws: Account, arn: str, home: str, custom: bool
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, AwsError | None]:
-    """The responses of GetTrailStatus and GetEventSelectors, or why there is none.
+    """A trail's status and selectors, None where one could not be read, and the error.
 
-    They are asked in the trail's home region. Default selectors are not read: a member account
-    may not read those of its organization's trail.
+    They are asked in the trail's home region. Without custom selectors, the default ones are
+    given, not asked: a member account may not ask for those of its organization's trail.
     """
     status = answer_or_error(lambda: aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn))
     if isinstance(status, AwsError):
@@ -2180,7 +2182,7 @@ def status_and_selectors(
 
 
 def load_trail(aws: Account, description: dict[str, Any]) -> Trail:
-    """The trail, evaluated as far as its responses can be read."""
+    """The trail of a description, with its status and selectors as far as these can be read."""
     arn, home = description["TrailARN"], description["HomeRegion"]
     custom = description.get("HasCustomEventSelectors", True)
     return evaluate_trail(description, *status_and_selectors(aws, arn, home, custom))
@@ -2192,7 +2194,7 @@ def evaluate_trail(
     selectors: dict[str, Any] | None,
     error: AwsError | None = None,
 ) -> Trail:
-    """A trail from DescribeTrails, GetTrailStatus and GetEventSelectors."""
+    """The trail from its three responses; unread selectors are taken to record everything."""
     found = selector_recordings(selectors) if selectors is not None else [EVERYTHING]
     leads = description["HomeRegion"] in LEADING_REGIONS
     if leads and not description.get("IncludeGlobalServiceEvents", True):
@@ -2210,7 +2212,7 @@ def evaluate_trail(
 
 
 def multi_region_trails(aws: Account, names: Iterable[str]) -> dict[str, Trail]:
-    """The multi-region trails that these regions show, by ARN; the error if none can be read."""
+    """The multi-region trails, which every region shows, by ARN; raises if none could be read."""
     answers = [answer_or_error(functools.partial(trails_of, aws, name)) for name in names]
     read = [answer for answer in answers if not isinstance(answer, AwsError)]
     errors = [answer for answer in answers if isinstance(answer, AwsError)]
@@ -2224,7 +2226,7 @@ def multi_region_trails(aws: Account, names: Iterable[str]) -> dict[str, Trail]:
 
 
 def account_and_regions(aws: Account) -> Iterator[str]:
-    """The targets: what is asked once, and the regions."""
+    """The targets of the check: first the account as a whole, then each of its regions."""
     yield ACCOUNT_TARGET
     yield from regions(aws)
 
@@ -2252,7 +2254,7 @@ def account_and_regions(aws: Account) -> Iterator[str]:
     empty_message="No region",
 )
 def check_cloudtrail(aws: Account, target: str) -> Rows:
-    """Whether a trail records all (CloudTrail.1), each region, each flawed trail (CloudTrail.4).
+    """The row of the account (CloudTrail.1), or of a region and its flawed trails (CloudTrail.4).
 
     A region that does not show its trails is OK if others show multi-region trails that record.
     """
@@ -2266,7 +2268,7 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
         row = region_row(aws, target, [*multi_region_trails(aws, others).values()])
         if row.error or row.severity == HIGH:
             raise
-        # the region's own trails are not known
+        # the region's own trails are not known, so CloudTrail.4 is undecided
         undecided = ControlFinding("CloudTrail.4", target, NOT_CHECKED)
         yield replace(row, control_findings=(undecided,))
         return Counter({"": 1})
@@ -2277,7 +2279,7 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
 
 
 def trail_cells(region: str, trails: Sequence[Trail]) -> dict[str, Cell]:
-    """The cells of trails that record together, or of a single one, or of none."""
+    """The cells of a row about trails that record together, about one trail, or about none."""
     cells: dict[str, Cell] = {"Region": region}
     if not trails:
         return cells
@@ -2311,7 +2313,7 @@ def fulfils_cloudtrail_1(trail: Trail) -> bool | None:
 
 
 def account_rows(aws: Account) -> Iterator[Row]:
-    """A finding if no multi-region trail records everything. Every region shows these trails."""
+    """A finding if no multi-region trail records everything, else no row; raises if not known."""
     trails = [*multi_region_trails(aws, regions(aws)).values()]
     answers = [fulfils_cloudtrail_1(trail) for trail in trails]
     if True in answers:
@@ -2336,7 +2338,7 @@ def account_rows(aws: Account) -> Iterator[Row]:
 
 
 def describe_trail(trail: Trail) -> str:
-    """Why a trail does not record everything: `main records read only`."""
+    """The reason why a trail does not record everything, such as `main records read only`."""
     stopped = trail.logging is False
     records = f"records {describe_recording(recorded_together(trail.recordings))}"
     return f"{trail.description['Name']} {'is stopped' if stopped else records}"
@@ -2346,7 +2348,7 @@ def describe_trail(trail: Trail) -> str:
 
 
 def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
-    """Whether the trails that cover a region record its API calls together."""
+    """The row of a region: whether the trails that cover it record its API calls together."""
     certain = recorded_together(one for trail in found for one in trail.certain())
     possible = recorded_together(one for trail in found for one in trail.possible())
     if certain not in (EVERYTHING, possible):
@@ -2383,7 +2385,7 @@ def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
 
 
 def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
-    """A row NOT CHECKED, because of the best of the trails that could not be read."""
+    """The row NOT CHECKED of a region, with the error of the best trail that was not fully read."""
     unread = min((trail for trail in found if trail.error), key=Trail.rank)
     undecided = ControlFinding("CloudTrail.1", aws.number, NOT_CHECKED)
     cells = trail_cells(region, [unread])
@@ -2391,7 +2393,7 @@ def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
 
 
 def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
-    """The one trail that records all that is recorded, else all that record, else the best."""
+    """The trails to show: one that records what all do, else all that record, else the best."""
     by_rank = sorted(found, key=Trail.rank)
     recording = [trail for trail in by_rank if trail.certain()]
     alone = [trail for trail in recording if recorded_together(trail.certain()) == records]
@@ -2399,7 +2401,7 @@ def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
 
 
 def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> Message:
-    """Why the API calls of a region are not recorded, or not all."""
+    """The sentence that says why the API calls of a region are not recorded, or not all."""
     if not shown:
         return Message("no trail records the API calls of ", region)
     if records[0]:
@@ -2409,7 +2411,7 @@ def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> 
 
 
 def start_or_create(aws: Account, found: Sequence[Trail]) -> Remediation:
-    """The command that starts a trail of this account, if that is all that is missing."""
+    """The command that starts this account's trail if it is only stopped, else a task by hand."""
     for trail in sorted(found, key=Trail.rank):
         complete = recorded_together(trail.recordings)[0] == {READ, WRITE} and not trail.error
         if complete and trail.problems() == ["logging stopped"] and trail.owner == aws.number:
@@ -2418,7 +2420,7 @@ def start_or_create(aws: Account, found: Sequence[Trail]) -> Remediation:
 
 
 def complete_trail(aws: Account, shown: Sequence[Trail], left_out: set[str]) -> Remediation:
-    """The command that includes global services in a trail of this account, if only they miss."""
+    """The command to record global services if only they are left out, else a task by hand."""
     first = shown[0]
     if left_out != {GLOBAL_SERVICES} or first.owner != aws.number:
         return trail_by_hand(aws, shown)
@@ -2427,7 +2429,7 @@ def complete_trail(aws: Account, shown: Sequence[Trail], left_out: set[str]) -> 
 
 
 def trail_by_hand(aws: Account, trails: Sequence[Trail]) -> Remediation:
-    """Says who has to change a trail, or that there is none."""
+    """The task by hand: to change a trail, in the account that owns it, or to create one."""
     owners = {trail.owner for trail in trails}
     if owners and aws.number not in owners:
         return Remediation(manual=f"a trail of account {in_words(sorted(owners))}")
@@ -2438,7 +2440,7 @@ def trail_by_hand(aws: Account, trails: Sequence[Trail]) -> Remediation:
 
 
 def trail_flaws(trail: Trail) -> dict[str, str]:
-    """The shortcomings of a trail, whatever it records, by a word for the extent."""
+    """The flaws of a trail in words, each under a short name; what it records is not judged."""
     found = {
         "log-file-validation": "" if trail.validates() else "does not validate its log files",
         "delivery": trail.delivery_error and f"cannot deliver its logs ({trail.delivery_error})",
@@ -2484,14 +2486,14 @@ PUBLIC_GRANTEES = {
     EVERYONE: "everyone on the Internet",
     ANY_AWS_ACCOUNT: "anyone with an AWS account",
 }
-ACL_GROUPS = {  # for the ID, and for the column Grantee
+ACL_GROUPS = {  # names by URI: for a row's ID, and for the column Grantee
     EVERYONE: ("AllUsers", "Everyone (AllUsers)"),
     ANY_AWS_ACCOUNT: ("AuthenticatedUsers", "Any AWS account (AuthenticatedUsers)"),
     LOG_DELIVERY: ("LogDelivery", "S3 log delivery"),
 }
 # What a permission allows, and the controls that fail if it is granted to the public.
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/acl-overview.html#permissions
-# S3 calls an ACL public that grants "any permissions" to the public groups, also to its ACL:
+# S3 calls an ACL public if it grants "any permissions" to the public groups, also for the ACL:
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-control-block-public-access.html
 PERMISSIONS = {
     "READ": ("list it", ("S3.2",)),
@@ -2508,7 +2510,7 @@ BUCKET_CONTROLS = {
 
 
 def grantee_names(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
-    """The grantee for the ID, and for the column Grantee. AWS no longer returns display names."""
+    """A grantee's names for an ID and the column Grantee. AWS no longer returns display names."""
     if uri := grantee.get("URI"):
         return ACL_GROUPS.get(uri, (uri, uri))
     id = grantee.get("ID") or grantee.get("EmailAddress", "")
@@ -2521,9 +2523,9 @@ def grantee_names(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
 
 
 def failed_bucket_controls(grantee: dict[str, Any], owner: str, permission: str) -> list[str]:
-    """The controls that a grant fails, before any public access block; the most severe first.
+    """The controls that a grant fails, the most severe first; public access blocks do not count.
 
-    None for the owner, and for AWS's own delivery of logs.
+    The owner, and AWS's own delivery of logs, fail none.
     """
     uri, id = grantee.get("URI"), grantee.get("ID")
     if uri == LOG_DELIVERY or id == owner or id in CLOUDFRONT_LOG_DELIVERY:
@@ -2541,7 +2543,7 @@ BLOCK_SETTINGS = (
 
 @once
 def public_access_block(aws: Account, bucket: str = "", region: str = "") -> dict[str, Any] | None:
-    """The settings of a bucket, or of the account if it is blank; None if there are none."""
+    """A bucket's public access block, the account's if `bucket` is blank; None if there is none."""
     service, of = ("s3", {"Bucket": bucket}) if bucket else ("s3control", {"AccountId": aws.number})
     absent = {"NoSuchPublicAccessBlockConfiguration"}
     response = aws.ask(service, "GetPublicAccessBlock", region, absent, **of)
@@ -2549,7 +2551,7 @@ def public_access_block(aws: Account, bucket: str = "", region: str = "") -> dic
 
 
 def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
-    """The public access block that has the setting on; blank if none has.
+    """The public access block, of account or bucket, that has a setting on; blank if none has.
 
     If one has it on, it does not matter whether the other can be read.
     """
@@ -2567,7 +2569,7 @@ def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
 
 
 def remove_grant(aws: Account, bucket: str, uri: str, permission: str) -> Remediation:
-    """Removes a grant to a group from the ACL, as it is when the command is run.
+    """The command that removes a group's grant from the ACL, as the ACL is when it is run.
 
     S3 only replaces whole ACLs. If the present one cannot be read, nothing is replaced.
     """
@@ -2580,10 +2582,10 @@ def remove_grant(aws: Account, bucket: str, uri: str, permission: str) -> Remedi
 
 
 def restrict_bucket(aws: Account, bucket: str) -> Remediation:
-    """Turns RestrictPublicBuckets on, and keeps the other settings as they are then.
+    """The command that turns RestrictPublicBuckets on and changes nothing else, or a task by hand.
 
-    S3 only replaces all four. Where the bucket had none, a command could not tell settings that
-    somebody made meanwhile from settings that it may not read.
+    S3 only replaces all four. If the bucket has no block, a person has to do it: a command could
+    not tell settings that somebody made meanwhile from settings that it may not read.
     """
     region, about = bucket_regions(aws)[bucket], ("--bucket", bucket)
     if public_access_block(aws, bucket, region) is None:
@@ -2601,7 +2603,7 @@ def restrict_bucket(aws: Account, bucket: str) -> Remediation:
 
 @once
 def bucket_acl(aws: Account, bucket: str) -> dict[str, Any]:
-    """The response of GetBucketAcl, from the bucket's own region."""
+    """The response of GetBucketAcl, asked in the bucket's own region."""
     return aws.ask("s3", "GetBucketAcl", bucket_regions(aws)[bucket], Bucket=bucket)
 
 
@@ -2613,7 +2615,7 @@ def policy_status(aws: Account, bucket: str) -> dict[str, Any]:
 
 
 def acl_and_policy(aws: Account, bucket: str) -> None:
-    """The two calls that every bucket needs."""
+    """Calls GetBucketAcl and GetBucketPolicyStatus ahead of the check, which finds them cached."""
     bucket_acl(aws, bucket)
     policy_status(aws, bucket)
 
@@ -2637,7 +2639,7 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
     empty_message="No grant on any of {targets:,} buckets",
 )
 def check_s3_acls(aws: Account, bucket: str) -> Rows:
-    """Every grant on a bucket (S3.2, S3.3, S3.12), and whether its policy makes it public."""
+    """The rows of a bucket: each grant (S3.2, S3.3, S3.12), and a policy that makes it public."""
     acl = bucket_acl(aws, bucket)
     for grant in acl["Grants"]:
         yield from grant_rows(aws, bucket, acl, grant["Grantee"], grant["Permission"])
@@ -2648,7 +2650,7 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
 
 
 def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cell]:
-    """The cells that all rows of a bucket share."""
+    """The cells that all rows of a bucket share: Bucket, Region, Owner, and a blank Blocked by."""
     region, owner = bucket_regions(aws)[bucket], acl["Owner"]
     name = owner.get("DisplayName") or owner["ID"]
     return {"Bucket": bucket, "Region": region, "Owner": name, "Blocked by": ""}
@@ -2657,7 +2659,7 @@ def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cel
 def grant_rows(
     aws: Account, bucket: str, acl: dict[str, Any], grantee: dict[str, Any], permission: str
 ) -> Iterator[Row]:
-    """The row of a grant; a second one, NOT CHECKED, if a block that may void it is unread."""
+    """The row of a grant, and one NOT CHECKED if a block that may void it could not be read."""
     owner = acl["Owner"]["ID"]
     id, name = grantee_names(grantee, owner)
     cells = grant_cells(aws, bucket, acl) | {"Grantee": name, "Permission": permission}
@@ -2684,9 +2686,9 @@ def grant_rows(
 
 
 def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]:
-    """The finding of a public grant, which a public access block may make void.
+    """The finding of a public grant, which is Low if a public access block makes it void.
 
-    It fails S3.12 in any case; if the block cannot be read, that is all that is known.
+    It fails S3.12 in any case; if the block cannot be read, a row NOT CHECKED has the rest.
     """
     blocked = answer_or_error(
         lambda: blocked_by(aws, row.target, str(row.cells["Region"]), "IgnorePublicAcls")
@@ -2709,7 +2711,7 @@ def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]
 
 
 def blocked_row(row: Row, blocked: str) -> Row:
-    """The row of something public that a public access block makes void."""
+    """The row of public access, lowered to Low because a public access block makes it void."""
     return replace(
         row,
         cells=row.cells | {"Blocked by": blocked},
@@ -2719,9 +2721,9 @@ def blocked_row(row: Row, blocked: str) -> Row:
 
 
 def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
-    """A policy that makes the bucket public.
+    """The finding of a policy that makes the bucket public, Low if a block makes it void.
 
-    Whether it lets the public read (S3.2) or write (S3.3), AWS does not say.
+    AWS does not say whether the policy lets the public read (S3.2) or write (S3.3).
     """
     cells = grant_cells(aws, bucket, acl)
     cells |= {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
