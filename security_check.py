@@ -2750,25 +2750,24 @@ def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
 
 # === aws ==============================================================================
 
-# Seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only twice when
-# nothing answers: a region that does not answer must not hold up the run.
+# Time-outs in seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only
+# twice when nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
-CALL_TIMEOUT = (
-    60  # for all attempts of a call (pauses of the pace do not count), and for one response
-)
-ATTEMPTS = 8  # with the waits of botocore's `standard` mode, about a minute
-MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2  # seconds; as for a dropped connection
-MAX_FAILURES = 3  # of one call in one region, in a row, before it is not made any more
-CONNECTIONS = 32  # as many as a check has threads
-CALLERS = 128  # threads: those of a check, of all prefetch calls, and some for slow calls
+CALL_TIMEOUT = 60  # seconds for all attempts, and for one response; pauses of the pace do not count
+ATTEMPTS = 8  # attempts of a call: about a minute with the waits of botocore's `standard` mode
+# Attempts if a response is malformed, and seconds between them, as for a dropped connection
+MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2
+MAX_FAILURES = 3  # failures in a row after which a call is not made any more in a region
+CONNECTIONS = 32  # connections of a client: as many as a check has threads
+CALLERS = 128  # threads for calls: of a check, of all prefetch calls, and some for slow calls
 
 # A pace for a throttled client, in seconds between calls. AWS's limits for IAM and EC2 are
 # about 20 calls a second. Slower by a fifth after each volley of refusals, faster by half a
 # per cent after each answer, a run takes 1.1 to 1.2 times what the limit allows (measured).
 INITIAL_DELAY, SLOWER, FASTER = 0.05, 1.2, 0.995
-VOLLEY = 1  # seconds in which calls that are refused together slow us down once
-# A client that is refused even at a call in two seconds is not refused for its pace: others use
-# up the limits. It then goes on at half of them, and relies on its attempts.
+VOLLEY = 1  # seconds within which several refusals slow the pace down only once
+# A client that is refused even at one call in two seconds is not refused for its pace: others
+# use up the limits. It then goes on at half the limits, and relies on its attempts.
 MAX_DELAY, SETTLED_DELAY = 2.0, 0.1
 
 LIMITS_USED_UP = "(however slowly it is asked: others use up the account's limits)"
@@ -2814,8 +2813,8 @@ READ_POLICY: dict[str, Any] = {
     ],
 }
 
-IN_CALL = threading.local()  # its `sent` are the times at which this thread sends attempts
-CLIENT_LOCK = threading.Lock()  # accounts share what botocore has read of its models
+IN_CALL = threading.local()  # its `sent` has the times at which a thread sent attempts
+CLIENT_LOCK = threading.Lock()  # held to make clients: accounts share what botocore has read
 CALL_LOG = logging.getLogger("security_check")
 
 
@@ -2827,13 +2826,13 @@ class Call(NamedTuple):
     region: str
 
     def error(self, code: str, detail: str = "") -> AwsError:
-        """The error of this call with a code."""
+        """An error of this call with a code, and with a detail if there is one."""
         return AwsError(code, self.service, self.operation, detail)
 
 
-SIGN_IN = Call("sign-in", "", "")  # stands for what botocore does for credentials
-CREDENTIALS = "credentials"  # in Account.failures
-# EC2 says RequestExpired of a token, and of a clock that is wrong
+SIGN_IN = Call("sign-in", "", "")  # stands for all calls that botocore makes for credentials
+CREDENTIALS = "credentials"  # the key in Account.failures for credentials that cannot be had
+# EC2 says RequestExpired both of an expired token and of a wrong clock
 RENEWABLE_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
 
 
@@ -2851,11 +2850,11 @@ class Response(dict[str, Any]):
         return self._wrap(super().__getitem__(name))
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The field, or the default if it is missing."""
+        """The field, wrapped if it is a structure; the default if the field is missing."""
         return self._wrap(super().get(name, default))
 
     def _wrap(self, value: Any) -> Any:
-        """The value, with the structures in it as responses too."""
+        """The value, with each structure in it wrapped as a Response too."""
         if isinstance(value, list):
             return [*map(self._wrap, value)]
         return Response(value, self.call) if isinstance(value, dict) else value
@@ -2867,15 +2866,15 @@ class Response(dict[str, Any]):
 # --- sessions -------------------------------------------------------------------------
 
 READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
-# S3 asks for a session by itself, before it reads or writes in a directory bucket
+# botocore calls this by itself before it reads or writes in a directory bucket of S3
 READ_OPERATIONS = {"CreateSession"}
 
 
 class ReadOnlyLoader:
     """The descriptions of AWS's services in botocore, without the operations that write.
 
-    Our clients have no method that writes. They are read once for all accounts, because that
-    is slow.
+    So our clients have no method that writes. Descriptions are read once for all accounts,
+    because that is slow.
     """
 
     def __init__(self, loader: Any, writes: Collection[str]) -> None:
@@ -2889,6 +2888,7 @@ class ReadOnlyLoader:
     def _load_service_model(
         self, service_name: str, type_name: str, api_version: str | None = None
     ) -> Any:
+        """The description of a service, without the operations that write."""
         model = self.loader.load_service_model(service_name, type_name, api_version)
         if type_name != "service-2":
             return model
@@ -2902,7 +2902,7 @@ class ReadOnlyLoader:
 
 @functools.cache
 def read_only_loader(data_path: str | None, writes: tuple[str, ...]) -> ReadOnlyLoader:
-    """The loader for all sessions with these writes."""
+    """The one loader that all sessions with the same permitted writes share."""
     import botocore.loaders
 
     return ReadOnlyLoader(botocore.loaders.create_loader(data_path), writes)
@@ -2918,10 +2918,11 @@ class RoleCache:
         from botocore.utils import JSONFileCache
 
         self.memory: dict[str, Any] = {}
-        # Path.home() raises where nobody has a home, as in some containers
+        # Path.home() raises for a user without a home folder, as in some containers
         self.files = JSONFileCache(os.path.expanduser("~/.aws/cli/cache"))  # noqa: PTH111
 
     def __contains__(self, key: str) -> bool:
+        """Whether a role's credentials are in memory, or could now be read from a file."""
         with contextlib.suppress(KeyError, TypeError):  # a damaged file is none
             if key not in self.memory:
                 found = self.files[key]
@@ -2940,7 +2941,7 @@ class RoleCache:
 
 
 def client_config() -> Any:
-    """The time-outs and attempts of all clients, also of those that botocore makes itself."""
+    """The time-outs, attempts and connections of all clients, also of those botocore makes."""
     from botocore.config import Config
 
     return Config(
@@ -2952,7 +2953,7 @@ def client_config() -> Any:
 
 
 def core_session(profile: str | None) -> Any:
-    """A session of botocore with the configuration of the AWS CLI."""
+    """A session of botocore with the configuration that the AWS CLI would use."""
     import botocore.session
 
     core: Any = botocore.session.Session(profile=profile)
@@ -2962,7 +2963,7 @@ def core_session(profile: str | None) -> Any:
 
 
 def default_region(session: Any, only_regions: Iterable[str]) -> str:
-    """Where to start if no region is configured: us-east-1, or where the regions belong."""
+    """The region to use if none is set: the first given one outside partition aws, or us-east-1."""
     from botocore.exceptions import UnknownRegionError
 
     for name in only_regions:
@@ -2973,7 +2974,7 @@ def default_region(session: Any, only_regions: Iterable[str]) -> str:
 
 
 def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
-    """A session of botocore that has and refreshes credentials, and does nothing else.
+    """A session of botocore that serves only to get credentials, and to refresh them.
 
     The clients that botocore makes for that can do all that their services offer. Raises
     AwsCallFailed, or ProfileNotFound.
@@ -3000,7 +3001,7 @@ def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
 
 
 def ask_mfa_code(prompt: str) -> str:
-    """Asks on the terminal."""
+    """Asks for an MFA code on the terminal; raises AwsCallFailed if there is no terminal."""
     import getpass
 
     if not (sys.stdin and sys.stdin.isatty()):
@@ -3012,7 +3013,7 @@ def ask_mfa_code(prompt: str) -> str:
 
 
 def new_session(profile: str | None, base: Any, writes: Collection[str] = ()) -> boto3.Session:
-    """A session whose clients can only read, and do what `writes` names.
+    """A session whose clients can only read, and make the calls that `writes` names.
 
     It has the configuration of a profile, and the credentials of `base`.
     """
@@ -3033,7 +3034,7 @@ WEB_PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b", re.IGNOREC
 
 
 def listen(events: Any, account: Callable[[], str]) -> None:
-    """Log the calls of a client or session, and refuse responses that are not from AWS."""
+    """Logs the calls of a client or session, and turns responses not from AWS into errors."""
     events.register("before-sign", note_start)
     events.register("before-parse", check_body)
     events.register("response-received", functools.partial(log_attempt, account))
@@ -3041,7 +3042,7 @@ def listen(events: Any, account: Callable[[], str]) -> None:
 
 
 def note_start(request: Any, **_: Any) -> None:
-    """Notes when an attempt, and the first one, was sent."""
+    """Notes when an attempt of a call is sent, and when the first attempt was."""
     request.context["sent"] = now = time.monotonic()
     request.context.setdefault("first_sent", now)
     getattr(IN_CALL, "sent", []).append(now)
@@ -3052,7 +3053,7 @@ def log_attempt(
     parsed_response: dict[str, Any] | None, context: dict[str, Any],
     exception: Exception | None, **_: Any,
 ) -> None:  # fmt: skip
-    """Logs an attempt in words of our own: the log of botocore holds tokens and passwords."""
+    """Logs an attempt of a call in our own words: botocore's log holds tokens and passwords."""
     if not CALL_LOG.isEnabledFor(logging.DEBUG):
         return
     service, operation = event_name.split(".")[1:]
@@ -3070,7 +3071,7 @@ def log_attempt(
 def check_body(
     response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any
 ) -> None:
-    """Turns a response that is cut off, or no response of AWS, into an error.
+    """Turns a response into an error if it is cut off, or does not come from AWS.
 
     botocore raises for it, or takes it for an empty one, and does not ask again.
     """
@@ -3088,7 +3089,7 @@ def check_body(
 
 
 def is_cut_off(body: bytes, headers: Any) -> bool:
-    """Whether a part of a body, or all of its sense, was lost on the way."""
+    """Whether a body is shorter than announced, or is not complete XML or JSON."""
     from xml.etree import ElementTree
 
     length = str(headers.get("content-length", ""))
@@ -3105,7 +3106,7 @@ def is_cut_off(body: bytes, headers: Any) -> bool:
 
 
 def raise_if_malformed(parsed: dict[str, Any], model: Any, **_: Any) -> None:
-    """Raises for what `check_body` found, because its HTTP status may be that of a success."""
+    """Raises ClientError for what `check_body` found, whose HTTP status may be a success."""
     from botocore.exceptions import ClientError
 
     if parsed.get("Error", {}).get("Code") in ("NotAws", "MalformedResponse"):
@@ -3113,14 +3114,14 @@ def raise_if_malformed(parsed: dict[str, Any], model: Any, **_: Any) -> None:
 
 
 def is_timeout(error: Exception | None) -> bool:
-    """Whether nothing answered in time."""
+    """Whether an exception means that nothing answered in time."""
     from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 
     return isinstance(error, (ConnectTimeoutError, ReadTimeoutError, TimeoutError, FutureTimeout))
 
 
 def stop_after_timeouts(attempts: int, caught_exception: Exception | None, **_: Any) -> None:
-    """Two attempts where nothing answers.
+    """Raises the time-out of a second attempt again, so that there is no third one.
 
     botocore has one number of attempts for all failures; raising is how to stop early.
     """
@@ -3129,7 +3130,7 @@ def stop_after_timeouts(attempts: int, caught_exception: Exception | None, **_: 
 
 
 def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, Any]:
-    """The response with its body as bytes: S3 streams objects, and one may be cut off."""
+    """The response with its body as bytes, asked again if S3 streams one that is cut off."""
     from botocore.exceptions import HTTPClientError, IncompleteReadError
 
     for tries_left in reversed(range(MALFORMED_ATTEMPTS)):
@@ -3160,7 +3161,7 @@ SIGN_IN_SERVICES = {
 
 
 def describe_failure(error: Exception, call: Call) -> AwsError:
-    """The error of a call, without the text of the exception: that may hold a secret.
+    """The error of a failed call, without the exception's text, which may hold a secret.
 
     Whatever is raised here comes from botocore, whose parsers raise all sorts of errors for
     what is not a response of AWS.
@@ -3190,7 +3191,7 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
 
 
 def program_words(error: Exception) -> str:
-    """The plain words that a program of `credential_process` says of its failure.
+    """The plain words in which a `credential_process` program says why it failed; others are ***.
 
     Whatever may be a secret is left out: long words, and those with digits or signs in them.
     """
@@ -3217,7 +3218,7 @@ class Pace:
         self.lock = threading.Lock()
 
     def wait(self, request: Any = None, **_: Any) -> None:
-        """Waits until the call may be made. It is not signed yet: a signature ages."""
+        """Waits until the next call may be made. It is signed only then, because signatures age."""
         with self.lock:
             now = time.monotonic()
             self.next = max(now, self.next + self.delay)
@@ -3228,7 +3229,7 @@ class Pace:
             request.context["first_sent"] += pause  # a pause does not count for CALL_TIMEOUT
 
     def learn(self, refused: bool) -> None:
-        """Learns from an attempt, unless refusals have nothing to do with the pace."""
+        """Slows down after a refusal and speeds up after an answer, until the pace is settled."""
         with self.lock:
             now = time.monotonic()
             if self.settled:
@@ -3265,7 +3266,7 @@ class Account:
 
     @functools.cached_property
     def home_region(self) -> str:
-        """The region for global services: the configured one, else one of the same partition."""
+        """The region for global services: as configured, else one of the partition of --region."""
         return self.session.region_name or default_region(self.session, self.only_regions)
 
     def ask(
@@ -3301,7 +3302,7 @@ class Account:
             yield from page.get(items, ()) if "KeyCount" in page else Response(page, call)[items]
 
     def _pages(self, call: Call, params: dict[str, Any], size: int = 0) -> Iterator[dict[str, Any]]:
-        """The responses to a call, one page after another if a page size is given."""
+        """The responses to a call, page after page, with `size` items in each if that is given."""
         from botocore import xform_name
 
         client, name = self.client(call.service, call.region), xform_name(call.operation)
@@ -3315,10 +3316,10 @@ class Account:
             yield (page := send(**params, NextToken=token))
 
     def _call(self, call: Call, send: Callable[[], T]) -> T:
-        """The result of `send`; every failure in it becomes AwsCallFailed.
+        """The result of `send`, run in a thread; every failure in it becomes AwsCallFailed.
 
-        It runs in a thread of its own: there is no other way to give up on a response that
-        comes in drops.
+        There is no other way to give up on a response that comes in drops. Nothing is sent
+        after a fatal error, nor after MAX_FAILURES of the same call in a row.
         """
         if self.fatal_error:
             raise AwsCallFailed(self.fatal_error)
@@ -3348,7 +3349,7 @@ class Account:
                 return future.result(timeout=0)
 
     def _error(self, error: Exception, call: Call) -> AwsError:
-        """The error of a call; those that no further call can survive are kept."""
+        """The error of a failed call, which is counted, and kept if no later call can succeed."""
         failure = describe_failure(error, call)
         with self.lock:
             if is_timeout(error):
@@ -3363,7 +3364,7 @@ class Account:
         return failure
 
     def client(self, service: str, region: str) -> Any:
-        """The client of a service in a region, made once. Making one is not thread-safe."""
+        """The client of a service in a region, made once, in a lock, as that is not thread-safe."""
         with self.lock, CLIENT_LOCK:
             if (service, region) not in self.clients:
                 make: Callable[..., Any] = self.session.client
@@ -3377,7 +3378,7 @@ class Account:
             return self.clients[service, region]
 
     def close(self) -> None:
-        """Close the connections; no thread makes another call after this."""
+        """Closes the connections; no thread makes another call after this."""
         with self.lock:
             self.fatal_error = AwsError("Closed")
             for client in self.clients.values():
@@ -3387,7 +3388,7 @@ class Account:
             self.callers.shutdown(wait=False)
 
     def _on_attempt(self, region: str, pace: Pace, **event: Any) -> float | bool | None:
-        """Learns from an attempt; tries again where botocore would not, or stops where it goes on.
+        """Decides whether a call is tried again after an attempt, from which the pace learns.
 
         Returns the seconds to wait before the next attempt, False for none, or None if botocore
         is to decide.
@@ -3415,7 +3416,7 @@ class Account:
         return None
 
     def _renew_credentials(self) -> bool:
-        """Refresh credentials that botocore takes for valid; False if they cannot be refreshed."""
+        """Renews credentials that botocore takes for valid; False if they cannot be refreshed."""
         from botocore.credentials import RefreshableCredentials
 
         credentials: Any = self.session.get_credentials()
