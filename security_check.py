@@ -3453,7 +3453,7 @@ class Audit(NamedTuple):
 
 
 def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) -> Audit:
-    """Run the checks on one account and make its report."""
+    """Runs the checks on an account; makes its report, and the change for its state."""
     began = time.monotonic()
     limit_regions(aws)
     state, today = given.state or AccountState(), given.today
@@ -3515,13 +3515,13 @@ def limit_regions(aws: Account) -> None:
 
 
 def names_or_none(function: Callable[[Account], list[str]], aws: Account) -> list[str]:
-    """Names that are decoration: none if they cannot be read."""
+    """The names from a function, such as aliases, or no names if they cannot be read."""
     names = value_or_error(function, aws)
     return [] if isinstance(names, AwsError) else names
 
 
 def value_or_error(function: Callable[[Account], T], aws: Account) -> T | AwsError:
-    """The result of a cached call, or its error."""
+    """The result of a function of the account, or the error if a call to AWS fails."""
     try:
         return function(aws)
     except AwsCallFailed as failed:
@@ -3559,7 +3559,7 @@ def require_declared_controls(definition: Check, row: Row) -> None:
 
 
 def to_aws_error(error: Exception) -> AwsError:
-    """Any exception as an AwsError. The traceback of a bug goes to standard error."""
+    """Any exception as an AwsError; the traceback of a bug goes to standard error."""
     if isinstance(error, AwsCallFailed):
         return error.error
     if isinstance(error, CannotRun):
@@ -3569,12 +3569,12 @@ def to_aws_error(error: Exception) -> AwsError:
 
 
 def failed_target_row(definition: Check, target: str, error: Exception) -> Row:
-    """The row of a target that could not be checked."""
+    """The row NOT CHECKED of a target that could not be checked, with the error."""
     return not_checked_row(target, "", {definition.columns[0]: target}, to_aws_error(error))
 
 
 def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResult:
-    """Run a check over all its targets, side by side; the rows come in target order."""
+    """Runs a check over all its targets, side by side; the rows come in target order."""
     pool, noun = ThreadPoolExecutor(definition.threads), definition.targets.noun
     futures: dict[str, Future[tuple[list[Row], Counter[str]]]] = {}
     rows, evaluated, unlisted = list[Row](), Counter[str](), list[Row]()
@@ -3610,10 +3610,8 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
 def collapse_expired(
     definition: Check, rows: list[Row], fatal_error: AwsError | None
 ) -> tuple[list[Row], set[str]]:
-    """The rows, and the targets that failed.
+    """The rows, with all that expired credentials cost as a single one, and the failed targets."""
 
-    Expired credentials are one row, for all the targets that they cost.
-    """
     failed = {row.target for row in rows if row.error and not row.item}
     lost = {row.target for row in rows if fatal_error and row.error == fatal_error}
     if lost and fatal_error:
@@ -3624,7 +3622,7 @@ def collapse_expired(
 
 
 def start_prefetch(aws: Account, checks: Iterable[Check]) -> None:
-    """Start calls of later checks while earlier checks run.
+    """Starts the calls of later checks in threads, while earlier checks run.
 
     Their results are cached, errors too: nothing is asked twice, and only the waiting differs.
     """
@@ -3645,7 +3643,7 @@ def apply_acceptances(
     state: AccountState,
     today: str,
 ) -> tuple[list[CheckResult], dict[str, Coverage]]:
-    """The results with the acceptance of each row, and what each line of the file covers now.
+    """The results with the acceptance of each row, and what each line of the accept file covers.
 
     Of several lines that match, the most exact one counts. It covers what was there when it
     first held; what is worse is a finding again.
@@ -3670,7 +3668,7 @@ def apply_acceptances(
 
 
 def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row, today: str) -> str:
-    """Why an acceptance does not count for a row; blank if it does."""
+    """The reason why an acceptance does not count for a row; blank if it counts."""
     if acceptance.until and acceptance.until < today:
         return "expired"
     if not known or row.error:
@@ -3689,7 +3687,7 @@ def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row,
 
 
 def cover(known: Coverage | None, rows: dict[str, Row]) -> Coverage:
-    """The coverage of an accept line: all that it covered when it first held, and new rows."""
+    """The coverage of an accept line with these rows added; what it covered before is kept."""
     findings = {
         id: CoveredFinding(row.severity, row.control, row.extent) for id, row in rows.items()
     }
@@ -3699,7 +3697,7 @@ def cover(known: Coverage | None, rows: dict[str, Row]) -> Coverage:
 
 
 def rank_of(severity: str) -> int:
-    """The rank of a severity, the most serious first; last if there is none."""
+    """The rank of a severity: 0 for the most serious; no severity comes last."""
     return SEVERITIES.index(severity) if severity else len(SEVERITIES)
 
 
@@ -3709,10 +3707,10 @@ def first_control(controls: str) -> str:
 
 
 def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> bool:
-    """Whether a row is worse than it was.
+    """Whether a row is worse than its earlier severity, control and extent.
 
     Its severity rose, or it fails another control at the same severity, or its extent has
-    something that it had not. If the severity is not known (schema 1), it is not.
+    something that it had not. If no earlier severity is known (schema 1), it is not worse.
     """
     if not severity:
         return False
@@ -3745,12 +3743,12 @@ class StateChange(NamedTuple):
 
 
 def resource_key(check_name: str, finding: Row | KnownFinding) -> tuple[str, str]:
-    """Findings of one resource have the same key, now and in the state."""
+    """The key that all findings of one resource in a check share, in rows and in the state."""
     return check_name, finding.resource or finding.target
 
 
 def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, KnownFinding]:
-    """The known findings of a check that were looked for and are not there any more, by ID."""
+    """The known findings that the check looked for and did not find any more, by ID."""
     now = {result.check.id(row) for row in result.rows if row.status != OK and not row.error}
     return {
         id: known
@@ -3762,7 +3760,7 @@ def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, Kno
 
 
 def is_undetermined(result: CheckResult, id: str, known: KnownFinding) -> bool:
-    """Whether a missing finding may still exist: it was not looked at, or not completely."""
+    """Whether a missing finding may still exist, because not all of it was looked at."""
     unread = (result.check.id(row) for row in result.rows if row.error)
     prefixes = (one.removesuffix(NOT_CHECKED_END) for one in unread)
     if not result.targets_complete or known.target in result.failed_targets:
@@ -3780,7 +3778,7 @@ def region_of(target: str) -> str:
 
 
 def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResult:
-    """The result with a row for each region that is not enabled any more but has findings.
+    """The result with a row NOT CHECKED for each disabled region that has known findings.
 
     Disabling a region removes the access to its resources, not the resources.
     """
@@ -3804,7 +3802,7 @@ def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResu
 
 
 def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckResult:
-    """The result with what earlier runs tell of each row: first seen, and how it changed."""
+    """The result with the day on which each row was first seen, and its change since last time."""
     vanished = defaultdict[tuple[str, str], dict[str, KnownFinding]](dict)
     for id, known in vanished_findings(result, state).items():
         vanished[resource_key(result.check.name, known)][id] = known
@@ -3824,7 +3822,7 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
 
 
 def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = False) -> Row:
-    """A row that was known, and whether it is new today, worse or better."""
+    """The row of a known finding with its first day and its change: new today, worse, or better."""
     change, was = "", before.result
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
     if uncovered or is_worse(row, before.severity, before.control, before.extent):
@@ -3839,9 +3837,9 @@ def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = Fa
 
 
 def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], today: str) -> Row:
-    """A finding that another one of the same resource turned into, such as port 22 into 22-30.
+    """The row of a finding that replaces a vanished one, as ports 22-30 replace 22: it is worse.
 
-    If only the name of the target changed, as when a user is renamed, nothing is worse.
+    Both are of one resource. If only its name changed, as of a renamed user, it is not worse.
     """
     ends = {
         id.removeprefix(f"{result.check.name}/{one.target}"): one for id, one in vanished.items()
@@ -3893,7 +3891,7 @@ def diff_with_state(
 
 
 def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFinding:
-    """The row as the state remembers it.
+    """The finding of a row, as the state remembers it.
 
     If it was not read completely, the severity and the extent of last time are kept.
     """
@@ -3916,7 +3914,7 @@ def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFin
 
 
 def apply_change(state: AccountState, change: StateChange) -> AccountState:
-    """The state after an audit, whatever other runs have changed in it meanwhile."""
+    """The state with a change applied, whatever other runs have changed in it meanwhile."""
     kept = {id: known for id, known in state.findings.items() if id not in change.gone}
     seen = {
         id: known._replace(first_seen=min(known.first_seen, kept.get(id, known).first_seen))
@@ -3950,7 +3948,7 @@ def append_today(
     change: StateChange,
     since: dict[str, str],
 ) -> tuple[HistoryEntry, ...]:
-    """The history with an entry for today, which is counted from the state after the audit.
+    """The history with an entry for today, whose numbers come from the state after the audit.
 
     What was not looked at today is counted as it was. On the day of a check's first audit,
     which is its `since`, nothing is new.
@@ -3978,7 +3976,7 @@ def append_today(
 
 
 def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
-    """The history of several accounts as one.
+    """The histories of several accounts as one, with an entry for each day.
 
     An account without an entry for a day counts as on the day before, and as one thing that is
     NOT CHECKED.
@@ -4034,7 +4032,7 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
 
 
 def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
-    """Whether the row is about a target, or all, that could not be read and that decides.
+    """Whether a row is about something unread on which a control of this scope depends.
 
     A row that is NOT CHECKED for another reason names the controls that it is about.
     """
@@ -4044,7 +4042,7 @@ def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
 
 
 def merge_statuses(reports: Iterable[Report]) -> dict[str, ControlStatus]:
-    """The controls over all accounts: of each the worst status, and the sums."""
+    """The status of each control over all accounts: the worst, with the numbers added up."""
     audited = [one for one in reports if one.account_status == ACTIVE]
     merged = {}
     for name in (name for definition in CHECKS for name in definition.controls):
@@ -4067,7 +4065,7 @@ def drop_ok_rows(report: Report) -> Report:
 
 
 def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
-    """The reports without the rows about what another account owns that is among them.
+    """The reports without rows about resources of another account that has its own report.
 
     What is shared, such as a security group, is shown to several accounts.
     """
