@@ -4094,7 +4094,7 @@ WRITING: set[str] = set()  # and those that are being written
 
 @contextlib.contextmanager
 def writing(file: File) -> Iterator[None]:
-    """Keeps the name of a file in WRITING, and then, unless this fails, in WRITTEN."""
+    """Keeps a file's name in WRITING while it is written, and then in WRITTEN if that succeeds."""
     WRITING.add(name := str(file))
     try:
         yield
@@ -4119,16 +4119,16 @@ class LocalFile:
         return str(self.path)
 
     def absolute(self) -> str:
-        """The absolute path, of a link that of its target."""
+        """The absolute path with links followed; the path of a stream is left as it is."""
         return str(self.path.absolute() if self.is_stream() else self.target)
 
     @property
     def target(self) -> Path:
-        """The absolute path at the end of links."""
+        """The absolute path with all links followed."""
         return Path(os.path.realpath(self.path))
 
     def is_stream(self) -> bool:
-        """Whether there is something that is written into, and not replaced."""
+        """Whether the file is a device, a pipe or one of our streams, and is not replaced."""
         if not (found := file_status(self.path)):
             return False
         ours = filter(None, map(file_status, (1, 2)))
