@@ -663,12 +663,12 @@ class Report:
 class AccountJob:
     """An account of a run, before there is a report of it."""
 
-    account: str  # its number; blank if it is not known yet
+    account: str  # number of the account; blank if not known yet
     name: str = ""
     profile: str = ""
     account_status: str = ACTIVE
-    error: AwsError | None = None  # why it is known already that it cannot be opened
-    open: Callable[[], Account] | None = None  # None if it is not to be audited
+    error: AwsError | None = None  # why the account cannot be opened, if that is already known
+    open: Callable[[], Account] | None = None  # opens the account; None if it is not to be audited
 
     def report(self, started: datetime, error: AwsError | None = None) -> Report:
         """A report of the account without results, with the error if there is one."""
@@ -683,12 +683,12 @@ class Overview:
     reports: list[Report]
     started: datetime
     seconds: float
-    path: str  # of the workbook
+    path: str  # path of the workbook
     multi_account: bool = False
     with_state: bool = False
-    scope: str = ""  # of several accounts, such as `AWS organization of 123456789012`
+    scope: str = ""  # the accounts together, such as `AWS organization of 123456789012`
     auditor_arn: str = ""
-    remarks: list[str] = field(default_factory=list)  # on the accept file
+    remarks: list[str] = field(default_factory=list)  # remarks on the accept file
 
     @classmethod
     def of_one(cls, report: Report) -> Overview:
@@ -796,11 +796,12 @@ def start_of_day(day: str) -> datetime:
 
 # === checks ===========================================================================
 
-IAM_THREADS = 8  # IAM throttles the account as a whole
+IAM_THREADS = 8  # threads of a check of IAM, which throttles the account as a whole
 
-# The console shows these numbers too: docs.aws.amazon.com/securityhub/latest/userguide/, pages
-# ec2-, iam-, cloudtrail- and s3-controls.html; cis-aws-foundations-benchmark.html has the CIS
-# numbers again, pci-standard.html says which controls belong to PCI DSS.
+# The controls of Security Hub, by the numbers that its console shows, are described at
+# docs.aws.amazon.com/securityhub/latest/userguide/, pages ec2-, iam-, cloudtrail- and
+# s3-controls.html; cis-aws-foundations-benchmark.html has their CIS numbers, and
+# pci-standard.html says which of them belong to PCI DSS.
 
 
 def cli_option(name: str, value: str) -> tuple[str, ...]:
@@ -951,7 +952,7 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
 
 # --- check 2: security groups, sources ------------------------------------------------
 
-# Networks that no host on the Internet has; what is left of IPv6 is 2000::/3.
+# Networks that no host on the Internet has; of IPv6, that leaves 2000::/3.
 # https://www.iana.org/assignments/iana-ipv4-special-registry
 NON_PUBLIC_NETWORKS: list[Any] = [
     *map(ip_network, ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8")),
@@ -959,21 +960,21 @@ NON_PUBLIC_NETWORKS: list[Any] = [
     *map(ip_network, ("192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24")),
     *map(ip_network, ("224.0.0.0/3", "::/3", "4000::/2", "8000::/1")),
 ]
-# By IP version, so many public addresses that they mean nobody in particular: as many as two
-# IPv4 /8 have, or an IPv6 /12, which IANA gives to a regional registry as a whole.
+# The least number of public addresses, by IP version, that mean nobody in particular: as many
+# as two IPv4 /8 have, or an IPv6 /12, which IANA gives to a regional registry as a whole.
 MANY_ADDRESSES = {4: 2 * 2**24, 6: 2**116}
-WHOLE_INTERNET = {4: "0.0.0.0/0", 6: "::/0"}  # by IP version
+WHOLE_INTERNET = {4: "0.0.0.0/0", 6: "::/0"}  # the CIDR of all addresses, by IP version
 SOURCE_FIELDS = {"IpRanges": "CidrIp", "Ipv6Ranges": "CidrIpv6", "PrefixListIds": "PrefixListId"}
-FILTER_VALUES = 200  # in one filter of DescribeNetworkInterfaces
+FILTER_VALUES = 200  # values at most in one filter of DescribeNetworkInterfaces
 
 
 class Exposure(NamedTuple):
     """The part of the Internet that some sources let in together; blank if it is small."""
 
     whole: bool = False
-    versions: tuple[int, ...] = ()  # of IP, of which they let in the whole, or a large part
-    open_to: tuple[str, ...] = ()  # 0.0.0.0/0, ::/0, else the ranges
-    text: str = ""  # `the whole Internet`, `56 % of the Internet`
+    versions: tuple[int, ...] = ()  # IP versions of which the sources let in all, or a large part
+    open_to: tuple[str, ...] = ()  # CIDRs to show: 0.0.0.0/0 and ::/0, else the public ranges
+    text: str = ""  # in words: `the whole Internet`, `56 % of the Internet`
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -1043,7 +1044,7 @@ def exposure(cidrs: Iterable[str]) -> Exposure:
     return exposure_of(frozenset(cidrs))
 
 
-@functools.lru_cache(maxsize=4096)  # many groups have the same sources, and rules overlap
+@functools.lru_cache(maxsize=4096)  # cached: many groups have the same sources
 def exposure_of(cidrs: frozenset[str]) -> Exposure:
     """The exposure that a set of CIDRs makes together, as `exposure` returns it."""
     counts = {}
@@ -1088,20 +1089,20 @@ def sources_to_remove(cidrs: Collection[str], others: Collection[str] = ()) -> l
 
 # --- check 2: security groups, ports --------------------------------------------------
 
-HIGH_RISK_PORTS = {  # the list of Security Hub EC2.19
+HIGH_RISK_PORTS = {  # the high-risk ports that Security Hub EC2.19 lists
     20: "FTP data", 21: "FTP", 22: "SSH", 23: "Telnet", 25: "SMTP", 110: "POP3", 135: "RPC",
     143: "IMAP", 445: "SMB", 1433: "SQL Server", 1434: "SQL Server", 3000: "web development",
     3306: "MySQL", 3389: "RDP", 4333: "mSQL", 5000: "web development", 5432: "PostgreSQL",
     5500: "VNC", 5601: "OpenSearch Dashboards", 8080: "HTTP proxy", 8088: "HTTP", 8888: "HTTP",
     9200: "OpenSearch", 9300: "OpenSearch",
 }  # fmt: skip
-REMOTE_LOGIN_PORTS = {22, 3389}  # SSH and RDP
-WEB_PORTS = {80: "HTTP", 443: "HTTPS"}  # allowed by Security Hub EC2.18
-PORT_NAMES = HIGH_RISK_PORTS | WEB_PORTS  # they are TCP
+REMOTE_LOGIN_PORTS = {22, 3389}  # ports of SSH and RDP
+WEB_PORTS = {80: "HTTP", 443: "HTTPS"}  # ports that Security Hub EC2.18 allows
+PORT_NAMES = HIGH_RISK_PORTS | WEB_PORTS  # names of TCP ports
 ALL_PORTS = range(65536)
-PORT_PROTOCOLS = ("TCP", "UDP")  # the only ones whose rules have ports
+PORT_PROTOCOLS = ("TCP", "UDP")  # the only protocols whose rules have ports
 
-# https://www.iana.org/assignments/protocol-numbers
+# Names of protocols, by number: https://www.iana.org/assignments/protocol-numbers
 PROTOCOLS = {
     "-1": "ALL", "1": "ICMP", "2": "IGMP", "4": "IPv4", "6": "TCP", "17": "UDP", "41": "IPv6",
     "47": "GRE", "50": "ESP", "51": "AH", "58": "ICMPv6", "89": "OSPF", "112": "VRRP",
@@ -1121,7 +1122,7 @@ def protocol_name(protocol: str) -> str:
 class PortRange(NamedTuple):
     """The protocol and ports of a rule. ICMP has a type and a code in their place."""
 
-    protocol: str  # by name; ALL is every protocol
+    protocol: str  # name of the protocol; ALL is every protocol
     first: int | None
     last: int | None
 
@@ -1208,13 +1209,13 @@ class PortRange(NamedTuple):
 
 # --- check 2: security groups, rules --------------------------------------------------
 
-# How each control decides, by the rule of AWS Config behind it (the pages of the user guide name
-# them; docs.aws.amazon.com/config/latest/developerguide/ has a page a rule): restricted-ssh and
-# restricted-common-ports (EC2.14, EC2.19) are about TCP, vpc-sg-port-restriction-check (EC2.53,
-# EC2.54) and vpc-sg-open-only-to-authorized-ports (EC2.18) about TCP and UDP. All of them look
-# for 0.0.0.0/0 and ::/0 themselves. By default, vpc-sg-port-restriction-check leaves out groups of
-# other accounts; we do so for all. restricted-common-ports speaks of groups in use; the controls
-# do not, and neither do we.
+# How each control decides, by the rule of AWS Config behind it (the control's page in the user
+# guide names it; docs.aws.amazon.com/config/latest/developerguide/ has a page for each rule):
+# restricted-ssh and restricted-common-ports (EC2.14, EC2.19) are about TCP,
+# vpc-sg-port-restriction-check (EC2.53, EC2.54) and vpc-sg-open-only-to-authorized-ports (EC2.18)
+# about TCP and UDP. All of them look for 0.0.0.0/0 and ::/0 themselves. By default,
+# vpc-sg-port-restriction-check leaves out groups of other accounts; we do so for all controls.
+# restricted-common-ports speaks of groups in use; the controls do not, and neither do we.
 GROUP_CONTROLS = {
     "EC2.13": Control(HIGH, "SSH (TCP 22) is closed to the Internet", pci="1.3.1"),
     "EC2.14": Control(HIGH, "RDP (TCP 3389) is closed to the Internet", pci="1.3.1"),
@@ -1229,8 +1230,8 @@ class Sources(NamedTuple):
     """The sources of the inbound rules of a group for one port range."""
 
     cidrs: list[str]
-    lists: dict[str, list[str]]  # the CIDRs of its prefix lists
-    unread: dict[str, AwsError]  # the prefix lists that could not be read, and why
+    lists: dict[str, list[str]]  # CIDRs of each prefix list that was read, by its ID
+    unread: dict[str, AwsError]  # errors of prefix lists that could not be read
 
     def all_cidrs(self) -> list[str]:
         """The CIDRs of the rules and of those prefix lists that were read."""
@@ -1240,12 +1241,12 @@ class Sources(NamedTuple):
 class OpenRule(NamedTuple):
     """The inbound rules of a group for one port range, if they let in the Internet or may."""
 
-    group: dict[str, Any]  # as DescribeSecurityGroups describes it
+    group: dict[str, Any]  # the group as DescribeSecurityGroups describes it
     ports: PortRange
     sources: Sources
     exposure: Exposure
-    reached: PortRange  # the ports that are exposed so, if other rules take part in it
-    partners: dict[PortRange, list[str]]  # the other rules that take part, and their CIDRs
+    reached: PortRange  # the ports with this exposure; only a part of a rule if others add to it
+    partners: dict[PortRange, list[str]]  # CIDRs of other rules that add to the exposure
 
 
 def owner_of(aws: Account, group: dict[str, Any]) -> str:
@@ -1286,7 +1287,7 @@ def port_severity(ports: PortRange) -> str:
     return LOW if ports.ports or ports.protocol.startswith("ICMP") else HIGH
 
 
-Rules = dict[PortRange, list[str]]  # the CIDRs of a group's rules
+Rules = dict[PortRange, list[str]]  # CIDRs of a group's inbound rules, by port range
 
 
 def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
@@ -1441,7 +1442,7 @@ class VpcBlockPublicAccess:
 
     mode: str
     own_vpcs: frozenset[str] = frozenset()
-    excluded: frozenset[str] = frozenset()  # VPCs, also those of an excluded subnet
+    excluded: frozenset[str] = frozenset()  # VPCs with an exclusion, also of one subnet
 
     def blocks(self, group_vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
         """The text `VPC block public access (...)` if that stops traffic to the group; else blank.
@@ -1449,7 +1450,7 @@ class VpcBlockPublicAccess:
         A load balancer in an excluded subnet reaches targets in all of its VPC:
         https://docs.aws.amazon.com/vpc/latest/userguide/security-vpc-bpa.html
         """
-        # a group may be used in other VPCs than its own
+        # a security group may be used in other VPCs than its own
         vpcs = {group_vpc, *(interface.get("VpcId", group_vpc) for interface in interfaces)}
         stops = self.mode.startswith("block-") and vpcs <= self.own_vpcs
         return (
@@ -1490,10 +1491,10 @@ class GroupUsage(NamedTuple):
     """The use of a group, and what blocks inbound traffic to it."""
 
     used_by: str
-    blocked_by: str  # blank if nothing does
-    text: str = ""  # the end of the sentence
-    unused: bool = False  # as far as is known
-    public: bool = False  # whether the Internet reaches an interface
+    blocked_by: str  # what blocks inbound traffic to the group; blank if nothing does
+    text: str = ""  # the end of a message: how the group is used and blocked
+    unused: bool = False  # whether no interface has the group, as far as is known
+    public: bool = False  # whether the Internet reaches an interface of the group
 
 
 def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
@@ -1688,10 +1689,10 @@ def one_level_lower(severity: str) -> str:
 
 # --- check 3: access keys -------------------------------------------------------------
 
-DUE_SOON = timedelta(days=31)  # before the next monthly run
+DUE_SOON = timedelta(days=31)  # a key due within this time is due before the next monthly run
 KEY_CONTROLS = {
-    # Security Hub counts from the day on which the key was created or last activated, as the
-    # credential report does; we count from the creation, which no reactivation changes.
+    # Security Hub counts a key's age from its creation or last activation, as the credential
+    # report does; we count from the creation, which no reactivation changes.
     "IAM.3": Control(
         MEDIUM,
         "No active access key was created more than 90 days ago",
@@ -1798,7 +1799,7 @@ def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
         "Age (days)": age,
         "Last used": "",
     }
-    # IAM.3 is about 90 days: of what a longer --max-key-age lets pass it is not decided
+    # IAM.3 is about 90 days; it is undecided for keys that a longer --max-key-age lets pass
     status = FAILED if age > aws.max_key_age else NOT_CHECKED
     findings = (ControlFinding("IAM.3", id, status),) if active and age > MAX_KEY_AGE else ()
     row = Row(user, id, cells, control_findings=findings, resource=id)
@@ -1843,7 +1844,8 @@ def deactivate_key(aws: Account, user: str, id: str) -> Remediation:
 
 # --- check 4: MFA ---------------------------------------------------------------------
 
-REPORT_POLLS, REPORT_PAUSE = 30, 2  # seconds between them: AWS needs some for many users
+# Tries to get the credential report, and seconds between them: AWS needs some for many users.
+REPORT_POLLS, REPORT_PAUSE = 30, 2
 MFA_CONTROLS = {
     "IAM.5": Control(MEDIUM, "Who has a console password has MFA", "1.9", "1.10", "8.4.2"),
     "IAM.9": Control(CRITICAL, "Root has MFA", "1.4", "1.5", "8.4.2", ROOT),
@@ -1962,7 +1964,7 @@ def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> R
         row,
         severity="" if mfa else MEDIUM,
         remediation=Remediation(manual="" if mfa else "its owner must enrol a device"),
-        resource=about.get("UserId", ""),  # the same after a renaming
+        resource=about.get("UserId", ""),  # the ID of the user, which a renaming does not change
     )
 
 
@@ -2017,12 +2019,12 @@ def mfa_row(
 
 # --- check 5: CloudTrail, event selectors ---------------------------------------------
 
-READ, WRITE = "read", "write"  # kinds of management events
+READ, WRITE = "read", "write"  # the kinds of management events
 READ_WRITE_TYPES = {"All": {READ, WRITE}, "ReadOnly": {READ}, "WriteOnly": {WRITE}}
 DEFAULT_SELECTORS = {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
 
-# The management events that are recorded, of READ and WRITE, and the event sources that are
-# left out.
+# The management events that a trail or selector records, of READ and WRITE, and the event
+# sources that it leaves out.
 Recording = tuple[set[str], set[str]]
 EVERYTHING: Recording = ({READ, WRITE}, set())
 
@@ -2085,11 +2087,11 @@ def describe_recording(recording: Recording) -> str:
 
 # --- check 5: CloudTrail, trails ------------------------------------------------------
 
-ACCOUNT_TARGET = "<account>"  # the target of what is asked once for the account
+ACCOUNT_TARGET = "<account>"  # the target that stands for the account as a whole
 # A trail of one region gets the events of global services only in the partition's leading region:
 # https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-concepts.html
 LEADING_REGIONS = {"us-east-1", "us-gov-west-1", "cn-north-1"}
-GLOBAL_SERVICES = "global services"  # not in a single-region trail of another region
+GLOBAL_SERVICES = "global services"  # stands for all their event sources if a trail omits them
 TRAIL_CONTROLS = {
     "CloudTrail.1": Control(
         HIGH,
@@ -2107,11 +2109,11 @@ class Trail:
     """A trail as DescribeTrails describes it, and what its other two responses say."""
 
     description: dict[str, Any]
-    recordings: tuple[Recording, ...]  # of its selectors; EVERYTHING if they were not read
-    logging: bool | None  # None if its status was not read, as are the following
-    delivery_error: str = ""  # of its log files
-    digest_error: str = ""  # of the files by which they are validated
-    error: AwsError | None = None  # why a part of it was not read
+    recordings: tuple[Recording, ...]  # what each selector records; EVERYTHING if unread
+    logging: bool | None  # None if the trail's status was not read
+    delivery_error: str = ""  # why log files are not delivered; blank if they are
+    digest_error: str = ""  # why digest files (they validate log files) are not delivered
+    error: AwsError | None = None  # why a part of the trail was not read
 
     @property
     def arn(self) -> str:
@@ -2146,14 +2148,14 @@ class Trail:
         return bool(self.description.get("LogFileValidationEnabled"))
 
     def rank(self) -> tuple[bool, bool, int, bool]:
-        """Sorts the trail that records most, or could, first."""
+        """The sort key: trails that surely record come first, and then those that record all."""
         complete = recorded_together(self.recordings) == EVERYTHING
         return not self.certain(), not complete, len(self.problems()), not self.validates()
 
 
 @once
 def trails_of(aws: Account, region: str) -> list[dict[str, Any]]:
-    """All trails that cover the region, also those of other regions and of the organization."""
+    """The descriptions of all trails that cover a region, also of other regions and accounts."""
     response = aws.ask("cloudtrail", "DescribeTrails", region, includeShadowTrails=True)
     return list(response["trailList"])
 
@@ -2162,10 +2164,10 @@ def trails_of(aws: Account, region: str) -> list[dict[str, Any]]:
 def status_and_selectors(
     aws: Account, arn: str, home: str, custom: bool
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, AwsError | None]:
-    """The responses of GetTrailStatus and GetEventSelectors, or why there is none.
+    """A trail's status and selectors, None where one could not be read, and the error.
 
-    They are asked in the trail's home region. Default selectors are not read: a member account
-    may not read those of its organization's trail.
+    They are asked in the trail's home region. Without custom selectors, the default ones are
+    given, not asked: a member account may not ask for those of its organization's trail.
     """
     status = answer_or_error(lambda: aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn))
     if isinstance(status, AwsError):
@@ -2180,7 +2182,7 @@ def status_and_selectors(
 
 
 def load_trail(aws: Account, description: dict[str, Any]) -> Trail:
-    """The trail, evaluated as far as its responses can be read."""
+    """The trail of a description, with its status and selectors as far as these can be read."""
     arn, home = description["TrailARN"], description["HomeRegion"]
     custom = description.get("HasCustomEventSelectors", True)
     return evaluate_trail(description, *status_and_selectors(aws, arn, home, custom))
@@ -2192,7 +2194,7 @@ def evaluate_trail(
     selectors: dict[str, Any] | None,
     error: AwsError | None = None,
 ) -> Trail:
-    """A trail from DescribeTrails, GetTrailStatus and GetEventSelectors."""
+    """The trail from its three responses; unread selectors are taken to record everything."""
     found = selector_recordings(selectors) if selectors is not None else [EVERYTHING]
     leads = description["HomeRegion"] in LEADING_REGIONS
     if leads and not description.get("IncludeGlobalServiceEvents", True):
@@ -2210,7 +2212,7 @@ def evaluate_trail(
 
 
 def multi_region_trails(aws: Account, names: Iterable[str]) -> dict[str, Trail]:
-    """The multi-region trails that these regions show, by ARN; the error if none can be read."""
+    """The multi-region trails, which every region shows, by ARN; raises if none could be read."""
     answers = [answer_or_error(functools.partial(trails_of, aws, name)) for name in names]
     read = [answer for answer in answers if not isinstance(answer, AwsError)]
     errors = [answer for answer in answers if isinstance(answer, AwsError)]
@@ -2224,7 +2226,7 @@ def multi_region_trails(aws: Account, names: Iterable[str]) -> dict[str, Trail]:
 
 
 def account_and_regions(aws: Account) -> Iterator[str]:
-    """The targets: what is asked once, and the regions."""
+    """The targets of the check: first the account as a whole, then each of its regions."""
     yield ACCOUNT_TARGET
     yield from regions(aws)
 
@@ -2252,7 +2254,7 @@ def account_and_regions(aws: Account) -> Iterator[str]:
     empty_message="No region",
 )
 def check_cloudtrail(aws: Account, target: str) -> Rows:
-    """Whether a trail records all (CloudTrail.1), each region, each flawed trail (CloudTrail.4).
+    """The row of the account (CloudTrail.1), or of a region and its flawed trails (CloudTrail.4).
 
     A region that does not show its trails is OK if others show multi-region trails that record.
     """
@@ -2266,7 +2268,7 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
         row = region_row(aws, target, [*multi_region_trails(aws, others).values()])
         if row.error or row.severity == HIGH:
             raise
-        # the region's own trails are not known
+        # the region's own trails are not known, so CloudTrail.4 is undecided
         undecided = ControlFinding("CloudTrail.4", target, NOT_CHECKED)
         yield replace(row, control_findings=(undecided,))
         return Counter({"": 1})
@@ -2277,7 +2279,7 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
 
 
 def trail_cells(region: str, trails: Sequence[Trail]) -> dict[str, Cell]:
-    """The cells of trails that record together, or of a single one, or of none."""
+    """The cells of a row about trails that record together, about one trail, or about none."""
     cells: dict[str, Cell] = {"Region": region}
     if not trails:
         return cells
@@ -2311,7 +2313,7 @@ def fulfils_cloudtrail_1(trail: Trail) -> bool | None:
 
 
 def account_rows(aws: Account) -> Iterator[Row]:
-    """A finding if no multi-region trail records everything. Every region shows these trails."""
+    """A finding if no multi-region trail records everything, else no row; raises if not known."""
     trails = [*multi_region_trails(aws, regions(aws)).values()]
     answers = [fulfils_cloudtrail_1(trail) for trail in trails]
     if True in answers:
@@ -2336,7 +2338,7 @@ def account_rows(aws: Account) -> Iterator[Row]:
 
 
 def describe_trail(trail: Trail) -> str:
-    """Why a trail does not record everything: `main records read only`."""
+    """The reason why a trail does not record everything, such as `main records read only`."""
     stopped = trail.logging is False
     records = f"records {describe_recording(recorded_together(trail.recordings))}"
     return f"{trail.description['Name']} {'is stopped' if stopped else records}"
@@ -2346,7 +2348,7 @@ def describe_trail(trail: Trail) -> str:
 
 
 def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
-    """Whether the trails that cover a region record its API calls together."""
+    """The row of a region: whether the trails that cover it record its API calls together."""
     certain = recorded_together(one for trail in found for one in trail.certain())
     possible = recorded_together(one for trail in found for one in trail.possible())
     if certain not in (EVERYTHING, possible):
@@ -2383,7 +2385,7 @@ def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
 
 
 def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
-    """A row NOT CHECKED, because of the best of the trails that could not be read."""
+    """The row NOT CHECKED of a region, with the error of the best trail that was not fully read."""
     unread = min((trail for trail in found if trail.error), key=Trail.rank)
     undecided = ControlFinding("CloudTrail.1", aws.number, NOT_CHECKED)
     cells = trail_cells(region, [unread])
@@ -2391,7 +2393,7 @@ def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
 
 
 def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
-    """The one trail that records all that is recorded, else all that record, else the best."""
+    """The trails to show: one that records what all do, else all that record, else the best."""
     by_rank = sorted(found, key=Trail.rank)
     recording = [trail for trail in by_rank if trail.certain()]
     alone = [trail for trail in recording if recorded_together(trail.certain()) == records]
@@ -2399,7 +2401,7 @@ def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
 
 
 def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> Message:
-    """Why the API calls of a region are not recorded, or not all."""
+    """The sentence that says why the API calls of a region are not recorded, or not all."""
     if not shown:
         return Message("no trail records the API calls of ", region)
     if records[0]:
@@ -2409,7 +2411,7 @@ def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> 
 
 
 def start_or_create(aws: Account, found: Sequence[Trail]) -> Remediation:
-    """The command that starts a trail of this account, if that is all that is missing."""
+    """The command that starts this account's trail if it is only stopped, else a task by hand."""
     for trail in sorted(found, key=Trail.rank):
         complete = recorded_together(trail.recordings)[0] == {READ, WRITE} and not trail.error
         if complete and trail.problems() == ["logging stopped"] and trail.owner == aws.number:
@@ -2418,7 +2420,7 @@ def start_or_create(aws: Account, found: Sequence[Trail]) -> Remediation:
 
 
 def complete_trail(aws: Account, shown: Sequence[Trail], left_out: set[str]) -> Remediation:
-    """The command that includes global services in a trail of this account, if only they miss."""
+    """The command to record global services if only they are left out, else a task by hand."""
     first = shown[0]
     if left_out != {GLOBAL_SERVICES} or first.owner != aws.number:
         return trail_by_hand(aws, shown)
@@ -2427,7 +2429,7 @@ def complete_trail(aws: Account, shown: Sequence[Trail], left_out: set[str]) -> 
 
 
 def trail_by_hand(aws: Account, trails: Sequence[Trail]) -> Remediation:
-    """Says who has to change a trail, or that there is none."""
+    """The task by hand: to change a trail, in the account that owns it, or to create one."""
     owners = {trail.owner for trail in trails}
     if owners and aws.number not in owners:
         return Remediation(manual=f"a trail of account {in_words(sorted(owners))}")
@@ -2438,7 +2440,7 @@ def trail_by_hand(aws: Account, trails: Sequence[Trail]) -> Remediation:
 
 
 def trail_flaws(trail: Trail) -> dict[str, str]:
-    """The shortcomings of a trail, whatever it records, by a word for the extent."""
+    """The flaws of a trail in words, each under a short name; what it records is not judged."""
     found = {
         "log-file-validation": "" if trail.validates() else "does not validate its log files",
         "delivery": trail.delivery_error and f"cannot deliver its logs ({trail.delivery_error})",
@@ -2484,14 +2486,14 @@ PUBLIC_GRANTEES = {
     EVERYONE: "everyone on the Internet",
     ANY_AWS_ACCOUNT: "anyone with an AWS account",
 }
-ACL_GROUPS = {  # for the ID, and for the column Grantee
+ACL_GROUPS = {  # names by URI: for a row's ID, and for the column Grantee
     EVERYONE: ("AllUsers", "Everyone (AllUsers)"),
     ANY_AWS_ACCOUNT: ("AuthenticatedUsers", "Any AWS account (AuthenticatedUsers)"),
     LOG_DELIVERY: ("LogDelivery", "S3 log delivery"),
 }
 # What a permission allows, and the controls that fail if it is granted to the public.
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/acl-overview.html#permissions
-# S3 calls an ACL public that grants "any permissions" to the public groups, also to its ACL:
+# S3 calls an ACL public if it grants "any permissions" to the public groups, also for the ACL:
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-control-block-public-access.html
 PERMISSIONS = {
     "READ": ("list it", ("S3.2",)),
@@ -2508,7 +2510,7 @@ BUCKET_CONTROLS = {
 
 
 def grantee_names(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
-    """The grantee for the ID, and for the column Grantee. AWS no longer returns display names."""
+    """A grantee's names for an ID and the column Grantee. AWS no longer returns display names."""
     if uri := grantee.get("URI"):
         return ACL_GROUPS.get(uri, (uri, uri))
     id = grantee.get("ID") or grantee.get("EmailAddress", "")
@@ -2521,9 +2523,9 @@ def grantee_names(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
 
 
 def failed_bucket_controls(grantee: dict[str, Any], owner: str, permission: str) -> list[str]:
-    """The controls that a grant fails, before any public access block; the most severe first.
+    """The controls that a grant fails, the most severe first; public access blocks do not count.
 
-    None for the owner, and for AWS's own delivery of logs.
+    The owner, and AWS's own delivery of logs, fail none.
     """
     uri, id = grantee.get("URI"), grantee.get("ID")
     if uri == LOG_DELIVERY or id == owner or id in CLOUDFRONT_LOG_DELIVERY:
@@ -2541,7 +2543,7 @@ BLOCK_SETTINGS = (
 
 @once
 def public_access_block(aws: Account, bucket: str = "", region: str = "") -> dict[str, Any] | None:
-    """The settings of a bucket, or of the account if it is blank; None if there are none."""
+    """A bucket's public access block, the account's if `bucket` is blank; None if there is none."""
     service, of = ("s3", {"Bucket": bucket}) if bucket else ("s3control", {"AccountId": aws.number})
     absent = {"NoSuchPublicAccessBlockConfiguration"}
     response = aws.ask(service, "GetPublicAccessBlock", region, absent, **of)
@@ -2549,7 +2551,7 @@ def public_access_block(aws: Account, bucket: str = "", region: str = "") -> dic
 
 
 def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
-    """The public access block that has the setting on; blank if none has.
+    """The public access block, of account or bucket, that has a setting on; blank if none has.
 
     If one has it on, it does not matter whether the other can be read.
     """
@@ -2567,7 +2569,7 @@ def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
 
 
 def remove_grant(aws: Account, bucket: str, uri: str, permission: str) -> Remediation:
-    """Removes a grant to a group from the ACL, as it is when the command is run.
+    """The command that removes a group's grant from the ACL, as the ACL is when it is run.
 
     S3 only replaces whole ACLs. If the present one cannot be read, nothing is replaced.
     """
@@ -2580,10 +2582,10 @@ def remove_grant(aws: Account, bucket: str, uri: str, permission: str) -> Remedi
 
 
 def restrict_bucket(aws: Account, bucket: str) -> Remediation:
-    """Turns RestrictPublicBuckets on, and keeps the other settings as they are then.
+    """The command that turns RestrictPublicBuckets on and changes nothing else, or a task by hand.
 
-    S3 only replaces all four. Where the bucket had none, a command could not tell settings that
-    somebody made meanwhile from settings that it may not read.
+    S3 only replaces all four. If the bucket has no block, a person has to do it: a command could
+    not tell settings that somebody made meanwhile from settings that it may not read.
     """
     region, about = bucket_regions(aws)[bucket], ("--bucket", bucket)
     if public_access_block(aws, bucket, region) is None:
@@ -2601,7 +2603,7 @@ def restrict_bucket(aws: Account, bucket: str) -> Remediation:
 
 @once
 def bucket_acl(aws: Account, bucket: str) -> dict[str, Any]:
-    """The response of GetBucketAcl, from the bucket's own region."""
+    """The response of GetBucketAcl, asked in the bucket's own region."""
     return aws.ask("s3", "GetBucketAcl", bucket_regions(aws)[bucket], Bucket=bucket)
 
 
@@ -2613,7 +2615,7 @@ def policy_status(aws: Account, bucket: str) -> dict[str, Any]:
 
 
 def acl_and_policy(aws: Account, bucket: str) -> None:
-    """The two calls that every bucket needs."""
+    """Calls GetBucketAcl and GetBucketPolicyStatus ahead of the check, which finds them cached."""
     bucket_acl(aws, bucket)
     policy_status(aws, bucket)
 
@@ -2637,7 +2639,7 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
     empty_message="No grant on any of {targets:,} buckets",
 )
 def check_s3_acls(aws: Account, bucket: str) -> Rows:
-    """Every grant on a bucket (S3.2, S3.3, S3.12), and whether its policy makes it public."""
+    """The rows of a bucket: each grant (S3.2, S3.3, S3.12), and a policy that makes it public."""
     acl = bucket_acl(aws, bucket)
     for grant in acl["Grants"]:
         yield from grant_rows(aws, bucket, acl, grant["Grantee"], grant["Permission"])
@@ -2648,7 +2650,7 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
 
 
 def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cell]:
-    """The cells that all rows of a bucket share."""
+    """The cells that all rows of a bucket share: Bucket, Region, Owner, and a blank Blocked by."""
     region, owner = bucket_regions(aws)[bucket], acl["Owner"]
     name = owner.get("DisplayName") or owner["ID"]
     return {"Bucket": bucket, "Region": region, "Owner": name, "Blocked by": ""}
@@ -2657,7 +2659,7 @@ def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cel
 def grant_rows(
     aws: Account, bucket: str, acl: dict[str, Any], grantee: dict[str, Any], permission: str
 ) -> Iterator[Row]:
-    """The row of a grant; a second one, NOT CHECKED, if a block that may void it is unread."""
+    """The row of a grant, and one NOT CHECKED if a block that may void it could not be read."""
     owner = acl["Owner"]["ID"]
     id, name = grantee_names(grantee, owner)
     cells = grant_cells(aws, bucket, acl) | {"Grantee": name, "Permission": permission}
@@ -2684,9 +2686,9 @@ def grant_rows(
 
 
 def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]:
-    """The finding of a public grant, which a public access block may make void.
+    """The finding of a public grant, which is Low if a public access block makes it void.
 
-    It fails S3.12 in any case; if the block cannot be read, that is all that is known.
+    It fails S3.12 in any case; if the block cannot be read, a row NOT CHECKED has the rest.
     """
     blocked = answer_or_error(
         lambda: blocked_by(aws, row.target, str(row.cells["Region"]), "IgnorePublicAcls")
@@ -2709,7 +2711,7 @@ def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]
 
 
 def blocked_row(row: Row, blocked: str) -> Row:
-    """The row of something public that a public access block makes void."""
+    """The row of public access, lowered to Low because a public access block makes it void."""
     return replace(
         row,
         cells=row.cells | {"Blocked by": blocked},
@@ -2719,9 +2721,9 @@ def blocked_row(row: Row, blocked: str) -> Row:
 
 
 def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
-    """A policy that makes the bucket public.
+    """The finding of a policy that makes the bucket public, Low if a block makes it void.
 
-    Whether it lets the public read (S3.2) or write (S3.3), AWS does not say.
+    AWS does not say whether the policy lets the public read (S3.2) or write (S3.3).
     """
     cells = grant_cells(aws, bucket, acl)
     cells |= {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
@@ -2748,25 +2750,24 @@ def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
 
 # === aws ==============================================================================
 
-# Seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only twice when
-# nothing answers: a region that does not answer must not hold up the run.
+# Time-outs in seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only
+# twice when nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
-CALL_TIMEOUT = (
-    60  # for all attempts of a call (pauses of the pace do not count), and for one response
-)
-ATTEMPTS = 8  # with the waits of botocore's `standard` mode, about a minute
-MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2  # seconds; as for a dropped connection
-MAX_FAILURES = 3  # of one call in one region, in a row, before it is not made any more
-CONNECTIONS = 32  # as many as a check has threads
-CALLERS = 128  # threads: those of a check, of all prefetch calls, and some for slow calls
+CALL_TIMEOUT = 60  # seconds for all attempts, and for one response; pauses of the pace do not count
+ATTEMPTS = 8  # attempts of a call: about a minute with the waits of botocore's `standard` mode
+# Attempts if a response is malformed, and seconds between them, as for a dropped connection
+MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2
+MAX_FAILURES = 3  # failures in a row after which a call is not made any more in a region
+CONNECTIONS = 32  # connections of a client: as many as a check has threads
+CALLERS = 128  # threads for calls: of a check, of all prefetch calls, and some for slow calls
 
 # A pace for a throttled client, in seconds between calls. AWS's limits for IAM and EC2 are
 # about 20 calls a second. Slower by a fifth after each volley of refusals, faster by half a
 # per cent after each answer, a run takes 1.1 to 1.2 times what the limit allows (measured).
 INITIAL_DELAY, SLOWER, FASTER = 0.05, 1.2, 0.995
-VOLLEY = 1  # seconds in which calls that are refused together slow us down once
-# A client that is refused even at a call in two seconds is not refused for its pace: others use
-# up the limits. It then goes on at half of them, and relies on its attempts.
+VOLLEY = 1  # seconds within which several refusals slow the pace down only once
+# A client that is refused even at one call in two seconds is not refused for its pace: others
+# use up the limits. It then goes on at half the limits, and relies on its attempts.
 MAX_DELAY, SETTLED_DELAY = 2.0, 0.1
 
 LIMITS_USED_UP = "(however slowly it is asked: others use up the account's limits)"
@@ -2812,8 +2813,8 @@ READ_POLICY: dict[str, Any] = {
     ],
 }
 
-IN_CALL = threading.local()  # its `sent` are the times at which this thread sends attempts
-CLIENT_LOCK = threading.Lock()  # accounts share what botocore has read of its models
+IN_CALL = threading.local()  # its `sent` has the times at which a thread sent attempts
+CLIENT_LOCK = threading.Lock()  # held to make clients: accounts share what botocore has read
 CALL_LOG = logging.getLogger("security_check")
 
 
@@ -2825,13 +2826,13 @@ class Call(NamedTuple):
     region: str
 
     def error(self, code: str, detail: str = "") -> AwsError:
-        """The error of this call with a code."""
+        """An error of this call with a code, and with a detail if there is one."""
         return AwsError(code, self.service, self.operation, detail)
 
 
-SIGN_IN = Call("sign-in", "", "")  # stands for what botocore does for credentials
-CREDENTIALS = "credentials"  # in Account.failures
-# EC2 says RequestExpired of a token, and of a clock that is wrong
+SIGN_IN = Call("sign-in", "", "")  # stands for all calls that botocore makes for credentials
+CREDENTIALS = "credentials"  # the key in Account.failures for credentials that cannot be had
+# EC2 says RequestExpired both of an expired token and of a wrong clock
 RENEWABLE_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
 
 
@@ -2849,11 +2850,11 @@ class Response(dict[str, Any]):
         return self._wrap(super().__getitem__(name))
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The field, or the default if it is missing."""
+        """The field, wrapped if it is a structure; the default if the field is missing."""
         return self._wrap(super().get(name, default))
 
     def _wrap(self, value: Any) -> Any:
-        """The value, with the structures in it as responses too."""
+        """The value, with each structure in it wrapped as a Response too."""
         if isinstance(value, list):
             return [*map(self._wrap, value)]
         return Response(value, self.call) if isinstance(value, dict) else value
@@ -2865,15 +2866,15 @@ class Response(dict[str, Any]):
 # --- sessions -------------------------------------------------------------------------
 
 READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
-# S3 asks for a session by itself, before it reads or writes in a directory bucket
+# botocore calls this by itself before it reads or writes in a directory bucket of S3
 READ_OPERATIONS = {"CreateSession"}
 
 
 class ReadOnlyLoader:
     """The descriptions of AWS's services in botocore, without the operations that write.
 
-    Our clients have no method that writes. They are read once for all accounts, because that
-    is slow.
+    So our clients have no method that writes. Descriptions are read once for all accounts,
+    because that is slow.
     """
 
     def __init__(self, loader: Any, writes: Collection[str]) -> None:
@@ -2887,6 +2888,7 @@ class ReadOnlyLoader:
     def _load_service_model(
         self, service_name: str, type_name: str, api_version: str | None = None
     ) -> Any:
+        """The description of a service, without the operations that write."""
         model = self.loader.load_service_model(service_name, type_name, api_version)
         if type_name != "service-2":
             return model
@@ -2900,7 +2902,7 @@ class ReadOnlyLoader:
 
 @functools.cache
 def read_only_loader(data_path: str | None, writes: tuple[str, ...]) -> ReadOnlyLoader:
-    """The loader for all sessions with these writes."""
+    """The one loader that all sessions with the same permitted writes share."""
     import botocore.loaders
 
     return ReadOnlyLoader(botocore.loaders.create_loader(data_path), writes)
@@ -2916,10 +2918,11 @@ class RoleCache:
         from botocore.utils import JSONFileCache
 
         self.memory: dict[str, Any] = {}
-        # Path.home() raises where nobody has a home, as in some containers
+        # Path.home() raises for a user without a home folder, as in some containers
         self.files = JSONFileCache(os.path.expanduser("~/.aws/cli/cache"))  # noqa: PTH111
 
     def __contains__(self, key: str) -> bool:
+        """Whether a role's credentials are in memory, or could now be read from a file."""
         with contextlib.suppress(KeyError, TypeError):  # a damaged file is none
             if key not in self.memory:
                 found = self.files[key]
@@ -2938,7 +2941,7 @@ class RoleCache:
 
 
 def client_config() -> Any:
-    """The time-outs and attempts of all clients, also of those that botocore makes itself."""
+    """The time-outs, attempts and connections of all clients, also of those botocore makes."""
     from botocore.config import Config
 
     return Config(
@@ -2950,7 +2953,7 @@ def client_config() -> Any:
 
 
 def core_session(profile: str | None) -> Any:
-    """A session of botocore with the configuration of the AWS CLI."""
+    """A session of botocore with the configuration that the AWS CLI would use."""
     import botocore.session
 
     core: Any = botocore.session.Session(profile=profile)
@@ -2960,7 +2963,7 @@ def core_session(profile: str | None) -> Any:
 
 
 def default_region(session: Any, only_regions: Iterable[str]) -> str:
-    """Where to start if no region is configured: us-east-1, or where the regions belong."""
+    """The region to use if none is set: the first given one outside partition aws, or us-east-1."""
     from botocore.exceptions import UnknownRegionError
 
     for name in only_regions:
@@ -2971,7 +2974,7 @@ def default_region(session: Any, only_regions: Iterable[str]) -> str:
 
 
 def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
-    """A session of botocore that has and refreshes credentials, and does nothing else.
+    """A session of botocore that serves only to get credentials, and to refresh them.
 
     The clients that botocore makes for that can do all that their services offer. Raises
     AwsCallFailed, or ProfileNotFound.
@@ -2998,7 +3001,7 @@ def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
 
 
 def ask_mfa_code(prompt: str) -> str:
-    """Asks on the terminal."""
+    """Asks for an MFA code on the terminal; raises AwsCallFailed if there is no terminal."""
     import getpass
 
     if not (sys.stdin and sys.stdin.isatty()):
@@ -3010,7 +3013,7 @@ def ask_mfa_code(prompt: str) -> str:
 
 
 def new_session(profile: str | None, base: Any, writes: Collection[str] = ()) -> boto3.Session:
-    """A session whose clients can only read, and do what `writes` names.
+    """A session whose clients can only read, and make the calls that `writes` names.
 
     It has the configuration of a profile, and the credentials of `base`.
     """
@@ -3031,7 +3034,7 @@ WEB_PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b", re.IGNOREC
 
 
 def listen(events: Any, account: Callable[[], str]) -> None:
-    """Log the calls of a client or session, and refuse responses that are not from AWS."""
+    """Logs the calls of a client or session, and turns responses not from AWS into errors."""
     events.register("before-sign", note_start)
     events.register("before-parse", check_body)
     events.register("response-received", functools.partial(log_attempt, account))
@@ -3039,7 +3042,7 @@ def listen(events: Any, account: Callable[[], str]) -> None:
 
 
 def note_start(request: Any, **_: Any) -> None:
-    """Notes when an attempt, and the first one, was sent."""
+    """Notes when an attempt of a call is sent, and when the first attempt was."""
     request.context["sent"] = now = time.monotonic()
     request.context.setdefault("first_sent", now)
     getattr(IN_CALL, "sent", []).append(now)
@@ -3050,7 +3053,7 @@ def log_attempt(
     parsed_response: dict[str, Any] | None, context: dict[str, Any],
     exception: Exception | None, **_: Any,
 ) -> None:  # fmt: skip
-    """Logs an attempt in words of our own: the log of botocore holds tokens and passwords."""
+    """Logs an attempt of a call in our own words: botocore's log holds tokens and passwords."""
     if not CALL_LOG.isEnabledFor(logging.DEBUG):
         return
     service, operation = event_name.split(".")[1:]
@@ -3068,7 +3071,7 @@ def log_attempt(
 def check_body(
     response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any
 ) -> None:
-    """Turns a response that is cut off, or no response of AWS, into an error.
+    """Turns a response into an error if it is cut off, or does not come from AWS.
 
     botocore raises for it, or takes it for an empty one, and does not ask again.
     """
@@ -3086,7 +3089,7 @@ def check_body(
 
 
 def is_cut_off(body: bytes, headers: Any) -> bool:
-    """Whether a part of a body, or all of its sense, was lost on the way."""
+    """Whether a body is shorter than announced, or is not complete XML or JSON."""
     from xml.etree import ElementTree
 
     length = str(headers.get("content-length", ""))
@@ -3103,7 +3106,7 @@ def is_cut_off(body: bytes, headers: Any) -> bool:
 
 
 def raise_if_malformed(parsed: dict[str, Any], model: Any, **_: Any) -> None:
-    """Raises for what `check_body` found, because its HTTP status may be that of a success."""
+    """Raises ClientError for what `check_body` found, whose HTTP status may be a success."""
     from botocore.exceptions import ClientError
 
     if parsed.get("Error", {}).get("Code") in ("NotAws", "MalformedResponse"):
@@ -3111,14 +3114,14 @@ def raise_if_malformed(parsed: dict[str, Any], model: Any, **_: Any) -> None:
 
 
 def is_timeout(error: Exception | None) -> bool:
-    """Whether nothing answered in time."""
+    """Whether an exception means that nothing answered in time."""
     from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 
     return isinstance(error, (ConnectTimeoutError, ReadTimeoutError, TimeoutError, FutureTimeout))
 
 
 def stop_after_timeouts(attempts: int, caught_exception: Exception | None, **_: Any) -> None:
-    """Two attempts where nothing answers.
+    """Raises the time-out of a second attempt again, so that there is no third one.
 
     botocore has one number of attempts for all failures; raising is how to stop early.
     """
@@ -3127,7 +3130,7 @@ def stop_after_timeouts(attempts: int, caught_exception: Exception | None, **_: 
 
 
 def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, Any]:
-    """The response with its body as bytes: S3 streams objects, and one may be cut off."""
+    """The response with its body as bytes, asked again if S3 streams one that is cut off."""
     from botocore.exceptions import HTTPClientError, IncompleteReadError
 
     for tries_left in reversed(range(MALFORMED_ATTEMPTS)):
@@ -3158,7 +3161,7 @@ SIGN_IN_SERVICES = {
 
 
 def describe_failure(error: Exception, call: Call) -> AwsError:
-    """The error of a call, without the text of the exception: that may hold a secret.
+    """The error of a failed call, without the exception's text, which may hold a secret.
 
     Whatever is raised here comes from botocore, whose parsers raise all sorts of errors for
     what is not a response of AWS.
@@ -3188,7 +3191,7 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
 
 
 def program_words(error: Exception) -> str:
-    """The plain words that a program of `credential_process` says of its failure.
+    """The plain words in which a `credential_process` program says why it failed; others are ***.
 
     Whatever may be a secret is left out: long words, and those with digits or signs in them.
     """
@@ -3215,7 +3218,7 @@ class Pace:
         self.lock = threading.Lock()
 
     def wait(self, request: Any = None, **_: Any) -> None:
-        """Waits until the call may be made. It is not signed yet: a signature ages."""
+        """Waits until the next call may be made. It is signed only then, because signatures age."""
         with self.lock:
             now = time.monotonic()
             self.next = max(now, self.next + self.delay)
@@ -3226,7 +3229,7 @@ class Pace:
             request.context["first_sent"] += pause  # a pause does not count for CALL_TIMEOUT
 
     def learn(self, refused: bool) -> None:
-        """Learns from an attempt, unless refusals have nothing to do with the pace."""
+        """Slows down after a refusal and speeds up after an answer, until the pace is settled."""
         with self.lock:
             now = time.monotonic()
             if self.settled:
@@ -3263,7 +3266,7 @@ class Account:
 
     @functools.cached_property
     def home_region(self) -> str:
-        """The region for global services: the configured one, else one of the same partition."""
+        """The region for global services: as configured, else one of the partition of --region."""
         return self.session.region_name or default_region(self.session, self.only_regions)
 
     def ask(
@@ -3299,7 +3302,7 @@ class Account:
             yield from page.get(items, ()) if "KeyCount" in page else Response(page, call)[items]
 
     def _pages(self, call: Call, params: dict[str, Any], size: int = 0) -> Iterator[dict[str, Any]]:
-        """The responses to a call, one page after another if a page size is given."""
+        """The responses to a call, page after page, with `size` items in each if that is given."""
         from botocore import xform_name
 
         client, name = self.client(call.service, call.region), xform_name(call.operation)
@@ -3313,10 +3316,10 @@ class Account:
             yield (page := send(**params, NextToken=token))
 
     def _call(self, call: Call, send: Callable[[], T]) -> T:
-        """The result of `send`; every failure in it becomes AwsCallFailed.
+        """The result of `send`, run in a thread; every failure in it becomes AwsCallFailed.
 
-        It runs in a thread of its own: there is no other way to give up on a response that
-        comes in drops.
+        There is no other way to give up on a response that comes in drops. Nothing is sent
+        after a fatal error, nor after MAX_FAILURES of the same call in a row.
         """
         if self.fatal_error:
             raise AwsCallFailed(self.fatal_error)
@@ -3346,7 +3349,7 @@ class Account:
                 return future.result(timeout=0)
 
     def _error(self, error: Exception, call: Call) -> AwsError:
-        """The error of a call; those that no further call can survive are kept."""
+        """The error of a failed call, which is counted, and kept if no later call can succeed."""
         failure = describe_failure(error, call)
         with self.lock:
             if is_timeout(error):
@@ -3361,7 +3364,7 @@ class Account:
         return failure
 
     def client(self, service: str, region: str) -> Any:
-        """The client of a service in a region, made once. Making one is not thread-safe."""
+        """The client of a service in a region, made once, in a lock, as that is not thread-safe."""
         with self.lock, CLIENT_LOCK:
             if (service, region) not in self.clients:
                 make: Callable[..., Any] = self.session.client
@@ -3375,7 +3378,7 @@ class Account:
             return self.clients[service, region]
 
     def close(self) -> None:
-        """Close the connections; no thread makes another call after this."""
+        """Closes the connections; no thread makes another call after this."""
         with self.lock:
             self.fatal_error = AwsError("Closed")
             for client in self.clients.values():
@@ -3385,7 +3388,7 @@ class Account:
             self.callers.shutdown(wait=False)
 
     def _on_attempt(self, region: str, pace: Pace, **event: Any) -> float | bool | None:
-        """Learns from an attempt; tries again where botocore would not, or stops where it goes on.
+        """Decides whether a call is tried again after an attempt, from which the pace learns.
 
         Returns the seconds to wait before the next attempt, False for none, or None if botocore
         is to decide.
@@ -3413,7 +3416,7 @@ class Account:
         return None
 
     def _renew_credentials(self) -> bool:
-        """Refresh credentials that botocore takes for valid; False if they cannot be refreshed."""
+        """Renews credentials that botocore takes for valid; False if they cannot be refreshed."""
         from botocore.credentials import RefreshableCredentials
 
         credentials: Any = self.session.get_credentials()
@@ -3450,7 +3453,7 @@ class Audit(NamedTuple):
 
 
 def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) -> Audit:
-    """Run the checks on one account and make its report."""
+    """Runs the checks on an account; makes its report, and the change for its state."""
     began = time.monotonic()
     limit_regions(aws)
     state, today = given.state or AccountState(), given.today
@@ -3512,13 +3515,13 @@ def limit_regions(aws: Account) -> None:
 
 
 def names_or_none(function: Callable[[Account], list[str]], aws: Account) -> list[str]:
-    """Names that are decoration: none if they cannot be read."""
+    """The names from a function, such as aliases, or no names if they cannot be read."""
     names = value_or_error(function, aws)
     return [] if isinstance(names, AwsError) else names
 
 
 def value_or_error(function: Callable[[Account], T], aws: Account) -> T | AwsError:
-    """The result of a cached call, or its error."""
+    """The result of a function of the account, or the error if a call to AWS fails."""
     try:
         return function(aws)
     except AwsCallFailed as failed:
@@ -3556,7 +3559,7 @@ def require_declared_controls(definition: Check, row: Row) -> None:
 
 
 def to_aws_error(error: Exception) -> AwsError:
-    """Any exception as an AwsError. The traceback of a bug goes to standard error."""
+    """Any exception as an AwsError; the traceback of a bug goes to standard error."""
     if isinstance(error, AwsCallFailed):
         return error.error
     if isinstance(error, CannotRun):
@@ -3566,12 +3569,12 @@ def to_aws_error(error: Exception) -> AwsError:
 
 
 def failed_target_row(definition: Check, target: str, error: Exception) -> Row:
-    """The row of a target that could not be checked."""
+    """The row NOT CHECKED of a target that could not be checked, with the error."""
     return not_checked_row(target, "", {definition.columns[0]: target}, to_aws_error(error))
 
 
 def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResult:
-    """Run a check over all its targets, side by side; the rows come in target order."""
+    """Runs a check over all its targets, side by side; the rows come in target order."""
     pool, noun = ThreadPoolExecutor(definition.threads), definition.targets.noun
     futures: dict[str, Future[tuple[list[Row], Counter[str]]]] = {}
     rows, evaluated, unlisted = list[Row](), Counter[str](), list[Row]()
@@ -3607,10 +3610,8 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
 def collapse_expired(
     definition: Check, rows: list[Row], fatal_error: AwsError | None
 ) -> tuple[list[Row], set[str]]:
-    """The rows, and the targets that failed.
+    """The rows, with all that expired credentials cost as a single one, and the failed targets."""
 
-    Expired credentials are one row, for all the targets that they cost.
-    """
     failed = {row.target for row in rows if row.error and not row.item}
     lost = {row.target for row in rows if fatal_error and row.error == fatal_error}
     if lost and fatal_error:
@@ -3621,7 +3622,7 @@ def collapse_expired(
 
 
 def start_prefetch(aws: Account, checks: Iterable[Check]) -> None:
-    """Start calls of later checks while earlier checks run.
+    """Starts the calls of later checks in threads, while earlier checks run.
 
     Their results are cached, errors too: nothing is asked twice, and only the waiting differs.
     """
@@ -3642,7 +3643,7 @@ def apply_acceptances(
     state: AccountState,
     today: str,
 ) -> tuple[list[CheckResult], dict[str, Coverage]]:
-    """The results with the acceptance of each row, and what each line of the file covers now.
+    """The results with the acceptance of each row, and what each line of the accept file covers.
 
     Of several lines that match, the most exact one counts. It covers what was there when it
     first held; what is worse is a finding again.
@@ -3667,7 +3668,7 @@ def apply_acceptances(
 
 
 def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row, today: str) -> str:
-    """Why an acceptance does not count for a row; blank if it does."""
+    """The reason why an acceptance does not count for a row; blank if it counts."""
     if acceptance.until and acceptance.until < today:
         return "expired"
     if not known or row.error:
@@ -3686,7 +3687,7 @@ def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row,
 
 
 def cover(known: Coverage | None, rows: dict[str, Row]) -> Coverage:
-    """The coverage of an accept line: all that it covered when it first held, and new rows."""
+    """The coverage of an accept line with these rows added; what it covered before is kept."""
     findings = {
         id: CoveredFinding(row.severity, row.control, row.extent) for id, row in rows.items()
     }
@@ -3696,7 +3697,7 @@ def cover(known: Coverage | None, rows: dict[str, Row]) -> Coverage:
 
 
 def rank_of(severity: str) -> int:
-    """The rank of a severity, the most serious first; last if there is none."""
+    """The rank of a severity: 0 for the most serious; no severity comes last."""
     return SEVERITIES.index(severity) if severity else len(SEVERITIES)
 
 
@@ -3706,10 +3707,10 @@ def first_control(controls: str) -> str:
 
 
 def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> bool:
-    """Whether a row is worse than it was.
+    """Whether a row is worse than its earlier severity, control and extent.
 
     Its severity rose, or it fails another control at the same severity, or its extent has
-    something that it had not. If the severity is not known (schema 1), it is not.
+    something that it had not. If no earlier severity is known (schema 1), it is not worse.
     """
     if not severity:
         return False
@@ -3742,12 +3743,12 @@ class StateChange(NamedTuple):
 
 
 def resource_key(check_name: str, finding: Row | KnownFinding) -> tuple[str, str]:
-    """Findings of one resource have the same key, now and in the state."""
+    """The key that all findings of one resource in a check share, in rows and in the state."""
     return check_name, finding.resource or finding.target
 
 
 def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, KnownFinding]:
-    """The known findings of a check that were looked for and are not there any more, by ID."""
+    """The known findings that the check looked for and did not find any more, by ID."""
     now = {result.check.id(row) for row in result.rows if row.status != OK and not row.error}
     return {
         id: known
@@ -3759,7 +3760,7 @@ def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, Kno
 
 
 def is_undetermined(result: CheckResult, id: str, known: KnownFinding) -> bool:
-    """Whether a missing finding may still exist: it was not looked at, or not completely."""
+    """Whether a missing finding may still exist, because not all of it was looked at."""
     unread = (result.check.id(row) for row in result.rows if row.error)
     prefixes = (one.removesuffix(NOT_CHECKED_END) for one in unread)
     if not result.targets_complete or known.target in result.failed_targets:
@@ -3777,7 +3778,7 @@ def region_of(target: str) -> str:
 
 
 def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResult:
-    """The result with a row for each region that is not enabled any more but has findings.
+    """The result with a row NOT CHECKED for each disabled region that has known findings.
 
     Disabling a region removes the access to its resources, not the resources.
     """
@@ -3801,7 +3802,7 @@ def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResu
 
 
 def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckResult:
-    """The result with what earlier runs tell of each row: first seen, and how it changed."""
+    """The result with the day on which each row was first seen, and its change since last time."""
     vanished = defaultdict[tuple[str, str], dict[str, KnownFinding]](dict)
     for id, known in vanished_findings(result, state).items():
         vanished[resource_key(result.check.name, known)][id] = known
@@ -3821,7 +3822,7 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
 
 
 def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = False) -> Row:
-    """A row that was known, and whether it is new today, worse or better."""
+    """The row of a known finding with its first day and its change: new today, worse, or better."""
     change, was = "", before.result
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
     if uncovered or is_worse(row, before.severity, before.control, before.extent):
@@ -3836,9 +3837,9 @@ def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = Fa
 
 
 def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], today: str) -> Row:
-    """A finding that another one of the same resource turned into, such as port 22 into 22-30.
+    """The row of a finding that replaces a vanished one, as ports 22-30 replace 22: it is worse.
 
-    If only the name of the target changed, as when a user is renamed, nothing is worse.
+    Both are of one resource. If only its name changed, as of a renamed user, it is not worse.
     """
     ends = {
         id.removeprefix(f"{result.check.name}/{one.target}"): one for id, one in vanished.items()
@@ -3890,7 +3891,7 @@ def diff_with_state(
 
 
 def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFinding:
-    """The row as the state remembers it.
+    """The finding of a row, as the state remembers it.
 
     If it was not read completely, the severity and the extent of last time are kept.
     """
@@ -3913,7 +3914,7 @@ def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFin
 
 
 def apply_change(state: AccountState, change: StateChange) -> AccountState:
-    """The state after an audit, whatever other runs have changed in it meanwhile."""
+    """The state with a change applied, whatever other runs have changed in it meanwhile."""
     kept = {id: known for id, known in state.findings.items() if id not in change.gone}
     seen = {
         id: known._replace(first_seen=min(known.first_seen, kept.get(id, known).first_seen))
@@ -3947,7 +3948,7 @@ def append_today(
     change: StateChange,
     since: dict[str, str],
 ) -> tuple[HistoryEntry, ...]:
-    """The history with an entry for today, which is counted from the state after the audit.
+    """The history with an entry for today, whose numbers come from the state after the audit.
 
     What was not looked at today is counted as it was. On the day of a check's first audit,
     which is its `since`, nothing is new.
@@ -3975,7 +3976,7 @@ def append_today(
 
 
 def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
-    """The history of several accounts as one.
+    """The histories of several accounts as one, with an entry for each day.
 
     An account without an entry for a day counts as on the day before, and as one thing that is
     NOT CHECKED.
@@ -4031,7 +4032,7 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
 
 
 def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
-    """Whether the row is about a target, or all, that could not be read and that decides.
+    """Whether a row is about something unread on which a control of this scope depends.
 
     A row that is NOT CHECKED for another reason names the controls that it is about.
     """
@@ -4041,7 +4042,7 @@ def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
 
 
 def merge_statuses(reports: Iterable[Report]) -> dict[str, ControlStatus]:
-    """The controls over all accounts: of each the worst status, and the sums."""
+    """The status of each control over all accounts: the worst, with the numbers added up."""
     audited = [one for one in reports if one.account_status == ACTIVE]
     merged = {}
     for name in (name for definition in CHECKS for name in definition.controls):
@@ -4064,7 +4065,7 @@ def drop_ok_rows(report: Report) -> Report:
 
 
 def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
-    """The reports without the rows about what another account owns that is among them.
+    """The reports without rows about resources of another account that has its own report.
 
     What is shared, such as a security group, is shown to several accounts.
     """
@@ -4093,7 +4094,7 @@ WRITING: set[str] = set()  # and those that are being written
 
 @contextlib.contextmanager
 def writing(file: File) -> Iterator[None]:
-    """Keeps the name of a file in WRITING, and then, unless this fails, in WRITTEN."""
+    """Keeps a file's name in WRITING while it is written, and then in WRITTEN if that succeeds."""
     WRITING.add(name := str(file))
     try:
         yield
@@ -4118,16 +4119,16 @@ class LocalFile:
         return str(self.path)
 
     def absolute(self) -> str:
-        """The absolute path, of a link that of its target."""
+        """The absolute path with links followed; the path of a stream is left as it is."""
         return str(self.path.absolute() if self.is_stream() else self.target)
 
     @property
     def target(self) -> Path:
-        """The absolute path at the end of links."""
+        """The absolute path with all links followed."""
         return Path(os.path.realpath(self.path))
 
     def is_stream(self) -> bool:
-        """Whether there is something that is written into, and not replaced."""
+        """Whether the file is a device, a pipe or one of our streams, and is not replaced."""
         if not (found := file_status(self.path)):
             return False
         ours = filter(None, map(file_status, (1, 2)))
