@@ -2919,7 +2919,7 @@ class RoleCache:
         self.files = JSONFileCache(os.path.expanduser("~/.aws/cli/cache"))  # noqa: PTH111
 
     def __contains__(self, key: str) -> bool:
-        with contextlib.suppress(KeyError, TypeError):  # a damaged file is none
+        with contextlib.suppress(KeyError, TypeError):  # a damaged cache file counts as missing
             if key not in self.memory:
                 found = self.files[key]
                 for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration"):
@@ -2932,7 +2932,7 @@ class RoleCache:
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.memory[key] = value
-        with contextlib.suppress(OSError, ValueError):  # a home that cannot be written to
+        with contextlib.suppress(OSError, ValueError):  # the home folder may be write-protected
             self.files[key] = value
 
 
@@ -2953,7 +2953,7 @@ def core_session(profile: str | None) -> Any:
     import botocore.session
 
     core: Any = botocore.session.Session(profile=profile)
-    if region := os.environ.get("AWS_REGION"):  # read by the AWS CLI, but not by botocore
+    if region := os.environ.get("AWS_REGION"):  # the AWS CLI reads AWS_REGION, botocore does not
         core.set_config_variable("region", region)
     return core
 
@@ -2988,7 +2988,7 @@ def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
         roles = core.get_component("credential_provider").get_provider("assume-role")
         roles.cache, roles._prompter = RoleCache(), ask_mfa_code
         if credentials := core.get_credentials():
-            credentials.get_frozen_credentials()  # may ask for a code, or run a program
+            credentials.get_frozen_credentials()  # signing in may ask for a code or run a program
     except ProfileNotFound:
         raise
     except Exception as error:
@@ -3072,12 +3072,12 @@ def check_body(
     botocore raises for it, or takes it for an empty one, and does not ask again.
     """
     body = response_dict["body"]
-    if not isinstance(body, bytes):  # S3 streams objects
+    if not isinstance(body, bytes):  # the content of an S3 object is streamed: read later
         return
     page = WEB_PAGE.match(body)
     if not page and not is_cut_off(body, response_dict["headers"]):
         return
-    if response_dict["status_code"] < 500:  # above, it may be a load balancer of AWS
+    if response_dict["status_code"] < 500:  # a web page with 5xx may be of AWS's load balancer
         code = "NotAws" if page else "MalformedResponse"
         customized_response_dict["Error"] = {"Code": code, "Message": ""}
         response_dict["status_code"] = 503
@@ -3144,11 +3144,11 @@ def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, 
 # --- what went wrong ------------------------------------------------------------------
 
 ERROR_CODE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
-DENIER = re.compile(  # the policy that has to change, where AWS names it
+DENIER = re.compile(  # the policy that denied a call, if the message of AWS names it
     r"explicit deny in an? ([\w -]{1,30}(?:policy|boundary))"
     r"|because no ((?:service control|resource control|session) policy|permissions boundary)"
 )
-# The services that botocore asks for credentials, by operation; all others are of STS
+# The service of each operation with which botocore gets credentials; all others are of STS
 SIGN_IN_SERVICES = {
     "GetRoleCredentials": "sso",
     "CreateToken": "sso-oidc",
@@ -3210,7 +3210,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.delay = self.next = self.slowed = 0.0
-        self.settled = False  # because a slower pace is refused as well
+        self.settled = False  # True: the pace stays, because AWS refuses a slower one too
         self.lock = threading.Lock()
 
     def wait(self, request: Any = None, **_: Any) -> None:
@@ -3222,7 +3222,7 @@ class Pace:
         getattr(IN_CALL, "sent", []).append(now + pause)
         time.sleep(pause)
         if request and "first_sent" in request.context:
-            request.context["first_sent"] += pause  # a pause does not count for CALL_TIMEOUT
+            request.context["first_sent"] += pause  # CALL_TIMEOUT excludes waiting for the pace
 
     def learn(self, refused: bool) -> None:
         """Learns from an attempt, unless refusals have nothing to do with the pace."""
@@ -3244,19 +3244,20 @@ class Account:
 
     session: boto3.Session
     now: datetime  # the fixed time from which all ages of this audit are counted
-    only_regions: Collection[str] = ()  # blank: all that are enabled
-    excluded_regions: Collection[str] = ()  # of those that are enabled
-    max_key_age: int = MAX_KEY_AGE  # days
-    number: str = ""  # known once STS has answered, as is the ARN
-    arn: str = ""  # of the auditor in this account
-    profile: str = ""  # for the AWS CLI, to reach the account
+    only_regions: Collection[str] = ()  # the regions to audit; empty: all that are enabled
+    excluded_regions: Collection[str] = ()  # enabled regions that are not to be audited
+    max_key_age: int = MAX_KEY_AGE  # days after which an access key is too old
+    number: str = ""  # the account's number; blank until STS has answered, as is the ARN
+    arn: str = ""  # the ARN with which the auditor is signed in to this account
+    profile: str = ""  # the profile with which the AWS CLI reaches this account
     clients: dict[tuple[str, str], Any] = field(default_factory=dict)
-    cache: dict[Any, Future[Any]] = field(default_factory=dict)  # of `once`
-    failures: Counter[Call | str] = field(default_factory=Counter)  # in a row
-    refused: dict[Call, AwsError] = field(default_factory=dict)  # after all attempts
-    throttling_codes: set[str] = field(default_factory=set)  # seen in responses
-    renewed: float = -math.inf  # when credentials were renewed that botocore took for valid
-    fatal_error: AwsError | None = None  # why no further call makes sense
+    cache: dict[Any, Future[Any]] = field(default_factory=dict)  # results kept by `once`
+    # failures in a row: by call, by region, and of credentials
+    failures: Counter[Call | str] = field(default_factory=Counter)
+    refused: dict[Call, AwsError] = field(default_factory=dict)  # calls throttled at every attempt
+    throttling_codes: set[str] = field(default_factory=set)  # error codes that meant throttling
+    renewed: float = -math.inf  # when credentials that botocore took for valid were last renewed
+    fatal_error: AwsError | None = None  # the error after which no further call makes sense
     lock: Any = field(default_factory=threading.RLock)
     callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CALLERS))
 
@@ -3294,7 +3295,7 @@ class Account:
         call = Call(service, operation, region or self.home_region)
         pages = self._pages(call, params, page_size)
         while page := self._call(call, lambda: next(pages, None)):
-            # S3 counts what it lists (KeyCount), and omits an empty list
+            # A list of S3 has a count (KeyCount), and lacks its items if there are none
             yield from page.get(items, ()) if "KeyCount" in page else Response(page, call)[items]
 
     def _pages(self, call: Call, params: dict[str, Any], size: int = 0) -> Iterator[dict[str, Any]]:
@@ -3308,7 +3309,7 @@ class Account:
             return
         send = functools.partial(read_whole, getattr(client, name))
         yield (page := send(**params))
-        while token := page.get("NextToken"):  # botocore has no paginator for some operations
+        while token := page.get("NextToken"):  # for some operations botocore has no paginator
             yield (page := send(**params, NextToken=token))
 
     def _call(self, call: Call, send: Callable[[], T]) -> T:
@@ -3420,7 +3421,8 @@ class Account:
             return False
         renew: Callable[..., None] = getattr(credentials, "_protected_refresh")  # noqa: B009
         with self.lock:
-            if time.monotonic() - self.renewed > CALL_TIMEOUT:  # another thread may have done it
+            # another thread may have renewed the credentials just now
+            if time.monotonic() - self.renewed > CALL_TIMEOUT:
                 renew(is_mandatory=True)
                 self.renewed = time.monotonic()
         return True
@@ -3436,7 +3438,7 @@ class AuditInput(NamedTuple):
 
     checks: list[Check]
     acceptances: list[Acceptance]
-    state: AccountState | None  # None without --state
+    state: AccountState | None  # what is known from earlier runs; None without --state
     today: str  # the day on which the run began
 
 
@@ -3500,7 +3502,7 @@ def limit_regions(aws: Account) -> None:
         return
     try:
         enabled = enabled_regions(aws)
-    except AwsCallFailed:  # the checks will say what they cannot read
+    except AwsCallFailed:  # the checks themselves will say that regions cannot be read
         return
     if unknown := sorted(wanted - {*enabled}):
         valid = ", ".join(enabled)
@@ -3585,7 +3587,7 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
             found, number = future.result()
             rows += found
             evaluated += number
-    finally:  # if interrupted, threads that still wait for AWS must not hold the run
+    finally:  # after an interruption, threads that still wait for AWS must not delay the end
         pool.shutdown(wait=False, cancel_futures=True)
     rows, failed = collapse_expired(definition, [*rows, *unlisted], aws.fatal_error)
     targets = len(futures.keys() - failed)
@@ -3658,7 +3660,7 @@ def apply_acceptances(
                 ended = why_ended(acceptance, known, id, row, today)
                 row = replace(row, acceptance=acceptance, acceptance_ended=ended)
                 if not ended:
-                    row = replace(row, remediation=Remediation())  # nobody is to run it
+                    row = replace(row, remediation=Remediation())  # no command for accepted rows
                     covered[acceptance.line][id] = row
             rows.append(row)
         found.append(replace(result, rows=rows))
@@ -3712,7 +3714,7 @@ def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> b
     """
     if not severity:
         return False
-    if not row.fully_read:  # its severity may be too high; what its extent has is there
+    if not row.fully_read:  # the severity of such a row may be too high, but its extent counts
         return bool(row.extent - extent)
     if row.severity != severity:
         return rank_of(row.severity) < rank_of(severity) or bool(row.extent - extent)
@@ -3730,9 +3732,9 @@ class StateChange(NamedTuple):
     """
 
     today: str
-    checks: list[str]  # their names
-    seen: dict[str, KnownFinding]  # by ID
-    gone: set[str]  # IDs that are not to be remembered any more
+    checks: list[str]  # the names of the checks that were run
+    seen: dict[str, KnownFinding]  # the findings of this audit, also accepted ones, by ID
+    gone: set[str]  # IDs of known findings that the state is to forget
     resolved: dict[str, KnownFinding]
     not_checked: int
     coverage: dict[str, Coverage]
@@ -3825,7 +3827,7 @@ def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = Fa
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
     if uncovered or is_worse(row, before.severity, before.control, before.extent):
         change, was = WORSE, f"{before.result} (accepted)" if before.accepted else before.result
-    elif before.worse_since == today:  # a run of this day told it, or failed to
+    elif before.worse_since == today:  # an earlier run of today already found it to be worse
         change, was = WORSE, before.was
     elif before.first_seen == today:
         change, was = "" if first_run else NEW, ""
@@ -3936,7 +3938,7 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
 
 # --- history --------------------------------------------------------------------------
 
-HISTORY_ENTRIES = 12  # entries: a year of monthly audits
+HISTORY_ENTRIES = 12  # days kept in the history: a year of monthly audits
 
 
 def append_today(
@@ -4020,7 +4022,7 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
             else:
                 (accepted if row.status == ACCEPTED else failed).add(one.resource)
     evaluated = result.evaluated_by_control[name]
-    if scope and evaluated:  # the target that decides it was read
+    if scope and evaluated:  # the target that decides the control was read
         evaluated, undecided = 1, set()
     elif not result.complete or (scope and not undecided):
         undecided.add(NOT_CHECKED)
