@@ -4085,11 +4085,11 @@ def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
 
 # --- files here -----------------------------------------------------------------------
 
-STATE_LOCK = threading.Lock()  # accounts that are audited side by side share a state file
-LOCK_PATIENCE = 60  # seconds; to change a state takes less than one
+STATE_LOCK = threading.Lock()  # for the state file, shared by accounts audited side by side
+LOCK_PATIENCE = 60  # seconds to wait for the lock of a file; a change takes less than a second
 WRITABLE_KINDS = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
-WRITTEN: list[str] = []  # the files of this run, for the message of a signal,
-WRITING: set[str] = set()  # and those that are being written
+WRITTEN: list[str] = []  # names of files that this run has written, for a message if it is ended
+WRITING: set[str] = set()  # names of files that are being written, for the same message
 
 
 @contextlib.contextmanager
@@ -4112,8 +4112,8 @@ class LocalFile:
     """
 
     path: Path
-    create_folder: bool = False  # because its name has {account}, {date} or {time} in it
-    numbered: bool = False  # if the name is taken, it gets a number
+    create_folder: bool = False  # make its folders: {account}, {date} or {time} is in its name
+    numbered: bool = False  # if the name is taken, a number is added to it
 
     def __str__(self) -> str:
         return str(self.path)
@@ -4135,7 +4135,7 @@ class LocalFile:
         return not stat.S_ISREG(found.st_mode) or any(os.path.samestat(found, one) for one in ours)
 
     def ensure_writable(self) -> None:
-        """Raises CannotRun if it cannot be written, before an audit and not after it."""
+        """Raises CannotRun if the file cannot be written: asked before an audit, not after it."""
         try:
             found, folder = file_status(self.path), self.target.parent
             if found and stat.S_IFMT(found.st_mode) not in WRITABLE_KINDS:
@@ -4146,21 +4146,21 @@ class LocalFile:
                 folder = folder.parent
             for part in [str(self.path.absolute()), *self.target.parts, lock_name(self.target)]:
                 with contextlib.suppress(FileNotFoundError):
-                    (folder / part).stat()  # fails if a name is too long, or a link to itself
+                    (folder / part).stat()  # raises if a name is too long or a link leads to itself
             if not self.is_stream():
                 with tempfile.TemporaryFile(dir=folder):
-                    str(self.target).encode()  # as text in the workbook
+                    str(self.target).encode()  # fails for a name that the workbook cannot show
         except (OSError, ValueError) as error:
             raise CannotRun(f"cannot write {self}: {error_text(error)}") from error
 
     def read(self) -> bytes:
-        """The content; OSError if there is none."""
+        """The content of the file; OSError if there is none."""
         return self.path.read_bytes()
 
     def write(self, data: bytes) -> str:
-        """Replaces the content in one move: after a crash it is the old one or the new one.
+        """Replaces the content and returns the absolute path; a stream is appended to.
 
-        Returns the absolute path.
+        A file is replaced in one move: after a crash it has the old content or the new one.
         """
         with writing(self):
             if not self.is_stream():
@@ -4170,13 +4170,13 @@ class LocalFile:
         return self.absolute()
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
-        """Replaces the content, None if there is no file, while no other run can."""
+        """Replaces the content with change(content), or change(None) without a file, locked."""
         self._make_folder()
         with writing(self), locked(self.target):
             self._move_in(change(self.read() if self.path.exists() else None))
 
     def list_json(self) -> list[LocalFile]:
-        """The JSON files in this folder, or this file; OSError if there is neither."""
+        """The files *.json in this folder, or only this file; OSError if there is neither."""
         self.path.stat()
         found = sorted(self.path.glob("*.json")) if self.path.is_dir() else [self.path]
         return [LocalFile(path) for path in found]
@@ -4202,14 +4202,14 @@ class LocalFile:
 
 
 def file_status(place: Path | int) -> os.stat_result | None:
-    """The status of a file, at the end of links, or of a descriptor; None if there is none."""
+    """The os.stat_result of a path (links are followed) or a descriptor; None if it has none."""
     with contextlib.suppress(OSError, ValueError):
         return os.stat(place)  # noqa: PTH116 - Path knows no descriptors
     return None
 
 
 def unused(path: Path, number: int = 1) -> Path:
-    """The path of an empty file that is made now, with a number if the name is taken."""
+    """Makes an empty file and returns its path: with a number added if the name is taken."""
     free = path.with_stem(f"{path.stem}-{number}") if number > 1 else path
     try:
         free.touch(0o600, exist_ok=False)
@@ -4219,23 +4219,23 @@ def unused(path: Path, number: int = 1) -> Path:
 
 
 def keep_rights(handle: int, old: os.stat_result | None) -> None:
-    """Gives an open file the group and the mode of an old one, and as root its owner."""
+    """Gives an open file the group and the mode of an old file, and as root also its owner."""
     if old and os.name == "posix":
-        with contextlib.suppress(PermissionError):  # then it stays for its owner only
+        with contextlib.suppress(PermissionError):  # if refused, the file is for its owner only
             os.fchown(handle, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
             os.fchmod(handle, stat.S_IMODE(old.st_mode))
 
 
 def lock_name(path: Path) -> str:
-    """The name of the file, beside another one, whose lock keeps other runs out."""
+    """The name of the lock file that belongs to a file, in the same folder."""
     return f".{path.name}.lock"
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps other threads and processes out of a file; on Windows only other threads.
+    """Keeps other threads and processes out of a file, on Windows only threads.
 
-    A lock file that is there means nothing: the lock of a process ends with the process.
+    OSError after LOCK_PATIENCE. An old lock file does not matter: a lock ends with its process.
     """
     with STATE_LOCK:
         try:
@@ -4262,8 +4262,8 @@ def locked(path: Path) -> Iterator[None]:
 
 S3_NAME = re.compile(r"(?i:s3)://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
 WRITE_CONFLICT_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
-MAX_WRITE_TRIES = 50  # of the state: each conflict means that another writer has finished
-CONFLICT_PAUSE = 100  # milliseconds at most, so that two writers do not meet again
+MAX_WRITE_TRIES = 50  # tries to write the state: a conflict means that another writer has finished
+CONFLICT_PAUSE = 100  # milliseconds at most, at random, so that two writers do not meet again
 
 
 @dataclass(frozen=True)
@@ -4273,7 +4273,7 @@ class S3Object:
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
     """
 
-    aws: Account  # the one that started the run, whatever account is audited
+    aws: Account  # has the credentials that started the run, whatever account is audited
     bucket: str
     key: str
 
@@ -4281,11 +4281,11 @@ class S3Object:
         return f"s3://{self.bucket}/{self.key}"
 
     def absolute(self) -> str:
-        """The name with s3:// in front."""
+        """The name of the object, as `s3://BUCKET/KEY`."""
         return str(self)
 
     def ensure_writable(self) -> None:
-        """Tests write access with a conditional PUT that must fail, so that nothing is written.
+        """Raises CannotRun if the object cannot be written: tries a PUT that must not succeed.
 
         S3 refuses it for another reason if the bucket is missing or writing is not allowed.
         """
@@ -4302,19 +4302,19 @@ class S3Object:
         raise CannotRun(f"cannot write {self}: this store ignores conditions, so it is not S3")
 
     def read(self) -> bytes:
-        """The content; FileNotFoundError if there is no object."""
+        """The content of the object; FileNotFoundError if there is none."""
         return self._get()[0]
 
     def write(self, data: bytes, **condition: str) -> str:
-        """Replaces the content, which S3 does completely or not at all. Returns the name."""
+        """Replaces the content, all or nothing, if S3's condition holds; returns the name."""
         content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
         with writing(self):
             response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
-            response["ETag"]  # raises if something other than S3 answered
+            response["ETag"]  # if it is missing, this raises: S3 did not answer
         return str(self)
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
-        """Replaces the content, None if there is no object; again if another run was faster."""
+        """Replaces the content with change(content or None), again if another run wrote first."""
         for tries_left in reversed(range(MAX_WRITE_TRIES)):
             before, condition = None, {"IfNoneMatch": "*"}
             with contextlib.suppress(FileNotFoundError):
@@ -4330,7 +4330,7 @@ class S3Object:
                 return
 
     def list_json(self) -> list[S3Object]:
-        """The JSON objects directly under this prefix, or this object if it is named like one."""
+        """The objects *.json directly under this prefix; if it is named so itself, only this."""
         if self.key.endswith(".json"):
             return [self]
         prefix = f"{self.key.rstrip('/')}/".lstrip("/")
@@ -4339,29 +4339,31 @@ class S3Object:
         return [replace(self, key=key) for key in keys if key.endswith(".json")]
 
     def _get(self) -> tuple[bytes, str]:
+        """The content and the ETag; FileNotFoundError if there is no object."""
         response = self._ask("GetObject", absent={"NoSuchKey"})
         if not response:
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
         return response["Body"], response["ETag"]
 
     def _ask(self, operation: str, **params: Any) -> Response:
+        """The response of S3 to an operation on this object. Raises AwsCallFailed."""
         return self.aws.ask("s3", operation, Bucket=self.bucket, Key=self.key, **params)
 
 
 # --- files in both places -------------------------------------------------------------
 
 File = LocalFile | S3Object
-FILE_ERRORS = (OSError, AwsCallFailed)  # raised by reading and writing
+FILE_ERRORS = (OSError, AwsCallFailed)  # errors of reading and writing a file
 
 
 def error_text(error: Exception) -> str:
-    """Why a file could not be read or written."""
+    """The reason, from an exception, why a file could not be read or written."""
     return getattr(error, "strerror", None) or str(error)
 
 
 @contextlib.contextmanager
 def read_errors_as_cannot_run(file: File) -> Iterator[None]:
-    """While this is open, a file that cannot be read raises CannotRun."""
+    """In its `with` block, an error in reading the file is raised as CannotRun."""
     try:
         yield
     except FILE_ERRORS as error:
@@ -4369,7 +4371,7 @@ def read_errors_as_cannot_run(file: File) -> Iterator[None]:
 
 
 def write_or_save_copy(file: File, data: bytes) -> str:
-    """Write results, and return their absolute name; or save them elsewhere, raise CannotRun."""
+    """Writes results, returns their absolute name; on failure saves a copy, raises CannotRun."""
     try:
         return file.write(data)
     except FILE_ERRORS as error:
@@ -4377,7 +4379,7 @@ def write_or_save_copy(file: File, data: bytes) -> str:
 
 
 def save_copy_and_fail(data: bytes, file: File, error: Exception) -> NoReturn:
-    """Save results in a temporary folder: an audit is not run twice for a full disk."""
+    """Saves results in a temporary folder, not to lose an audit, and raises CannotRun."""
     why = f"cannot write {file}: {error_text(error)}"
     try:
         folder = Path(tempfile.mkdtemp(prefix="security_check-"))
@@ -4394,7 +4396,7 @@ ACCEPT_LINE = re.compile(r"(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
 
 
 def read_accept_file(file: File) -> list[Acceptance]:
-    """The acceptances in a file; CannotRun if it cannot be read or a line is not one."""
+    """The acceptances in an accept file; CannotRun if it cannot be read or a line is wrong."""
     try:
         with read_errors_as_cannot_run(file):
             text = file.read().decode("utf-8-sig")
@@ -4404,9 +4406,9 @@ def read_accept_file(file: File) -> list[Acceptance]:
 
 
 def parse_accept_file(text: str, name: str) -> list[Acceptance]:
-    """Lines `ID [until YYYY-MM-DD] # reason`; the ID may be a glob.
+    """The acceptances in lines `ID [until YYYY-MM-DD] # reason`; CannotRun for a wrong line.
 
-    Blank lines and lines that begin with # are ignored. `name` is for the error message.
+    The ID may be a glob. Blank lines and those that begin with # are skipped. `name` is for errors.
     """
     found = []
     for number, line in enumerate(map(str.strip, re.split(r"\r\n|\r|\n", text)), 1):
@@ -4428,7 +4430,7 @@ def parse_accept_file(text: str, name: str) -> list[Acceptance]:
 
 
 def current_id(id: str) -> str:
-    """An ID, or a pattern, of version 1 in today's form: without sources and flaws.
+    """The ID, or pattern, without what only version 1 had in it: a source, or `not-enabled`.
 
     >>> current_id("security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0")
     'security-groups/eu-west-1/sg-1/TCP/22'
@@ -4450,11 +4452,11 @@ MALFORMED_REPORT = (
     OverflowError,
     RecursionError,
 )
-MAX_NUMBER = 10**15  # readers of JSON and the .xls format hold numbers below exactly
+MAX_NUMBER = 10**15  # smaller numbers are exact in all readers of JSON and in the .xls format
 
 
 def encode(value: Any) -> Any:
-    """A report, or what is in it, as JSON: the fields by name; tests/deploy has the schema."""
+    """A report, or a part of it, as data for JSON, fields by name; schema: tests/deploy."""
     if value is None or type(value) in (str, int, bool, float):
         return value
     if isinstance(value, datetime):
@@ -4477,7 +4479,7 @@ def encode(value: Any) -> Any:
 
 
 def encode_result(result: CheckResult) -> dict[str, Any]:
-    """A result as JSON, with what can be derived from its rows: tools do not know our rules."""
+    """A result as data for JSON; its rows have ID, status and controls, which tools cannot tell."""
     rows = [
         {
             "id": result.check.id(row),
@@ -4501,17 +4503,17 @@ def encode_result(result: CheckResult) -> dict[str, Any]:
 
 @functools.cache
 def reported_fields(kind: Any) -> dict[str, Any]:
-    """The types of the fields of a class."""
+    """The types of the fields of a class, by name of the field."""
     return get_type_hints(kind)
 
 
 @functools.cache
 def decoder(kind: Any) -> Callable[[Any], Any]:
-    """A function from JSON to a value of this type; it raises one of MALFORMED_REPORT."""
+    """The function that makes a value of this type from JSON data, or raises MALFORMED_REPORT."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in DECODERS:
         return DECODERS[kind]
-    if origin is UnionType:  # AwsError | None, list[str] | AwsError, the cells
+    if origin is UnionType:  # such as AwsError | None, list[str] | AwsError, or a cell
         choices = [(json_types(one), decoder(one)) for one in arguments]
         return functools.partial(decode_choice, choices)
     if is_dataclass(kind) or hasattr(kind, "_fields"):
@@ -4526,47 +4528,47 @@ def decoder(kind: Any) -> Callable[[Any], Any]:
 
 
 def decode_choice(choices: Any, data: Any) -> Any:
-    """The value, by the first of the types that JSON has for it."""
+    """The value, decoded by the first choice for data of this type; ValueError if none fits."""
     decode, *_ = (decode for types, decode in choices if type(data) in types)
     return decode(data)
 
 
 def require_type(types: Collection[type], data: Any) -> Any:
-    """The value, if it is of one of the types and no number that nobody can show."""
+    """The data itself; TypeError if it has none of the types or its number is too large."""
     if type(data) not in types or (isinstance(data, (int, float)) and not abs(data) < MAX_NUMBER):
         raise TypeError(f"{data!r} is not of {types}")
     if isinstance(data, str):
-        data.encode()  # fails for half a character, which no file can hold
+        data.encode()  # fails for half of a surrogate pair, which no file can hold
     return data
 
 
 def json_types(kind: Any) -> tuple[type, ...]:
-    """The types that JSON has for values of this type. A date in a cell is text at first."""
+    """The types that json.loads gives for a type; none for a date, which is text at first."""
     if is_dataclass(kind):
         return (dict,)
     return {float: (int, float), datetime: ()}.get(kind, (get_origin(kind) or kind,))
 
 
 def decode_fields(kind: Any, data: dict[str, Any]) -> Any:
-    """A dataclass or NamedTuple from its fields."""
+    """A dataclass or NamedTuple from a JSON object; KeyError if a field is missing."""
     fields = reported_fields(kind).items()
     return kind(**{name: decoder(hint)(data[name]) for name, hint in fields})
 
 
 def decode_date(data: str) -> datetime:
-    """A moment, in UTC."""
+    """The datetime, in UTC, in a text in ISO format."""
     return datetime.fromisoformat(data).astimezone(timezone.utc)
 
 
 def decode_row(data: dict[str, Any]) -> Row:
-    """A row, with its dates as dates again."""
+    """A row from a JSON object; the cells that its `dates` name become datetimes again."""
     row: Row = decode_fields(Row, data)
     dates: dict[str, Cell] = {name: decode_date(data["cells"][name]) for name in data["dates"]}
     return replace(row, cells=row.cells | dates) if dates else row
 
 
 def decode_result(data: dict[str, Any]) -> CheckResult:
-    """A result of one of our checks."""
+    """A check's result from a JSON object; ValueError if this script has no such check."""
     (definition,) = (one for one in CHECKS if one.name == data["check"])
     complete = require_type((bool,), data["complete"])
     evaluated = require_type((int,), data["evaluated"])
@@ -4581,7 +4583,7 @@ DECODERS: dict[Any, Callable[[Any], Any]] = {
 
 
 def to_json(reports: Iterable[Report], merged: bool = False) -> bytes:
-    """The JSON report: a document with one entry an account; `merged` from other reports or not."""
+    """The JSON report, an entry for each account; `merged` says that it repeats other reports."""
     controls = {name: control for one in CHECKS for name, control in one.controls.items()}
     document = {
         "schema": REPORT_SCHEMA,
@@ -4594,10 +4596,10 @@ def to_json(reports: Iterable[Report], merged: bool = False) -> bytes:
 
 
 def reports_from_json(data: bytes, file: File) -> list[Report]:
-    """The reports in a document, each of which must round-trip exactly.
+    """The reports in a JSON report; a damaged one becomes a report with only an error.
 
-    A damaged one costs its account: it becomes an error. There is none in a merged document,
-    which repeats what others say. CannotRun if all are damaged.
+    An entry is damaged unless it is exactly what this script would write. A merged document
+    gives no reports: it repeats what others say. CannotRun if all are damaged.
     """
     try:
         document = json.loads(data)
@@ -4617,13 +4619,13 @@ def reports_from_json(data: bytes, file: File) -> list[Report]:
 
 
 def account_of(entry: Any) -> str:
-    """The account's number in a damaged report; blank if there is none."""
+    """The account number in a damaged report; blank if it has no valid one."""
     number = entry.get("account") if isinstance(entry, dict) else ""
     return number if isinstance(number, str) and re.fullmatch(r"\d{12}", number) else ""
 
 
 def report_or_none(entry: Any) -> Report | None:
-    """The report in an entry of a document; None unless it is what this script writes."""
+    """The report in an entry of a JSON report; None unless this script would write the same."""
     try:
         report: Report = decode_fields(Report, entry)
         check_values(report)
@@ -4633,7 +4635,7 @@ def report_or_none(entry: Any) -> Report | None:
 
 
 def check_history(history: Iterable[HistoryEntry]) -> None:
-    """Raises ValueError or KeyError for a history that no audit writes."""
+    """Raises ValueError or KeyError if a history has a wrong day or number, or lacks a severity."""
     for entry in history:
         start_of_day(entry.day)
         numbers = [entry.not_checked, entry.new, entry.remembered, *entry.days_open]
@@ -4642,7 +4644,7 @@ def check_history(history: Iterable[HistoryEntry]) -> None:
 
 
 def check_values(report: Report) -> None:
-    """Raises ValueError or KeyError for values of the right type that no report has."""
+    """Raises ValueError or KeyError for impossible values, such as an unknown severity."""
     rows, resolved = report.rows(), (report.resolved or {}).values()
     check_history(report.history)
     for day in (*(row.first_seen for row in rows if row.first_seen), *(one[0] for one in resolved)):
@@ -4671,7 +4673,7 @@ STATE_SCHEMA = 2
 
 
 def read_state_file(file: File) -> dict[str, Any]:
-    """The accounts of a state file as they stand there; empty if it does not exist yet."""
+    """The accounts in a state file by number, not yet decoded; empty if there is no file."""
     with read_errors_as_cannot_run(file):
         try:
             return state_accounts(file.read(), file)
@@ -4680,14 +4682,14 @@ def read_state_file(file: File) -> dict[str, Any]:
 
 
 def state_accounts(data: bytes, file: File) -> dict[str, Any]:
-    """The accounts in a state file; CannotRun if it is none. `file` is for the error message."""
+    """The accounts in the data of a state file, not yet decoded; CannotRun if it is damaged."""
     try:
         document = json.loads(data)
         accounts: dict[str, Any] = document["accounts"]
         if (version := document["schema"]) not in (1, STATE_SCHEMA):
             raise CannotRun(f"{file} is of version {version}, this script knows {STATE_SCHEMA}")
         if version == 1:
-            history = document.get("history", {})  # missing in the oldest files
+            history = document.get("history", {})  # the oldest state files have no history
             numbers = accounts.keys() | history.keys()
             return {
                 one: upgrade_account(accounts.get(one, {}), history.get(one, ())) for one in numbers
@@ -4701,7 +4703,7 @@ def state_accounts(data: bytes, file: File) -> dict[str, Any]:
 def upgrade_account(
     findings: dict[str, dict[str, str]], history: Iterable[dict[str, Any]]
 ) -> dict[str, Any]:
-    """An account of a state file of schema 1, which knows neither severities nor extents."""
+    """An account of schema 1 as JSON data of today's schema: severities and extents are blank."""
     known: dict[str, KnownFinding] = {}
     for id, entry in findings.items():
         now, first_seen = current_id(id), entry["first_seen"]
@@ -4716,7 +4718,7 @@ def upgrade_account(
 
 
 def account_state(accounts: dict[str, Any], account: str, file: File) -> AccountState:
-    """The state of one account; CannotRun if it is damaged."""
+    """The state of one account; empty if the file has none, CannotRun if it is damaged."""
     if account not in accounts:
         return AccountState()
     try:
@@ -4735,7 +4737,7 @@ def account_state(accounts: dict[str, Any], account: str, file: File) -> Account
 
 
 def write_state_file(file: File, changes: dict[str, StateChange]) -> None:
-    """Apply the changes of a run, by account, to what is in the file now."""
+    """Applies changes, by account, to what the state file holds now; CannotRun if that fails."""
     data = b""
 
     def changed(before: bytes | None) -> bytes:
