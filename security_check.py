@@ -4776,7 +4776,7 @@ class SheetRow(NamedTuple):
     position: int
 
     def link(self) -> str:
-        """The place of the row in the workbook."""
+        """The link to the row in the workbook: `#'SHEET'!A5`."""
         part, line = divmod(self.position, MAX_ROWS - HEADER_ROWS)
         return f"#'{sheet_title(self.check.title, part)}'!A{HEADER_ROWS + 1 + line}"
 
@@ -4785,7 +4785,7 @@ Sheets = dict[Check, list[SheetRow]]
 
 
 def rows_by_check(reports: Iterable[Report], with_ok: bool = True) -> Sheets:
-    """The rows of each sheet, the most serious first, else in the order of the reports."""
+    """The rows of each check, the most serious first; OK rows are left out without `with_ok`."""
     found: dict[Check, list[tuple[Report, Row]]] = defaultdict(list)
     for report in reports:
         for result in report.results:
@@ -4800,18 +4800,18 @@ def rows_by_check(reports: Iterable[Report], with_ok: bool = True) -> Sheets:
 
 
 def seriousness(row: Row) -> tuple[int, int]:
-    """Sorts the most serious row first."""
+    """The sort key of a row: the most serious level first, then the highest priority."""
     return ROW_ORDER.index(row.level), -row.priority
 
 
 def ranked(sheets: Sheets, status: str) -> list[SheetRow]:
-    """The rows with a status from all sheets, the most serious first."""
+    """The rows of all sheets that have this status, the most serious first."""
     lines = [line for sheet in sheets.values() for line in sheet if line.row.status == status]
     return sorted(lines, key=lambda line: seriousness(line.row))
 
 
 def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
-    """Rows about one resource together, in the place of the first of them."""
+    """The rows in groups, a group for each resource, in the order of their first rows."""
     groups: dict[tuple[Any, ...], list[SheetRow]] = defaultdict(list)
     for line in lines:
         names = line.check.resource_names(line.row)
@@ -4820,7 +4820,7 @@ def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
 
 
 def tally(rows: Iterable[Row], with_new: bool) -> dict[str, int]:
-    """The number of rows by heading: the severities, New, ACCEPTED and NOT CHECKED."""
+    """The number of rows by severity, New (if `with_new`), ACCEPTED and NOT CHECKED."""
     counts: Counter[str] = Counter()
     for row in rows:
         counts.update([row.level, *(["New"] if row.new and row.status == FINDING else [])])
@@ -4829,7 +4829,7 @@ def tally(rows: Iterable[Row], with_new: bool) -> dict[str, int]:
 
 
 def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]) -> dict[str, int]:
-    """The tally of a check, behind the number of resources that were evaluated."""
+    """The number of resources that a check evaluated, followed by the tally of its rows."""
     results = (result for report in overview.reports for result in report.results)
     evaluated = sum(result.evaluated for result in results if result.check is definition)
     counts = tally((line.row for line in lines), overview.with_state)
@@ -4840,18 +4840,18 @@ def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]
 
 
 def describe_result(row: Row) -> str:
-    """The column Result: the finding or the error, how it changed, and the acceptance."""
+    """The text of the column Result: finding or error, how it changed, the acceptance."""
     mark = f"{row.change}: " if row.change in (NEW, WORSE) and row.status == FINDING else ""
     return f"{mark}{row.result}{describe_change(row)}{describe_acceptance(row)}"
 
 
 def describe_change(row: Row) -> str:
-    """` (was: ...)` for a finding that is worse or better, else blank."""
+    """The text ` (was: ...)` for a finding that is worse or better; else blank."""
     return f" (was: {row.was})" if row.was and row.status == FINDING else ""
 
 
 def describe_acceptance(row: Row) -> str:
-    """` (accepted until 2030-12-31: moves to roles)`, or blank."""
+    """` (accepted until 2030-12-31: moves to roles)`, or why it ended; blank if not accepted."""
     if not (acceptance := row.acceptance):
         return ""
     until = f"until {acceptance.until}: " if acceptance.until else ""
@@ -4863,7 +4863,7 @@ def describe_acceptance(row: Row) -> str:
 
 
 def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
-    """All that was found about one resource, as one line.
+    """A line on one resource: what was found (two things, then `and more`), names, acceptance.
 
     `bastion: lets the whole Internet reach SSH (22) and RDP (3389) (sg-1, eu-west-1, 2 rules)`.
     """
@@ -4884,7 +4884,7 @@ def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
 
 
 def needed_permission(error: AwsError | None) -> str:
-    """` (needs iam:ListUsers)`, blank if the call was not denied."""
+    """The permission that a denied call needs, ` (needs iam:ListUsers)`; blank if not denied."""
     if not error or not error.missing_permission:
         return ""
     trust = ", and a trust policy that lets us in" if error.operation == "AssumeRole" else ""
@@ -4892,12 +4892,12 @@ def needed_permission(error: AwsError | None) -> str:
 
 
 def names_or_error(names: list[str] | AwsError) -> str:
-    """Names as a list, or why they are NOT CHECKED."""
+    """The names with commas between them, or `NOT CHECKED: ` and the error."""
     return f"{NOT_CHECKED}: {names}" if isinstance(names, AwsError) else ", ".join(names)
 
 
 def headline(overview: Overview) -> str:
-    """The numbers of findings and of what is NOT CHECKED, and the limits of the audit."""
+    """A line with the numbers of findings and of what is NOT CHECKED, and the audit's limits."""
     reports = overview.reports
     found = [row for report in reports for row in report.rows(FINDING)]
     findings = counted(len(found), "finding")
@@ -4921,12 +4921,12 @@ class QuestionPart(NamedTuple):
     """A part of what a run was asked."""
 
     text: str
-    limited: bool  # whether it leaves something out
+    limited: bool  # whether the run left out something
     names: Sequence[str] = ()
 
 
 def question_parts(overview: Overview) -> list[QuestionPart]:
-    """The checks, regions, ages and accounts that were asked for; of several reports the fewest."""
+    """The checks, regions, key age and accounts asked for; if reports differ, the most limited."""
     asked = [report.question for report in overview.reports if report.question]
     if not asked:
         return []
@@ -4946,7 +4946,7 @@ def question_parts(overview: Overview) -> list[QuestionPart]:
 
 
 def regions_asked(overview: Overview) -> QuestionPart:
-    """The regions that were asked for, in the account in which they were the fewest."""
+    """The regions asked for, of the account with the fewest; `all regions` without limits."""
     parts = []
     for report in overview.reports:
         if question := report.question:
@@ -4959,12 +4959,12 @@ def regions_asked(overview: Overview) -> QuestionPart:
 
 
 def describe_limits(overview: Overview) -> str:
-    """`1 of 6 checks, 1 of 17 regions`; blank if everything was asked for."""
+    """The limits of the audit: `1 of 6 checks, 1 of 17 regions`; blank if there were none."""
     return ", ".join(part.text for part in question_parts(overview) if part.limited)
 
 
 def describe_question(overview: Overview) -> str:
-    """All that was asked, in a sentence, and the versions of the script and its rules."""
+    """A sentence on all that was asked, then the versions of the script and its rules."""
     parts = [
         f"{part.text} ({in_words(part.names)})" if part.limited and part.names else part.text
         for part in question_parts(overview)
@@ -4974,7 +4974,7 @@ def describe_question(overview: Overview) -> str:
 
 
 def describe_version(overview: Overview) -> str:
-    """`security_check.py 2.0, rules of 2026-11-25`."""
+    """The versions of script and rules: `security_check.py 2.0, rules of 2026-11-25`."""
     asked = [report.question for report in overview.reports if report.question]
     versions = in_words(sorted({one.version for one in asked} or {__version__}))
     rules = in_words(sorted({one.rules for one in asked} or {RULES_DATE}))
@@ -4982,14 +4982,14 @@ def describe_version(overview: Overview) -> str:
 
 
 def describe_accounts(reports: list[Report]) -> str:
-    """The number of accounts that were audited, and of the others by the reason why not."""
+    """The number of accounts audited, and of those not audited, by reason: `8 audited, 1 LEFT`."""
     reasons = Counter(NOT_CHECKED if one.error else one.account_status for one in reports)
     audited = f"{reasons.pop(ACTIVE, 0):,} audited"
     return ", ".join([audited, *(f"{number:,} {reason}" for reason, number in reasons.items())])
 
 
 def describe_outcome(report: Report) -> str:
-    """How the audit of one account among several went, or why there was none."""
+    """The outcome of an account's audit, such as `audited in 9 s`, or why it failed."""
     if report.error:
         return f"{report.error}{needed_permission(report.error)}"
     if report.file_errors:
@@ -5001,7 +5001,7 @@ def describe_outcome(report: Report) -> str:
 
 
 def describe_whose(overview: Overview) -> str:
-    """`AWS account 123456789012 (alias)`, or several accounts in words."""
+    """The audited account, `AWS account 123456789012 (alias)`, or several accounts in words."""
     if overview.multi_account:
         return overview.scope
     (report,) = overview.reports
@@ -5010,7 +5010,7 @@ def describe_whose(overview: Overview) -> str:
 
 
 def run_details(overview: Overview) -> dict[str, str]:
-    """The section `The audit` of the Summary."""
+    """The lines of the Summary's section `The audit`, by label: account, auditor, time."""
     when = {
         "Started": f"{overview.started:%Y-%m-%d %H:%M} UTC",
         "Duration": f"{overview.seconds:.0f} s",
@@ -5024,7 +5024,7 @@ def run_details(overview: Overview) -> dict[str, str]:
 
 
 def question_details(overview: Overview) -> dict[str, str]:
-    """The section `What was asked` of the Summary: a line a check, then the rest."""
+    """The lines of the section `What was asked`, by label: each check, regions, key age, ..."""
     asked = [report.question for report in overview.reports if report.question]
     if not asked:
         return {"Version": describe_version(overview)}
@@ -5042,7 +5042,7 @@ def question_details(overview: Overview) -> dict[str, str]:
 
 
 def describe_part(part: QuestionPart) -> str:
-    """A part of the question with all names."""
+    """The text of a part of the question, and all its names: `2 accounts named: a, b`."""
     return f"{part.text}: {', '.join(part.names)}"
 
 
@@ -5052,7 +5052,7 @@ BAR_BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
 def bar(number: int, most: int, places: int) -> str:
-    """A bar of block characters; `most` fills the places.
+    """A bar of block characters for a number: `most` would fill all places.
 
     >>> bar(6, 20, 4)
     '█▎'
@@ -5062,13 +5062,13 @@ def bar(number: int, most: int, places: int) -> str:
 
 
 def bars(history: Sequence[HistoryEntry], places: int) -> list[str]:
-    """The open findings of each day as a bar, all on one scale."""
+    """The bar of each day's open findings; all bars have one scale."""
     totals = [sum(entry.open.values()) for entry in history]
     return [bar(total, max(totals), places) for total in totals]
 
 
 def describe_days_open(history: Iterable[HistoryEntry]) -> str:
-    """How long findings had been open when they were resolved; blank if none was."""
+    """A sentence on how long resolved findings had been open; blank if none was resolved."""
     days_open = sorted(number for entry in history for number in entry.days_open)
     if not days_open:
         return ""
@@ -5080,7 +5080,7 @@ def describe_days_open(history: Iterable[HistoryEntry]) -> str:
 
 
 def last_two_bars(history: Sequence[HistoryEntry], today: str) -> list[str]:
-    """The last audit and this one, if this one has an entry."""
+    """The lines of today's audit and the one before, with bars; empty if either is missing."""
     lines = [*zip(history, bars(history, 40), strict=True)][-2:]
     return [
         f"{entry.day}  {counted(sum(entry.open.values()), 'finding'):>15}  {blocks}"
@@ -5101,7 +5101,7 @@ class SummaryLine(NamedTuple):
 
 
 def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """A line for each resource, with the command for its first finding."""
+    """A line for each resource, with the remediation command of its first finding."""
     return [
         SummaryLine(
             group[0].row.severity,
@@ -5114,18 +5114,18 @@ def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[Summary
 
 
 def change_lines(lines: Iterable[SheetRow], overview: Overview, change: str) -> list[SummaryLine]:
-    """The findings that are NEW or WORSE; of the latter also what they were."""
+    """A line for each resource with NEW findings, or with WORSE ones and what they were."""
     changed = [line for line in lines if line.row.change == change]
     return finding_lines(changed, overview)
 
 
 def ended_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """The findings whose acceptance does not count any more."""
+    """A line for each resource with findings whose acceptance does not count any more."""
     return finding_lines([line for line in lines if line.row.acceptance_ended], overview)
 
 
 def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """The findings of one account by resource; of several accounts by what they are."""
+    """A line for each resource with findings; with several accounts, for each kind of finding."""
     if not overview.multi_account:
         return finding_lines(lines, overview)
     groups: dict[tuple[str, ...], list[SheetRow]] = defaultdict(list)
@@ -5141,14 +5141,14 @@ def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLi
 
 
 def describe_spread(group: Sequence[SheetRow]) -> str:
-    """`41 rules in 23 accounts`."""
+    """The number of rows and of their accounts: `41 rules in 23 accounts`."""
     accounts = {f"{line.report.account} {line.report.name}".strip() for line in group}
     where = f"{len(accounts):,} accounts" if len(accounts) > 1 else accounts.pop()
     return f"{counted(len(group), group[0].check.row_noun)} in {where}"
 
 
 def account_error_lines(overview: Overview) -> list[SummaryLine]:
-    """The accounts that could not be opened."""
+    """A line for each account that could not be opened, with the reason."""
     return [
         SummaryLine(
             NOT_CHECKED,
@@ -5161,7 +5161,7 @@ def account_error_lines(overview: Overview) -> list[SummaryLine]:
 
 
 def gap_lines(overview: Overview, sheets: Sheets) -> list[SummaryLine]:
-    """The rows that are NOT CHECKED, a line for each error of a check."""
+    """A line for each error of a check, with everything that is NOT CHECKED for it."""
     groups: dict[tuple[str, str], list[SheetRow]] = defaultdict(list)
     for line in ranked(sheets, NOT_CHECKED):
         error = f"{describe_result(line.row)}{needed_permission(line.row.error)}"
@@ -5175,14 +5175,14 @@ def gap_lines(overview: Overview, sheets: Sheets) -> list[SummaryLine]:
 
 
 def describe_gap(group: Sequence[SheetRow], overview: Overview) -> str:
-    """The targets that were not read, and their accounts."""
+    """The names of everything that was not read; of several accounts, also their accounts."""
     text = in_words(line.row.id.removesuffix("/not-checked") for line in group)
     accounts = (f"{line.report.account} {line.report.name}".strip() for line in group)
     return f"{text} in {in_words(accounts)}" if overview.multi_account else text
 
 
 def policy_line(overview: Overview) -> list[SummaryLine]:
-    """The statement to add to the policy for the calls that were denied, if any was."""
+    """A line with the policy statement that denied calls need; empty if none was denied."""
     errors = (error for report in overview.reports for error in report.errors())
     actions = sorted({one.missing_permission for one in errors if one.missing_permission})
     statement = json.dumps({"Effect": "Allow", "Action": actions, "Resource": "*"})
@@ -5192,15 +5192,15 @@ def policy_line(overview: Overview) -> list[SummaryLine]:
 # --- terminal -------------------------------------------------------------------------
 
 COLUMNS_OF_TERMINAL = 80
-MAX_ACCOUNT_LINES = 20  # so that the summary stays on one screen
-MAX_WORST, MAX_LINES = 5, 10  # lines of a section on the terminal
-ANSI = {CRITICAL: "1;31", HIGH: "31", "New": "1", NOT_CHECKED: "7"}  # colours
+MAX_ACCOUNT_LINES = 20  # accounts shown on the terminal, so that the summary stays on one screen
+MAX_WORST, MAX_LINES = 5, 10  # lines on the terminal: of the section Worst, of each other section
+ANSI = {CRITICAL: "1;31", HIGH: "31", "New": "1", NOT_CHECKED: "7"}  # colour codes of terminals
 
 
 def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False) -> str:
-    """The summary on standard output; the path comes last, so that it can be copied.
+    """The text of the terminal, with the workbook's path last, so that it can be copied.
 
-    With --quiet it begins with the reasons why it is printed.
+    With --quiet (and a state to compare with) it begins with what is news.
     """
     sheets = rows_by_check(overview.reports)
     table = account_table if overview.multi_account else check_table
@@ -5217,7 +5217,7 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
     ]
     begin = [f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}", ""]
     end = [*fold(describe_question(overview), ""), *filter(None, [overview.path])]
-    ended = overview.started + timedelta(seconds=overview.seconds)  # perhaps after midnight
+    ended = overview.started + timedelta(seconds=overview.seconds)  # a run may end after midnight
     total = [headline(overview), *last_two_bars(history, f"{ended:%Y-%m-%d}")]
     total += first_run_text(overview)
     compared = overview.with_state and not any(report.first_run for report in overview.reports)
@@ -5227,14 +5227,14 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
 
 
 def first_run_text(overview: Overview) -> list[str]:
-    """The reason why nothing is new in a first run."""
+    """The sentence that a first run has nothing to compare with; empty in later runs."""
     first = sum(report.first_run for report in overview.reports)
     whose = f" of {counted(first, 'account')}" if overview.multi_account else ""
     return fold(f"First run{whose} with this state: nothing to compare with.", "") if first else []
 
 
 def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
-    """Everything that is NOT CHECKED, and the statement that the policy lacks."""
+    """The texts of what is NOT CHECKED, at most MAX_LINES; last, the statement to add."""
     texts = [one.text for one in (*account_error_lines(overview), *gap_lines(overview, sheets))]
     policy = [line.text for line in policy_line(overview)]
     if len(texts) > (room := MAX_LINES - len(policy)):
@@ -5243,7 +5243,7 @@ def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
 
 
 def resolved_texts(overview: Overview) -> list[str]:
-    """The findings that were resolved since last time."""
+    """A text for each finding that was resolved since last time, with its ID."""
     return [
         f"{known.result} ({f'{report.account}/' if overview.multi_account else ''}{id})"
         for report in overview.reports
@@ -5252,19 +5252,19 @@ def resolved_texts(overview: Overview) -> list[str]:
 
 
 def finding_text(title: str, lines: Iterable[SummaryLine], most: int) -> list[str]:
-    """Findings under a title."""
+    """The findings under a title, as lines of the terminal: the first `most` of them."""
     return first_lines(title, [f"{line.label:8}  {line.text}" for line in lines], most)
 
 
 def first_lines(title: str, lines: list[str], most: int) -> list[str]:
-    """The first lines under a title, folded, and the number of the others; nothing if none."""
+    """The first lines under a title, folded, then `and 3 more`; empty if there are no lines."""
     more = [f"and {len(lines) - most:,} more"] if len(lines) > most else []
     folded = (part for line in [*lines[:most], *more] for part in fold(line))
     return [f"{title}:", *folded] if lines else []
 
 
 def check_table(overview: Overview, sheets: Sheets, colour: bool) -> list[str]:
-    """The numbers of a single account, one line a check."""
+    """The counts of a single account as a table: headings, then a line for each check."""
     lines: list[str] = []
     for definition, found in sheets.items():
         counts = check_tally(overview, definition, found)
@@ -5274,17 +5274,17 @@ def check_table(overview: Overview, sheets: Sheets, colour: bool) -> list[str]:
 
 
 def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
-    """The numbers of the first MAX_ACCOUNT_LINES accounts, one line each."""
+    """The counts of the first MAX_ACCOUNT_LINES accounts as a table, a line for each."""
     reports = overview.reports
     lines = [describe_accounts(reports), ""]
     for n, report in enumerate(reports[:MAX_ACCOUNT_LINES]):
         counts = tally(report.rows(), overview.with_state)
-        del counts[ACCEPTED]  # to stay within COLUMNS_OF_TERMINAL
+        del counts[ACCEPTED]  # ACCEPTED is left out, for the lines to fit the terminal
         if n == 0:
             lines.append(" " * 33 + number_cells(counts, names=True))
         active = report.account_status == ACTIVE
         end = number_cells(counts, colour) if active else f" {report.account_status}"
-        if report.error:  # the reason stands under `Not checked`
+        if report.error:  # why an account could not be opened stands under `Not checked`
             end = f"{NOT_CHECKED:>{len(number_cells(counts))}}"
         lines.append(f"{report.account:12} {fit(report.name, 19)} {end}")
     more = len(reports) - MAX_ACCOUNT_LINES
@@ -5292,7 +5292,7 @@ def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
 
 
 def number_cells(counts: dict[str, int], colour: bool = False, names: bool = False) -> str:
-    """The numbers in columns, or the names above them."""
+    """The counts in columns, 0 as -; or, with `names`, the headings of the columns."""
     cells = []
     for name, number in counts.items():
         cell = f"{name if names else number or '-':>{max(len(name), 5) + 1}}"
@@ -5302,7 +5302,7 @@ def number_cells(counts: dict[str, int], colour: bool = False, names: bool = Fal
 
 
 def fold(text: str, indent: str = "  ") -> list[str]:
-    """The text in lines of COLUMNS_OF_TERMINAL, indented.
+    """The text in indented lines of at most COLUMNS_OF_TERMINAL.
 
     A wide character takes two columns, so it is folded with a placeholder behind it.
     """
@@ -5315,17 +5315,17 @@ def fold(text: str, indent: str = "  ") -> list[str]:
 
 
 def printable(text: str) -> str:
-    """The text with a question mark for every character that a terminal may obey."""
+    """The text with a question mark for each control or other unprintable character."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def display_width(char: str) -> int:
-    """The number of columns that a character takes on a terminal."""
+    """The number of columns that a character takes on a terminal: 0, 1 or 2."""
     return 0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1
 
 
 def fit(text: str, places: int) -> str:
-    """The text cut or filled to a number of columns on a terminal."""
+    """The text cut, or filled with blanks, to a number of columns on a terminal."""
     shown = ""
     for char in printable(text):
         if display_width(char) > places:
@@ -5337,14 +5337,14 @@ def fit(text: str, places: int) -> str:
 # --- workbook: columns and styles -----------------------------------------------------
 
 REMEDIATION_NOTE = " Remediation: read a command first, what it closes may be in use."
-MAX_ROWS = 65_536  # of a sheet of the .xls format
-HEADER_ROWS = 4  # title, note, a thin blank row, header
-FROZEN_COLUMNS = 2  # Severity and Status
-MAX_ROW_HEIGHT = 409 * 20  # twentieths of a point; the format holds no more
-MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # digits, lines
-# In units of the format: a digit, a digit with some room, a point.
+MAX_ROWS = 65_536  # rows that a sheet of the .xls format can have
+HEADER_ROWS = 4  # rows above a table: title, note, a thin blank row, header
+FROZEN_COLUMNS = 2  # columns that stay in view: Severity and Status
+MAX_ROW_HEIGHT = 409 * 20  # twentieths of a point: the .xls format has no higher row
+MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # least width of a column in digits; most lines of a cell
+# Column widths in units of the .xls format: of a digit, of a digit with some room, of a point.
 DIGIT_UNIT, COLUMN_UNIT, POINT = 256, 270, 48.8
-# Widths of Arial's letters in digits; of others it is 1, of bold ones a tenth more.
+# Widths of letters in Arial, in digits; any other letter has the width 1, and bold adds a tenth.
 NARROW, SLIM, WIDE, BOLD = 0.55, 0.9, 1.3, 1.1
 NARROW_LETTERS, SLIM_LETTERS = " !'(),-./:;I[]fijlrt|", "ceksvxyz"
 WIDE_LETTERS = "@%ABCDEGHKMNOPQRSTUVWXYmw"
@@ -5441,7 +5441,7 @@ TableRow = dict[str, Cell | StyledCell]  # by column
 
 
 def status_cell(word: str) -> StyledCell:
-    """A severity, a status, or other text, in its own style."""
+    """A cell with a severity, a status or other text, in the style that STYLES has for it."""
     return StyledCell(word, word if word in STYLES else "cell")
 
 
@@ -5449,7 +5449,7 @@ def status_cell(word: str) -> StyledCell:
 def xls_style(
     name: str, right: bool = False, date: bool = False, wrap: bool = True
 ) -> xlwt.XFStyle:
-    """A style of STYLES for xlwt. Cached, because the format allows 4,094 styles in a workbook."""
+    """A style of STYLES for xlwt, cached: a workbook of the format can have only 4,094 styles."""
     import xlwt
 
     align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
@@ -5460,7 +5460,7 @@ def xls_style(
 
 
 def to_xls(value: Cell) -> Cell:
-    """The value as the format can hold it: dates without a zone (UTC), text of limited length."""
+    """The value as the format can hold it: a date in UTC without zone, long text cut off."""
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).replace(tzinfo=None)
     if isinstance(value, str):
@@ -5500,12 +5500,12 @@ END_RECORD = 4  # bytes
 
 
 def biff_record(kind: int, data: bytes) -> bytes:
-    """A record of the .xls format."""
+    """The bytes of a record of the .xls format: its kind, its length, its data."""
     return struct.pack("<HH", kind, len(data)) + data
 
 
 def link_data(target: str) -> bytes:
-    """Where a link leads: `#Sheet!A1` in the workbook, a URL, else a file in the same folder."""
+    """The bytes of a link that name its target: `#Sheet!A1`, a URL, else a file in the folder."""
     text = (target.removeprefix("#") + "\0").encode("utf-16-le")
     if target.startswith("#"):
         return struct.pack("<II", 8, len(text) // 2) + text
@@ -5518,7 +5518,7 @@ def link_data(target: str) -> bytes:
 
 
 def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
-    """Put links (row, column, target) on a sheet.
+    """Adds links (row, column, target) to a sheet, except those longer than MAX_LINK.
 
     A formula in their place would have no value for those who read the file without Excel.
     """
@@ -5532,8 +5532,7 @@ def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
 
 
 def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
-    """Print of each sheet what is above and left of its last row and column.
-
+    """Limits what is printed of each sheet: from A1 to its last row and column to be printed.
     All but the first sheet have their header again on every page.
     """
     names = b""
@@ -5556,14 +5555,14 @@ def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
 
 
 def text_width(text: str) -> float:
-    """The width of a text in digits."""
+    """The width of a text in Arial, in digits: how many digits would be as wide."""
     letters = {NARROW: NARROW_LETTERS, SLIM: SLIM_LETTERS, WIDE: WIDE_LETTERS}
     other = ((width - 1) * sum(map(text.count, those)) for width, those in letters.items())
     return len(text) + sum(other)
 
 
 def lines_needed(text: str, width: float) -> int:
-    """The number of lines that a text takes in a column; words are kept together if they fit.
+    """The number of lines that a text takes in a column; a word is broken only if it is wider.
 
     >>> lines_needed("1 interface, none public", 12)
     2
@@ -5592,7 +5591,7 @@ class SheetWriter:
         sheet._Worksheet__footer_str = f"&L{footer}&R&A, &P"  # as bytes it has to be ASCII
 
     def write_row(self, cells: Sequence[Cell | StyledCell], columns: Sequence[Column] = ()) -> None:
-        """Write a row; its height fits its text."""
+        """Writes a row, as high as its text needs, up to MAX_LINES_OF_CELL."""
         height = LINE_HEIGHT
         for number, cell in enumerate(cells):
             styled = cell if isinstance(cell, StyledCell) else StyledCell(cell)
@@ -5603,7 +5602,7 @@ class SheetWriter:
         self.end_row(height)
 
     def write_cell(self, number: int, cell: StyledCell, column: Column) -> int:
-        """Write a cell, and return the number of lines that it needs."""
+        """Writes a cell into the next row, and returns the number of lines that it needs."""
         value, name, link = cell
         if link:
             self.links.append((self.next_row, number, link))
@@ -5622,17 +5621,17 @@ class SheetWriter:
         return lines_needed(text, (column.width - 1) / bold) if wraps else 1
 
     def end_row(self, height: int) -> None:
-        """Set the height of the row, and go on to the next."""
+        """Sets the height of the row, and goes on to the next row."""
         self.sheet.row(self.next_row).height_mismatch = True
         self.sheet.row(self.next_row).height = min(height, MAX_ROW_HEIGHT)
         self.next_row += 1
 
     def digits(self, column: int) -> int:
-        """The width of a column."""
+        """The width of a column in digits, at least MIN_COLUMN."""
         return max(self.widths[column], MIN_COLUMN)
 
     def close(self) -> None:
-        """Set the widths and the links. Nothing can be set after this."""
+        """Sets the widths of columns, and the links. After this nothing more can be written."""
         for column in self.widths:
             self.sheet.col(column).width = COLUMN_UNIT * self.digits(column)
         add_links(self.sheet, self.links)
@@ -5650,9 +5649,9 @@ class TableWriter(SheetWriter):
         sheet.horz_split_pos, sheet.vert_split_pos = HEADER_ROWS, FROZEN_COLUMNS
 
     def write_head(self, title: str, note: str, docs: str) -> None:
-        """Write HEADER_ROWS: title with links, note, a thin row, header.
+        """Writes the HEADER_ROWS of a table: title with links, note, a thin row, header.
 
-        The thin row is blank, so that filters and pivot tables take the header for one.
+        The thin row is blank, so that filters and pivot tables see where the table begins.
         """
         links = [StyledCell("Summary", "jump", "#Summary!A1")]
         links += [StyledCell("AWS documentation", "jump", docs)] if docs else []
@@ -5663,7 +5662,7 @@ class TableWriter(SheetWriter):
         self.write_row([StyledCell(name, "header") for name in self.header], self.columns)
 
     def write_table_row(self, cells: TableRow) -> None:
-        """Write a row by column."""
+        """Writes a row of the table, from cells by column; a cell that is missing is blank."""
         self.write_row([cells.get(name, "") for name in self.header], self.columns)
 
     def close(self) -> None:
