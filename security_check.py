@@ -2922,8 +2922,7 @@ class RoleCache:
         self.files = JSONFileCache(os.path.expanduser("~/.aws/cli/cache"))  # noqa: PTH111
 
     def __contains__(self, key: str) -> bool:
-        """Whether a role's credentials are in memory, or could now be read from a file."""
-        with contextlib.suppress(KeyError, TypeError):  # a damaged file is none
+        with contextlib.suppress(KeyError, TypeError):  # a damaged cache file counts as missing
             if key not in self.memory:
                 found = self.files[key]
                 for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration"):
@@ -2936,7 +2935,7 @@ class RoleCache:
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.memory[key] = value
-        with contextlib.suppress(OSError, ValueError):  # a home that cannot be written to
+        with contextlib.suppress(OSError, ValueError):  # the home folder may be write-protected
             self.files[key] = value
 
 
@@ -2957,7 +2956,7 @@ def core_session(profile: str | None) -> Any:
     import botocore.session
 
     core: Any = botocore.session.Session(profile=profile)
-    if region := os.environ.get("AWS_REGION"):  # read by the AWS CLI, but not by botocore
+    if region := os.environ.get("AWS_REGION"):  # the AWS CLI reads AWS_REGION, botocore does not
         core.set_config_variable("region", region)
     return core
 
@@ -2992,7 +2991,7 @@ def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
         roles = core.get_component("credential_provider").get_provider("assume-role")
         roles.cache, roles._prompter = RoleCache(), ask_mfa_code
         if credentials := core.get_credentials():
-            credentials.get_frozen_credentials()  # may ask for a code, or run a program
+            credentials.get_frozen_credentials()  # signing in may ask for a code or run a program
     except ProfileNotFound:
         raise
     except Exception as error:
@@ -3076,12 +3075,12 @@ def check_body(
     botocore raises for it, or takes it for an empty one, and does not ask again.
     """
     body = response_dict["body"]
-    if not isinstance(body, bytes):  # S3 streams objects
+    if not isinstance(body, bytes):  # the content of an S3 object is streamed: read later
         return
     page = WEB_PAGE.match(body)
     if not page and not is_cut_off(body, response_dict["headers"]):
         return
-    if response_dict["status_code"] < 500:  # above, it may be a load balancer of AWS
+    if response_dict["status_code"] < 500:  # a web page with 5xx may be of AWS's load balancer
         code = "NotAws" if page else "MalformedResponse"
         customized_response_dict["Error"] = {"Code": code, "Message": ""}
         response_dict["status_code"] = 503
@@ -3148,11 +3147,11 @@ def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, 
 # --- what went wrong ------------------------------------------------------------------
 
 ERROR_CODE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
-DENIER = re.compile(  # the policy that has to change, where AWS names it
+DENIER = re.compile(  # the policy that denied a call, if the message of AWS names it
     r"explicit deny in an? ([\w -]{1,30}(?:policy|boundary))"
     r"|because no ((?:service control|resource control|session) policy|permissions boundary)"
 )
-# The services that botocore asks for credentials, by operation; all others are of STS
+# The service of each operation with which botocore gets credentials; all others are of STS
 SIGN_IN_SERVICES = {
     "GetRoleCredentials": "sso",
     "CreateToken": "sso-oidc",
@@ -3214,7 +3213,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.delay = self.next = self.slowed = 0.0
-        self.settled = False  # because a slower pace is refused as well
+        self.settled = False  # True: the pace stays, because AWS refuses a slower one too
         self.lock = threading.Lock()
 
     def wait(self, request: Any = None, **_: Any) -> None:
@@ -3226,7 +3225,7 @@ class Pace:
         getattr(IN_CALL, "sent", []).append(now + pause)
         time.sleep(pause)
         if request and "first_sent" in request.context:
-            request.context["first_sent"] += pause  # a pause does not count for CALL_TIMEOUT
+            request.context["first_sent"] += pause  # CALL_TIMEOUT excludes waiting for the pace
 
     def learn(self, refused: bool) -> None:
         """Slows down after a refusal and speeds up after an answer, until the pace is settled."""
@@ -3248,19 +3247,20 @@ class Account:
 
     session: boto3.Session
     now: datetime  # the fixed time from which all ages of this audit are counted
-    only_regions: Collection[str] = ()  # blank: all that are enabled
-    excluded_regions: Collection[str] = ()  # of those that are enabled
-    max_key_age: int = MAX_KEY_AGE  # days
-    number: str = ""  # known once STS has answered, as is the ARN
-    arn: str = ""  # of the auditor in this account
-    profile: str = ""  # for the AWS CLI, to reach the account
+    only_regions: Collection[str] = ()  # the regions to audit; empty: all that are enabled
+    excluded_regions: Collection[str] = ()  # enabled regions that are not to be audited
+    max_key_age: int = MAX_KEY_AGE  # days after which an access key is too old
+    number: str = ""  # the account's number; blank until STS has answered, as is the ARN
+    arn: str = ""  # the ARN with which the auditor is signed in to this account
+    profile: str = ""  # the profile with which the AWS CLI reaches this account
     clients: dict[tuple[str, str], Any] = field(default_factory=dict)
-    cache: dict[Any, Future[Any]] = field(default_factory=dict)  # of `once`
-    failures: Counter[Call | str] = field(default_factory=Counter)  # in a row
-    refused: dict[Call, AwsError] = field(default_factory=dict)  # after all attempts
-    throttling_codes: set[str] = field(default_factory=set)  # seen in responses
-    renewed: float = -math.inf  # when credentials were renewed that botocore took for valid
-    fatal_error: AwsError | None = None  # why no further call makes sense
+    cache: dict[Any, Future[Any]] = field(default_factory=dict)  # results kept by `once`
+    # failures in a row: by call, by region, and of credentials
+    failures: Counter[Call | str] = field(default_factory=Counter)
+    refused: dict[Call, AwsError] = field(default_factory=dict)  # calls throttled at every attempt
+    throttling_codes: set[str] = field(default_factory=set)  # error codes that meant throttling
+    renewed: float = -math.inf  # when credentials that botocore took for valid were last renewed
+    fatal_error: AwsError | None = None  # the error after which no further call makes sense
     lock: Any = field(default_factory=threading.RLock)
     callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CALLERS))
 
@@ -3298,7 +3298,7 @@ class Account:
         call = Call(service, operation, region or self.home_region)
         pages = self._pages(call, params, page_size)
         while page := self._call(call, lambda: next(pages, None)):
-            # S3 counts what it lists (KeyCount), and omits an empty list
+            # A list of S3 has a count (KeyCount), and lacks its items if there are none
             yield from page.get(items, ()) if "KeyCount" in page else Response(page, call)[items]
 
     def _pages(self, call: Call, params: dict[str, Any], size: int = 0) -> Iterator[dict[str, Any]]:
@@ -3312,7 +3312,7 @@ class Account:
             return
         send = functools.partial(read_whole, getattr(client, name))
         yield (page := send(**params))
-        while token := page.get("NextToken"):  # botocore has no paginator for some operations
+        while token := page.get("NextToken"):  # for some operations botocore has no paginator
             yield (page := send(**params, NextToken=token))
 
     def _call(self, call: Call, send: Callable[[], T]) -> T:
@@ -3424,7 +3424,8 @@ class Account:
             return False
         renew: Callable[..., None] = getattr(credentials, "_protected_refresh")  # noqa: B009
         with self.lock:
-            if time.monotonic() - self.renewed > CALL_TIMEOUT:  # another thread may have done it
+            # another thread may have renewed the credentials just now
+            if time.monotonic() - self.renewed > CALL_TIMEOUT:
                 renew(is_mandatory=True)
                 self.renewed = time.monotonic()
         return True
@@ -3440,7 +3441,7 @@ class AuditInput(NamedTuple):
 
     checks: list[Check]
     acceptances: list[Acceptance]
-    state: AccountState | None  # None without --state
+    state: AccountState | None  # what is known from earlier runs; None without --state
     today: str  # the day on which the run began
 
 
@@ -3504,7 +3505,7 @@ def limit_regions(aws: Account) -> None:
         return
     try:
         enabled = enabled_regions(aws)
-    except AwsCallFailed:  # the checks will say what they cannot read
+    except AwsCallFailed:  # the checks themselves will say that regions cannot be read
         return
     if unknown := sorted(wanted - {*enabled}):
         valid = ", ".join(enabled)
@@ -3589,7 +3590,7 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
             found, number = future.result()
             rows += found
             evaluated += number
-    finally:  # if interrupted, threads that still wait for AWS must not hold the run
+    finally:  # after an interruption, threads that still wait for AWS must not delay the end
         pool.shutdown(wait=False, cancel_futures=True)
     rows, failed = collapse_expired(definition, [*rows, *unlisted], aws.fatal_error)
     targets = len(futures.keys() - failed)
@@ -3660,7 +3661,7 @@ def apply_acceptances(
                 ended = why_ended(acceptance, known, id, row, today)
                 row = replace(row, acceptance=acceptance, acceptance_ended=ended)
                 if not ended:
-                    row = replace(row, remediation=Remediation())  # nobody is to run it
+                    row = replace(row, remediation=Remediation())  # no command for accepted rows
                     covered[acceptance.line][id] = row
             rows.append(row)
         found.append(replace(result, rows=rows))
@@ -3714,7 +3715,7 @@ def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> b
     """
     if not severity:
         return False
-    if not row.fully_read:  # its severity may be too high; what its extent has is there
+    if not row.fully_read:  # the severity of such a row may be too high, but its extent counts
         return bool(row.extent - extent)
     if row.severity != severity:
         return rank_of(row.severity) < rank_of(severity) or bool(row.extent - extent)
@@ -3732,9 +3733,9 @@ class StateChange(NamedTuple):
     """
 
     today: str
-    checks: list[str]  # their names
-    seen: dict[str, KnownFinding]  # by ID
-    gone: set[str]  # IDs that are not to be remembered any more
+    checks: list[str]  # the names of the checks that were run
+    seen: dict[str, KnownFinding]  # the findings of this audit, also accepted ones, by ID
+    gone: set[str]  # IDs of known findings that the state is to forget
     resolved: dict[str, KnownFinding]
     not_checked: int
     coverage: dict[str, Coverage]
@@ -3827,7 +3828,7 @@ def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = Fa
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
     if uncovered or is_worse(row, before.severity, before.control, before.extent):
         change, was = WORSE, f"{before.result} (accepted)" if before.accepted else before.result
-    elif before.worse_since == today:  # a run of this day told it, or failed to
+    elif before.worse_since == today:  # an earlier run of today already found it to be worse
         change, was = WORSE, before.was
     elif before.first_seen == today:
         change, was = "" if first_run else NEW, ""
@@ -3938,7 +3939,7 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
 
 # --- history --------------------------------------------------------------------------
 
-HISTORY_ENTRIES = 12  # entries: a year of monthly audits
+HISTORY_ENTRIES = 12  # days kept in the history: a year of monthly audits
 
 
 def append_today(
@@ -4022,7 +4023,7 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
             else:
                 (accepted if row.status == ACCEPTED else failed).add(one.resource)
     evaluated = result.evaluated_by_control[name]
-    if scope and evaluated:  # the target that decides it was read
+    if scope and evaluated:  # the target that decides the control was read
         evaluated, undecided = 1, set()
     elif not result.complete or (scope and not undecided):
         undecided.add(NOT_CHECKED)
@@ -4085,11 +4086,11 @@ def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
 
 # --- files here -----------------------------------------------------------------------
 
-STATE_LOCK = threading.Lock()  # accounts that are audited side by side share a state file
-LOCK_PATIENCE = 60  # seconds; to change a state takes less than one
+STATE_LOCK = threading.Lock()  # for the state file, shared by accounts audited side by side
+LOCK_PATIENCE = 60  # seconds to wait for the lock of a file; a change takes less than a second
 WRITABLE_KINDS = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
-WRITTEN: list[str] = []  # the files of this run, for the message of a signal,
-WRITING: set[str] = set()  # and those that are being written
+WRITTEN: list[str] = []  # names of files that this run has written, for a message if it is ended
+WRITING: set[str] = set()  # names of files that are being written, for the same message
 
 
 @contextlib.contextmanager
@@ -4112,8 +4113,8 @@ class LocalFile:
     """
 
     path: Path
-    create_folder: bool = False  # because its name has {account}, {date} or {time} in it
-    numbered: bool = False  # if the name is taken, it gets a number
+    create_folder: bool = False  # make its folders: {account}, {date} or {time} is in its name
+    numbered: bool = False  # if the name is taken, a number is added to it
 
     def __str__(self) -> str:
         return str(self.path)
@@ -4135,7 +4136,7 @@ class LocalFile:
         return not stat.S_ISREG(found.st_mode) or any(os.path.samestat(found, one) for one in ours)
 
     def ensure_writable(self) -> None:
-        """Raises CannotRun if it cannot be written, before an audit and not after it."""
+        """Raises CannotRun if the file cannot be written: asked before an audit, not after it."""
         try:
             found, folder = file_status(self.path), self.target.parent
             if found and stat.S_IFMT(found.st_mode) not in WRITABLE_KINDS:
@@ -4146,21 +4147,21 @@ class LocalFile:
                 folder = folder.parent
             for part in [str(self.path.absolute()), *self.target.parts, lock_name(self.target)]:
                 with contextlib.suppress(FileNotFoundError):
-                    (folder / part).stat()  # fails if a name is too long, or a link to itself
+                    (folder / part).stat()  # raises if a name is too long or a link leads to itself
             if not self.is_stream():
                 with tempfile.TemporaryFile(dir=folder):
-                    str(self.target).encode()  # as text in the workbook
+                    str(self.target).encode()  # fails for a name that the workbook cannot show
         except (OSError, ValueError) as error:
             raise CannotRun(f"cannot write {self}: {error_text(error)}") from error
 
     def read(self) -> bytes:
-        """The content; OSError if there is none."""
+        """The content of the file; OSError if there is none."""
         return self.path.read_bytes()
 
     def write(self, data: bytes) -> str:
-        """Replaces the content in one move: after a crash it is the old one or the new one.
+        """Replaces the content and returns the absolute path; a stream is appended to.
 
-        Returns the absolute path.
+        A file is replaced in one move: after a crash it has the old content or the new one.
         """
         with writing(self):
             if not self.is_stream():
@@ -4170,13 +4171,13 @@ class LocalFile:
         return self.absolute()
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
-        """Replaces the content, None if there is no file, while no other run can."""
+        """Replaces the content with change(content), or change(None) without a file, locked."""
         self._make_folder()
         with writing(self), locked(self.target):
             self._move_in(change(self.read() if self.path.exists() else None))
 
     def list_json(self) -> list[LocalFile]:
-        """The JSON files in this folder, or this file; OSError if there is neither."""
+        """The files *.json in this folder, or only this file; OSError if there is neither."""
         self.path.stat()
         found = sorted(self.path.glob("*.json")) if self.path.is_dir() else [self.path]
         return [LocalFile(path) for path in found]
@@ -4202,14 +4203,14 @@ class LocalFile:
 
 
 def file_status(place: Path | int) -> os.stat_result | None:
-    """The status of a file, at the end of links, or of a descriptor; None if there is none."""
+    """The os.stat_result of a path (links are followed) or a descriptor; None if it has none."""
     with contextlib.suppress(OSError, ValueError):
         return os.stat(place)  # noqa: PTH116 - Path knows no descriptors
     return None
 
 
 def unused(path: Path, number: int = 1) -> Path:
-    """The path of an empty file that is made now, with a number if the name is taken."""
+    """Makes an empty file and returns its path: with a number added if the name is taken."""
     free = path.with_stem(f"{path.stem}-{number}") if number > 1 else path
     try:
         free.touch(0o600, exist_ok=False)
@@ -4219,23 +4220,23 @@ def unused(path: Path, number: int = 1) -> Path:
 
 
 def keep_rights(handle: int, old: os.stat_result | None) -> None:
-    """Gives an open file the group and the mode of an old one, and as root its owner."""
+    """Gives an open file the group and the mode of an old file, and as root also its owner."""
     if old and os.name == "posix":
-        with contextlib.suppress(PermissionError):  # then it stays for its owner only
+        with contextlib.suppress(PermissionError):  # if refused, the file is for its owner only
             os.fchown(handle, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
             os.fchmod(handle, stat.S_IMODE(old.st_mode))
 
 
 def lock_name(path: Path) -> str:
-    """The name of the file, beside another one, whose lock keeps other runs out."""
+    """The name of the lock file that belongs to a file, in the same folder."""
     return f".{path.name}.lock"
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps other threads and processes out of a file; on Windows only other threads.
+    """Keeps other threads and processes out of a file, on Windows only threads.
 
-    A lock file that is there means nothing: the lock of a process ends with the process.
+    OSError after LOCK_PATIENCE. An old lock file does not matter: a lock ends with its process.
     """
     with STATE_LOCK:
         try:
@@ -4262,8 +4263,8 @@ def locked(path: Path) -> Iterator[None]:
 
 S3_NAME = re.compile(r"(?i:s3)://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
 WRITE_CONFLICT_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
-MAX_WRITE_TRIES = 50  # of the state: each conflict means that another writer has finished
-CONFLICT_PAUSE = 100  # milliseconds at most, so that two writers do not meet again
+MAX_WRITE_TRIES = 50  # tries to write the state: a conflict means that another writer has finished
+CONFLICT_PAUSE = 100  # milliseconds at most, at random, so that two writers do not meet again
 
 
 @dataclass(frozen=True)
@@ -4273,7 +4274,7 @@ class S3Object:
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
     """
 
-    aws: Account  # the one that started the run, whatever account is audited
+    aws: Account  # has the credentials that started the run, whatever account is audited
     bucket: str
     key: str
 
@@ -4281,11 +4282,11 @@ class S3Object:
         return f"s3://{self.bucket}/{self.key}"
 
     def absolute(self) -> str:
-        """The name with s3:// in front."""
+        """The name of the object, as `s3://BUCKET/KEY`."""
         return str(self)
 
     def ensure_writable(self) -> None:
-        """Tests write access with a conditional PUT that must fail, so that nothing is written.
+        """Raises CannotRun if the object cannot be written: tries a PUT that must not succeed.
 
         S3 refuses it for another reason if the bucket is missing or writing is not allowed.
         """
@@ -4302,19 +4303,19 @@ class S3Object:
         raise CannotRun(f"cannot write {self}: this store ignores conditions, so it is not S3")
 
     def read(self) -> bytes:
-        """The content; FileNotFoundError if there is no object."""
+        """The content of the object; FileNotFoundError if there is none."""
         return self._get()[0]
 
     def write(self, data: bytes, **condition: str) -> str:
-        """Replaces the content, which S3 does completely or not at all. Returns the name."""
+        """Replaces the content, all or nothing, if S3's condition holds; returns the name."""
         content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
         with writing(self):
             response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
-            response["ETag"]  # raises if something other than S3 answered
+            response["ETag"]  # if it is missing, this raises: S3 did not answer
         return str(self)
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
-        """Replaces the content, None if there is no object; again if another run was faster."""
+        """Replaces the content with change(content or None), again if another run wrote first."""
         for tries_left in reversed(range(MAX_WRITE_TRIES)):
             before, condition = None, {"IfNoneMatch": "*"}
             with contextlib.suppress(FileNotFoundError):
@@ -4330,7 +4331,7 @@ class S3Object:
                 return
 
     def list_json(self) -> list[S3Object]:
-        """The JSON objects directly under this prefix, or this object if it is named like one."""
+        """The objects *.json directly under this prefix; if it is named so itself, only this."""
         if self.key.endswith(".json"):
             return [self]
         prefix = f"{self.key.rstrip('/')}/".lstrip("/")
@@ -4339,29 +4340,31 @@ class S3Object:
         return [replace(self, key=key) for key in keys if key.endswith(".json")]
 
     def _get(self) -> tuple[bytes, str]:
+        """The content and the ETag; FileNotFoundError if there is no object."""
         response = self._ask("GetObject", absent={"NoSuchKey"})
         if not response:
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
         return response["Body"], response["ETag"]
 
     def _ask(self, operation: str, **params: Any) -> Response:
+        """The response of S3 to an operation on this object. Raises AwsCallFailed."""
         return self.aws.ask("s3", operation, Bucket=self.bucket, Key=self.key, **params)
 
 
 # --- files in both places -------------------------------------------------------------
 
 File = LocalFile | S3Object
-FILE_ERRORS = (OSError, AwsCallFailed)  # raised by reading and writing
+FILE_ERRORS = (OSError, AwsCallFailed)  # errors of reading and writing a file
 
 
 def error_text(error: Exception) -> str:
-    """Why a file could not be read or written."""
+    """The reason, from an exception, why a file could not be read or written."""
     return getattr(error, "strerror", None) or str(error)
 
 
 @contextlib.contextmanager
 def read_errors_as_cannot_run(file: File) -> Iterator[None]:
-    """While this is open, a file that cannot be read raises CannotRun."""
+    """In its `with` block, an error in reading the file is raised as CannotRun."""
     try:
         yield
     except FILE_ERRORS as error:
@@ -4369,7 +4372,7 @@ def read_errors_as_cannot_run(file: File) -> Iterator[None]:
 
 
 def write_or_save_copy(file: File, data: bytes) -> str:
-    """Write results, and return their absolute name; or save them elsewhere, raise CannotRun."""
+    """Writes results, returns their absolute name; on failure saves a copy, raises CannotRun."""
     try:
         return file.write(data)
     except FILE_ERRORS as error:
@@ -4377,7 +4380,7 @@ def write_or_save_copy(file: File, data: bytes) -> str:
 
 
 def save_copy_and_fail(data: bytes, file: File, error: Exception) -> NoReturn:
-    """Save results in a temporary folder: an audit is not run twice for a full disk."""
+    """Saves results in a temporary folder, not to lose an audit, and raises CannotRun."""
     why = f"cannot write {file}: {error_text(error)}"
     try:
         folder = Path(tempfile.mkdtemp(prefix="security_check-"))
@@ -4394,7 +4397,7 @@ ACCEPT_LINE = re.compile(r"(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
 
 
 def read_accept_file(file: File) -> list[Acceptance]:
-    """The acceptances in a file; CannotRun if it cannot be read or a line is not one."""
+    """The acceptances in an accept file; CannotRun if it cannot be read or a line is wrong."""
     try:
         with read_errors_as_cannot_run(file):
             text = file.read().decode("utf-8-sig")
@@ -4404,9 +4407,9 @@ def read_accept_file(file: File) -> list[Acceptance]:
 
 
 def parse_accept_file(text: str, name: str) -> list[Acceptance]:
-    """Lines `ID [until YYYY-MM-DD] # reason`; the ID may be a glob.
+    """The acceptances in lines `ID [until YYYY-MM-DD] # reason`; CannotRun for a wrong line.
 
-    Blank lines and lines that begin with # are ignored. `name` is for the error message.
+    The ID may be a glob. Blank lines and those that begin with # are skipped. `name` is for errors.
     """
     found = []
     for number, line in enumerate(map(str.strip, re.split(r"\r\n|\r|\n", text)), 1):
@@ -4428,7 +4431,7 @@ def parse_accept_file(text: str, name: str) -> list[Acceptance]:
 
 
 def current_id(id: str) -> str:
-    """An ID, or a pattern, of version 1 in today's form: without sources and flaws.
+    """The ID, or pattern, without what only version 1 had in it: a source, or `not-enabled`.
 
     >>> current_id("security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0")
     'security-groups/eu-west-1/sg-1/TCP/22'
@@ -4450,11 +4453,11 @@ MALFORMED_REPORT = (
     OverflowError,
     RecursionError,
 )
-MAX_NUMBER = 10**15  # readers of JSON and the .xls format hold numbers below exactly
+MAX_NUMBER = 10**15  # smaller numbers are exact in all readers of JSON and in the .xls format
 
 
 def encode(value: Any) -> Any:
-    """A report, or what is in it, as JSON: the fields by name; tests/deploy has the schema."""
+    """A report, or a part of it, as data for JSON, fields by name; schema: tests/deploy."""
     if value is None or type(value) in (str, int, bool, float):
         return value
     if isinstance(value, datetime):
@@ -4477,7 +4480,7 @@ def encode(value: Any) -> Any:
 
 
 def encode_result(result: CheckResult) -> dict[str, Any]:
-    """A result as JSON, with what can be derived from its rows: tools do not know our rules."""
+    """A result as data for JSON; its rows have ID, status and controls, which tools cannot tell."""
     rows = [
         {
             "id": result.check.id(row),
@@ -4501,17 +4504,17 @@ def encode_result(result: CheckResult) -> dict[str, Any]:
 
 @functools.cache
 def reported_fields(kind: Any) -> dict[str, Any]:
-    """The types of the fields of a class."""
+    """The types of the fields of a class, by name of the field."""
     return get_type_hints(kind)
 
 
 @functools.cache
 def decoder(kind: Any) -> Callable[[Any], Any]:
-    """A function from JSON to a value of this type; it raises one of MALFORMED_REPORT."""
+    """The function that makes a value of this type from JSON data, or raises MALFORMED_REPORT."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in DECODERS:
         return DECODERS[kind]
-    if origin is UnionType:  # AwsError | None, list[str] | AwsError, the cells
+    if origin is UnionType:  # such as AwsError | None, list[str] | AwsError, or a cell
         choices = [(json_types(one), decoder(one)) for one in arguments]
         return functools.partial(decode_choice, choices)
     if is_dataclass(kind) or hasattr(kind, "_fields"):
@@ -4526,47 +4529,47 @@ def decoder(kind: Any) -> Callable[[Any], Any]:
 
 
 def decode_choice(choices: Any, data: Any) -> Any:
-    """The value, by the first of the types that JSON has for it."""
+    """The value, decoded by the first choice for data of this type; ValueError if none fits."""
     decode, *_ = (decode for types, decode in choices if type(data) in types)
     return decode(data)
 
 
 def require_type(types: Collection[type], data: Any) -> Any:
-    """The value, if it is of one of the types and no number that nobody can show."""
+    """The data itself; TypeError if it has none of the types or its number is too large."""
     if type(data) not in types or (isinstance(data, (int, float)) and not abs(data) < MAX_NUMBER):
         raise TypeError(f"{data!r} is not of {types}")
     if isinstance(data, str):
-        data.encode()  # fails for half a character, which no file can hold
+        data.encode()  # fails for half of a surrogate pair, which no file can hold
     return data
 
 
 def json_types(kind: Any) -> tuple[type, ...]:
-    """The types that JSON has for values of this type. A date in a cell is text at first."""
+    """The types that json.loads gives for a type; none for a date, which is text at first."""
     if is_dataclass(kind):
         return (dict,)
     return {float: (int, float), datetime: ()}.get(kind, (get_origin(kind) or kind,))
 
 
 def decode_fields(kind: Any, data: dict[str, Any]) -> Any:
-    """A dataclass or NamedTuple from its fields."""
+    """A dataclass or NamedTuple from a JSON object; KeyError if a field is missing."""
     fields = reported_fields(kind).items()
     return kind(**{name: decoder(hint)(data[name]) for name, hint in fields})
 
 
 def decode_date(data: str) -> datetime:
-    """A moment, in UTC."""
+    """The datetime, in UTC, in a text in ISO format."""
     return datetime.fromisoformat(data).astimezone(timezone.utc)
 
 
 def decode_row(data: dict[str, Any]) -> Row:
-    """A row, with its dates as dates again."""
+    """A row from a JSON object; the cells that its `dates` name become datetimes again."""
     row: Row = decode_fields(Row, data)
     dates: dict[str, Cell] = {name: decode_date(data["cells"][name]) for name in data["dates"]}
     return replace(row, cells=row.cells | dates) if dates else row
 
 
 def decode_result(data: dict[str, Any]) -> CheckResult:
-    """A result of one of our checks."""
+    """A check's result from a JSON object; ValueError if this script has no such check."""
     (definition,) = (one for one in CHECKS if one.name == data["check"])
     complete = require_type((bool,), data["complete"])
     evaluated = require_type((int,), data["evaluated"])
@@ -4581,7 +4584,7 @@ DECODERS: dict[Any, Callable[[Any], Any]] = {
 
 
 def to_json(reports: Iterable[Report], merged: bool = False) -> bytes:
-    """The JSON report: a document with one entry an account; `merged` from other reports or not."""
+    """The JSON report, an entry for each account; `merged` says that it repeats other reports."""
     controls = {name: control for one in CHECKS for name, control in one.controls.items()}
     document = {
         "schema": REPORT_SCHEMA,
@@ -4594,10 +4597,10 @@ def to_json(reports: Iterable[Report], merged: bool = False) -> bytes:
 
 
 def reports_from_json(data: bytes, file: File) -> list[Report]:
-    """The reports in a document, each of which must round-trip exactly.
+    """The reports in a JSON report; a damaged one becomes a report with only an error.
 
-    A damaged one costs its account: it becomes an error. There is none in a merged document,
-    which repeats what others say. CannotRun if all are damaged.
+    An entry is damaged unless it is exactly what this script would write. A merged document
+    gives no reports: it repeats what others say. CannotRun if all are damaged.
     """
     try:
         document = json.loads(data)
@@ -4617,13 +4620,13 @@ def reports_from_json(data: bytes, file: File) -> list[Report]:
 
 
 def account_of(entry: Any) -> str:
-    """The account's number in a damaged report; blank if there is none."""
+    """The account number in a damaged report; blank if it has no valid one."""
     number = entry.get("account") if isinstance(entry, dict) else ""
     return number if isinstance(number, str) and re.fullmatch(r"\d{12}", number) else ""
 
 
 def report_or_none(entry: Any) -> Report | None:
-    """The report in an entry of a document; None unless it is what this script writes."""
+    """The report in an entry of a JSON report; None unless this script would write the same."""
     try:
         report: Report = decode_fields(Report, entry)
         check_values(report)
@@ -4633,7 +4636,7 @@ def report_or_none(entry: Any) -> Report | None:
 
 
 def check_history(history: Iterable[HistoryEntry]) -> None:
-    """Raises ValueError or KeyError for a history that no audit writes."""
+    """Raises ValueError or KeyError if a history has a wrong day or number, or lacks a severity."""
     for entry in history:
         start_of_day(entry.day)
         numbers = [entry.not_checked, entry.new, entry.remembered, *entry.days_open]
@@ -4642,7 +4645,7 @@ def check_history(history: Iterable[HistoryEntry]) -> None:
 
 
 def check_values(report: Report) -> None:
-    """Raises ValueError or KeyError for values of the right type that no report has."""
+    """Raises ValueError or KeyError for impossible values, such as an unknown severity."""
     rows, resolved = report.rows(), (report.resolved or {}).values()
     check_history(report.history)
     for day in (*(row.first_seen for row in rows if row.first_seen), *(one[0] for one in resolved)):
@@ -4671,7 +4674,7 @@ STATE_SCHEMA = 2
 
 
 def read_state_file(file: File) -> dict[str, Any]:
-    """The accounts of a state file as they stand there; empty if it does not exist yet."""
+    """The accounts in a state file by number, not yet decoded; empty if there is no file."""
     with read_errors_as_cannot_run(file):
         try:
             return state_accounts(file.read(), file)
@@ -4680,14 +4683,14 @@ def read_state_file(file: File) -> dict[str, Any]:
 
 
 def state_accounts(data: bytes, file: File) -> dict[str, Any]:
-    """The accounts in a state file; CannotRun if it is none. `file` is for the error message."""
+    """The accounts in the data of a state file, not yet decoded; CannotRun if it is damaged."""
     try:
         document = json.loads(data)
         accounts: dict[str, Any] = document["accounts"]
         if (version := document["schema"]) not in (1, STATE_SCHEMA):
             raise CannotRun(f"{file} is of version {version}, this script knows {STATE_SCHEMA}")
         if version == 1:
-            history = document.get("history", {})  # missing in the oldest files
+            history = document.get("history", {})  # the oldest state files have no history
             numbers = accounts.keys() | history.keys()
             return {
                 one: upgrade_account(accounts.get(one, {}), history.get(one, ())) for one in numbers
@@ -4701,7 +4704,7 @@ def state_accounts(data: bytes, file: File) -> dict[str, Any]:
 def upgrade_account(
     findings: dict[str, dict[str, str]], history: Iterable[dict[str, Any]]
 ) -> dict[str, Any]:
-    """An account of a state file of schema 1, which knows neither severities nor extents."""
+    """An account of schema 1 as JSON data of today's schema: severities and extents are blank."""
     known: dict[str, KnownFinding] = {}
     for id, entry in findings.items():
         now, first_seen = current_id(id), entry["first_seen"]
@@ -4716,7 +4719,7 @@ def upgrade_account(
 
 
 def account_state(accounts: dict[str, Any], account: str, file: File) -> AccountState:
-    """The state of one account; CannotRun if it is damaged."""
+    """The state of one account; empty if the file has none, CannotRun if it is damaged."""
     if account not in accounts:
         return AccountState()
     try:
@@ -4735,7 +4738,7 @@ def account_state(accounts: dict[str, Any], account: str, file: File) -> Account
 
 
 def write_state_file(file: File, changes: dict[str, StateChange]) -> None:
-    """Apply the changes of a run, by account, to what is in the file now."""
+    """Applies changes, by account, to what the state file holds now; CannotRun if that fails."""
     data = b""
 
     def changed(before: bytes | None) -> bytes:
@@ -4774,7 +4777,7 @@ class SheetRow(NamedTuple):
     position: int
 
     def link(self) -> str:
-        """The place of the row in the workbook."""
+        """The link to the row in the workbook: `#'SHEET'!A5`."""
         part, line = divmod(self.position, MAX_ROWS - HEADER_ROWS)
         return f"#'{sheet_title(self.check.title, part)}'!A{HEADER_ROWS + 1 + line}"
 
@@ -4783,7 +4786,7 @@ Sheets = dict[Check, list[SheetRow]]
 
 
 def rows_by_check(reports: Iterable[Report], with_ok: bool = True) -> Sheets:
-    """The rows of each sheet, the most serious first, else in the order of the reports."""
+    """The rows of each check, the most serious first; OK rows are left out without `with_ok`."""
     found: dict[Check, list[tuple[Report, Row]]] = defaultdict(list)
     for report in reports:
         for result in report.results:
@@ -4798,18 +4801,18 @@ def rows_by_check(reports: Iterable[Report], with_ok: bool = True) -> Sheets:
 
 
 def seriousness(row: Row) -> tuple[int, int]:
-    """Sorts the most serious row first."""
+    """The sort key of a row: the most serious level first, then the highest priority."""
     return ROW_ORDER.index(row.level), -row.priority
 
 
 def ranked(sheets: Sheets, status: str) -> list[SheetRow]:
-    """The rows with a status from all sheets, the most serious first."""
+    """The rows of all sheets that have this status, the most serious first."""
     lines = [line for sheet in sheets.values() for line in sheet if line.row.status == status]
     return sorted(lines, key=lambda line: seriousness(line.row))
 
 
 def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
-    """Rows about one resource together, in the place of the first of them."""
+    """The rows in groups, a group for each resource, in the order of their first rows."""
     groups: dict[tuple[Any, ...], list[SheetRow]] = defaultdict(list)
     for line in lines:
         names = line.check.resource_names(line.row)
@@ -4818,7 +4821,7 @@ def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
 
 
 def tally(rows: Iterable[Row], with_new: bool) -> dict[str, int]:
-    """The number of rows by heading: the severities, New, ACCEPTED and NOT CHECKED."""
+    """The number of rows by severity, New (if `with_new`), ACCEPTED and NOT CHECKED."""
     counts: Counter[str] = Counter()
     for row in rows:
         counts.update([row.level, *(["New"] if row.new and row.status == FINDING else [])])
@@ -4827,7 +4830,7 @@ def tally(rows: Iterable[Row], with_new: bool) -> dict[str, int]:
 
 
 def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]) -> dict[str, int]:
-    """The tally of a check, behind the number of resources that were evaluated."""
+    """The number of resources that a check evaluated, followed by the tally of its rows."""
     results = (result for report in overview.reports for result in report.results)
     evaluated = sum(result.evaluated for result in results if result.check is definition)
     counts = tally((line.row for line in lines), overview.with_state)
@@ -4838,18 +4841,18 @@ def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]
 
 
 def describe_result(row: Row) -> str:
-    """The column Result: the finding or the error, how it changed, and the acceptance."""
+    """The text of the column Result: finding or error, how it changed, the acceptance."""
     mark = f"{row.change}: " if row.change in (NEW, WORSE) and row.status == FINDING else ""
     return f"{mark}{row.result}{describe_change(row)}{describe_acceptance(row)}"
 
 
 def describe_change(row: Row) -> str:
-    """` (was: ...)` for a finding that is worse or better, else blank."""
+    """The text ` (was: ...)` for a finding that is worse or better; else blank."""
     return f" (was: {row.was})" if row.was and row.status == FINDING else ""
 
 
 def describe_acceptance(row: Row) -> str:
-    """` (accepted until 2030-12-31: moves to roles)`, or blank."""
+    """` (accepted until 2030-12-31: moves to roles)`, or why it ended; blank if not accepted."""
     if not (acceptance := row.acceptance):
         return ""
     until = f"until {acceptance.until}: " if acceptance.until else ""
@@ -4861,7 +4864,7 @@ def describe_acceptance(row: Row) -> str:
 
 
 def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
-    """All that was found about one resource, as one line.
+    """A line on one resource: what was found (two things, then `and more`), names, acceptance.
 
     `bastion: lets the whole Internet reach SSH (22) and RDP (3389) (sg-1, eu-west-1, 2 rules)`.
     """
@@ -4882,7 +4885,7 @@ def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
 
 
 def needed_permission(error: AwsError | None) -> str:
-    """` (needs iam:ListUsers)`, blank if the call was not denied."""
+    """The permission that a denied call needs, ` (needs iam:ListUsers)`; blank if not denied."""
     if not error or not error.missing_permission:
         return ""
     trust = ", and a trust policy that lets us in" if error.operation == "AssumeRole" else ""
@@ -4890,12 +4893,12 @@ def needed_permission(error: AwsError | None) -> str:
 
 
 def names_or_error(names: list[str] | AwsError) -> str:
-    """Names as a list, or why they are NOT CHECKED."""
+    """The names with commas between them, or `NOT CHECKED: ` and the error."""
     return f"{NOT_CHECKED}: {names}" if isinstance(names, AwsError) else ", ".join(names)
 
 
 def headline(overview: Overview) -> str:
-    """The numbers of findings and of what is NOT CHECKED, and the limits of the audit."""
+    """A line with the numbers of findings and of what is NOT CHECKED, and the audit's limits."""
     reports = overview.reports
     found = [row for report in reports for row in report.rows(FINDING)]
     findings = counted(len(found), "finding")
@@ -4919,12 +4922,12 @@ class QuestionPart(NamedTuple):
     """A part of what a run was asked."""
 
     text: str
-    limited: bool  # whether it leaves something out
+    limited: bool  # whether the run left out something
     names: Sequence[str] = ()
 
 
 def question_parts(overview: Overview) -> list[QuestionPart]:
-    """The checks, regions, ages and accounts that were asked for; of several reports the fewest."""
+    """The checks, regions, key age and accounts asked for; if reports differ, the most limited."""
     asked = [report.question for report in overview.reports if report.question]
     if not asked:
         return []
@@ -4944,7 +4947,7 @@ def question_parts(overview: Overview) -> list[QuestionPart]:
 
 
 def regions_asked(overview: Overview) -> QuestionPart:
-    """The regions that were asked for, in the account in which they were the fewest."""
+    """The regions asked for, of the account with the fewest; `all regions` without limits."""
     parts = []
     for report in overview.reports:
         if question := report.question:
@@ -4957,12 +4960,12 @@ def regions_asked(overview: Overview) -> QuestionPart:
 
 
 def describe_limits(overview: Overview) -> str:
-    """`1 of 6 checks, 1 of 17 regions`; blank if everything was asked for."""
+    """The limits of the audit: `1 of 6 checks, 1 of 17 regions`; blank if there were none."""
     return ", ".join(part.text for part in question_parts(overview) if part.limited)
 
 
 def describe_question(overview: Overview) -> str:
-    """All that was asked, in a sentence, and the versions of the script and its rules."""
+    """A sentence on all that was asked, then the versions of the script and its rules."""
     parts = [
         f"{part.text} ({in_words(part.names)})" if part.limited and part.names else part.text
         for part in question_parts(overview)
@@ -4972,7 +4975,7 @@ def describe_question(overview: Overview) -> str:
 
 
 def describe_version(overview: Overview) -> str:
-    """`security_check.py 2.0, rules of 2026-11-25`."""
+    """The versions of script and rules: `security_check.py 2.0, rules of 2026-11-25`."""
     asked = [report.question for report in overview.reports if report.question]
     versions = in_words(sorted({one.version for one in asked} or {__version__}))
     rules = in_words(sorted({one.rules for one in asked} or {RULES_DATE}))
@@ -4980,14 +4983,14 @@ def describe_version(overview: Overview) -> str:
 
 
 def describe_accounts(reports: list[Report]) -> str:
-    """The number of accounts that were audited, and of the others by the reason why not."""
+    """The number of accounts audited, and of those not audited, by reason: `8 audited, 1 LEFT`."""
     reasons = Counter(NOT_CHECKED if one.error else one.account_status for one in reports)
     audited = f"{reasons.pop(ACTIVE, 0):,} audited"
     return ", ".join([audited, *(f"{number:,} {reason}" for reason, number in reasons.items())])
 
 
 def describe_outcome(report: Report) -> str:
-    """How the audit of one account among several went, or why there was none."""
+    """The outcome of an account's audit, such as `audited in 9 s`, or why it failed."""
     if report.error:
         return f"{report.error}{needed_permission(report.error)}"
     if report.file_errors:
@@ -4999,7 +5002,7 @@ def describe_outcome(report: Report) -> str:
 
 
 def describe_whose(overview: Overview) -> str:
-    """`AWS account 123456789012 (alias)`, or several accounts in words."""
+    """The audited account, `AWS account 123456789012 (alias)`, or several accounts in words."""
     if overview.multi_account:
         return overview.scope
     (report,) = overview.reports
@@ -5008,7 +5011,7 @@ def describe_whose(overview: Overview) -> str:
 
 
 def run_details(overview: Overview) -> dict[str, str]:
-    """The section `The audit` of the Summary."""
+    """The lines of the Summary's section `The audit`, by label: account, auditor, time."""
     when = {
         "Started": f"{overview.started:%Y-%m-%d %H:%M} UTC",
         "Duration": f"{overview.seconds:.0f} s",
@@ -5022,7 +5025,7 @@ def run_details(overview: Overview) -> dict[str, str]:
 
 
 def question_details(overview: Overview) -> dict[str, str]:
-    """The section `What was asked` of the Summary: a line a check, then the rest."""
+    """The lines of the section `What was asked`, by label: each check, regions, key age, ..."""
     asked = [report.question for report in overview.reports if report.question]
     if not asked:
         return {"Version": describe_version(overview)}
@@ -5040,7 +5043,7 @@ def question_details(overview: Overview) -> dict[str, str]:
 
 
 def describe_part(part: QuestionPart) -> str:
-    """A part of the question with all names."""
+    """The text of a part of the question, and all its names: `2 accounts named: a, b`."""
     return f"{part.text}: {', '.join(part.names)}"
 
 
@@ -5050,7 +5053,7 @@ BAR_BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
 def bar(number: int, most: int, places: int) -> str:
-    """A bar of block characters; `most` fills the places.
+    """A bar of block characters for a number: `most` would fill all places.
 
     >>> bar(6, 20, 4)
     '█▎'
@@ -5060,13 +5063,13 @@ def bar(number: int, most: int, places: int) -> str:
 
 
 def bars(history: Sequence[HistoryEntry], places: int) -> list[str]:
-    """The open findings of each day as a bar, all on one scale."""
+    """The bar of each day's open findings; all bars have one scale."""
     totals = [sum(entry.open.values()) for entry in history]
     return [bar(total, max(totals), places) for total in totals]
 
 
 def describe_days_open(history: Iterable[HistoryEntry]) -> str:
-    """How long findings had been open when they were resolved; blank if none was."""
+    """A sentence on how long resolved findings had been open; blank if none was resolved."""
     days_open = sorted(number for entry in history for number in entry.days_open)
     if not days_open:
         return ""
@@ -5078,7 +5081,7 @@ def describe_days_open(history: Iterable[HistoryEntry]) -> str:
 
 
 def last_two_bars(history: Sequence[HistoryEntry], today: str) -> list[str]:
-    """The last audit and this one, if this one has an entry."""
+    """The lines of today's audit and the one before, with bars; empty if either is missing."""
     lines = [*zip(history, bars(history, 40), strict=True)][-2:]
     return [
         f"{entry.day}  {counted(sum(entry.open.values()), 'finding'):>15}  {blocks}"
@@ -5099,7 +5102,7 @@ class SummaryLine(NamedTuple):
 
 
 def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """A line for each resource, with the command for its first finding."""
+    """A line for each resource, with the remediation command of its first finding."""
     return [
         SummaryLine(
             group[0].row.severity,
@@ -5112,18 +5115,18 @@ def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[Summary
 
 
 def change_lines(lines: Iterable[SheetRow], overview: Overview, change: str) -> list[SummaryLine]:
-    """The findings that are NEW or WORSE; of the latter also what they were."""
+    """A line for each resource with NEW findings, or with WORSE ones and what they were."""
     changed = [line for line in lines if line.row.change == change]
     return finding_lines(changed, overview)
 
 
 def ended_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """The findings whose acceptance does not count any more."""
+    """A line for each resource with findings whose acceptance does not count any more."""
     return finding_lines([line for line in lines if line.row.acceptance_ended], overview)
 
 
 def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """The findings of one account by resource; of several accounts by what they are."""
+    """A line for each resource with findings; with several accounts, for each kind of finding."""
     if not overview.multi_account:
         return finding_lines(lines, overview)
     groups: dict[tuple[str, ...], list[SheetRow]] = defaultdict(list)
@@ -5139,14 +5142,14 @@ def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLi
 
 
 def describe_spread(group: Sequence[SheetRow]) -> str:
-    """`41 rules in 23 accounts`."""
+    """The number of rows and of their accounts: `41 rules in 23 accounts`."""
     accounts = {f"{line.report.account} {line.report.name}".strip() for line in group}
     where = f"{len(accounts):,} accounts" if len(accounts) > 1 else accounts.pop()
     return f"{counted(len(group), group[0].check.row_noun)} in {where}"
 
 
 def account_error_lines(overview: Overview) -> list[SummaryLine]:
-    """The accounts that could not be opened."""
+    """A line for each account that could not be opened, with the reason."""
     return [
         SummaryLine(
             NOT_CHECKED,
@@ -5159,7 +5162,7 @@ def account_error_lines(overview: Overview) -> list[SummaryLine]:
 
 
 def gap_lines(overview: Overview, sheets: Sheets) -> list[SummaryLine]:
-    """The rows that are NOT CHECKED, a line for each error of a check."""
+    """A line for each error of a check, with everything that is NOT CHECKED for it."""
     groups: dict[tuple[str, str], list[SheetRow]] = defaultdict(list)
     for line in ranked(sheets, NOT_CHECKED):
         error = f"{describe_result(line.row)}{needed_permission(line.row.error)}"
@@ -5173,14 +5176,14 @@ def gap_lines(overview: Overview, sheets: Sheets) -> list[SummaryLine]:
 
 
 def describe_gap(group: Sequence[SheetRow], overview: Overview) -> str:
-    """The targets that were not read, and their accounts."""
+    """The names of everything that was not read; of several accounts, also their accounts."""
     text = in_words(line.row.id.removesuffix("/not-checked") for line in group)
     accounts = (f"{line.report.account} {line.report.name}".strip() for line in group)
     return f"{text} in {in_words(accounts)}" if overview.multi_account else text
 
 
 def policy_line(overview: Overview) -> list[SummaryLine]:
-    """The statement to add to the policy for the calls that were denied, if any was."""
+    """A line with the policy statement that denied calls need; empty if none was denied."""
     errors = (error for report in overview.reports for error in report.errors())
     actions = sorted({one.missing_permission for one in errors if one.missing_permission})
     statement = json.dumps({"Effect": "Allow", "Action": actions, "Resource": "*"})
@@ -5190,15 +5193,15 @@ def policy_line(overview: Overview) -> list[SummaryLine]:
 # --- terminal -------------------------------------------------------------------------
 
 COLUMNS_OF_TERMINAL = 80
-MAX_ACCOUNT_LINES = 20  # so that the summary stays on one screen
-MAX_WORST, MAX_LINES = 5, 10  # lines of a section on the terminal
-ANSI = {CRITICAL: "1;31", HIGH: "31", "New": "1", NOT_CHECKED: "7"}  # colours
+MAX_ACCOUNT_LINES = 20  # accounts shown on the terminal, so that the summary stays on one screen
+MAX_WORST, MAX_LINES = 5, 10  # lines on the terminal: of the section Worst, of each other section
+ANSI = {CRITICAL: "1;31", HIGH: "31", "New": "1", NOT_CHECKED: "7"}  # colour codes of terminals
 
 
 def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False) -> str:
-    """The summary on standard output; the path comes last, so that it can be copied.
+    """The text of the terminal, with the workbook's path last, so that it can be copied.
 
-    With --quiet it begins with the reasons why it is printed.
+    With --quiet (and a state to compare with) it begins with what is news.
     """
     sheets = rows_by_check(overview.reports)
     table = account_table if overview.multi_account else check_table
@@ -5215,7 +5218,7 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
     ]
     begin = [f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}", ""]
     end = [*fold(describe_question(overview), ""), *filter(None, [overview.path])]
-    ended = overview.started + timedelta(seconds=overview.seconds)  # perhaps after midnight
+    ended = overview.started + timedelta(seconds=overview.seconds)  # a run may end after midnight
     total = [headline(overview), *last_two_bars(history, f"{ended:%Y-%m-%d}")]
     total += first_run_text(overview)
     compared = overview.with_state and not any(report.first_run for report in overview.reports)
@@ -5225,14 +5228,14 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
 
 
 def first_run_text(overview: Overview) -> list[str]:
-    """The reason why nothing is new in a first run."""
+    """The sentence that a first run has nothing to compare with; empty in later runs."""
     first = sum(report.first_run for report in overview.reports)
     whose = f" of {counted(first, 'account')}" if overview.multi_account else ""
     return fold(f"First run{whose} with this state: nothing to compare with.", "") if first else []
 
 
 def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
-    """Everything that is NOT CHECKED, and the statement that the policy lacks."""
+    """The texts of what is NOT CHECKED, at most MAX_LINES; last, the statement to add."""
     texts = [one.text for one in (*account_error_lines(overview), *gap_lines(overview, sheets))]
     policy = [line.text for line in policy_line(overview)]
     if len(texts) > (room := MAX_LINES - len(policy)):
@@ -5241,7 +5244,7 @@ def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
 
 
 def resolved_texts(overview: Overview) -> list[str]:
-    """The findings that were resolved since last time."""
+    """A text for each finding that was resolved since last time, with its ID."""
     return [
         f"{known.result} ({f'{report.account}/' if overview.multi_account else ''}{id})"
         for report in overview.reports
@@ -5250,19 +5253,19 @@ def resolved_texts(overview: Overview) -> list[str]:
 
 
 def finding_text(title: str, lines: Iterable[SummaryLine], most: int) -> list[str]:
-    """Findings under a title."""
+    """The findings under a title, as lines of the terminal: the first `most` of them."""
     return first_lines(title, [f"{line.label:8}  {line.text}" for line in lines], most)
 
 
 def first_lines(title: str, lines: list[str], most: int) -> list[str]:
-    """The first lines under a title, folded, and the number of the others; nothing if none."""
+    """The first lines under a title, folded, then `and 3 more`; empty if there are no lines."""
     more = [f"and {len(lines) - most:,} more"] if len(lines) > most else []
     folded = (part for line in [*lines[:most], *more] for part in fold(line))
     return [f"{title}:", *folded] if lines else []
 
 
 def check_table(overview: Overview, sheets: Sheets, colour: bool) -> list[str]:
-    """The numbers of a single account, one line a check."""
+    """The counts of a single account as a table: headings, then a line for each check."""
     lines: list[str] = []
     for definition, found in sheets.items():
         counts = check_tally(overview, definition, found)
@@ -5272,17 +5275,17 @@ def check_table(overview: Overview, sheets: Sheets, colour: bool) -> list[str]:
 
 
 def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
-    """The numbers of the first MAX_ACCOUNT_LINES accounts, one line each."""
+    """The counts of the first MAX_ACCOUNT_LINES accounts as a table, a line for each."""
     reports = overview.reports
     lines = [describe_accounts(reports), ""]
     for n, report in enumerate(reports[:MAX_ACCOUNT_LINES]):
         counts = tally(report.rows(), overview.with_state)
-        del counts[ACCEPTED]  # to stay within COLUMNS_OF_TERMINAL
+        del counts[ACCEPTED]  # ACCEPTED is left out, for the lines to fit the terminal
         if n == 0:
             lines.append(" " * 33 + number_cells(counts, names=True))
         active = report.account_status == ACTIVE
         end = number_cells(counts, colour) if active else f" {report.account_status}"
-        if report.error:  # the reason stands under `Not checked`
+        if report.error:  # why an account could not be opened stands under `Not checked`
             end = f"{NOT_CHECKED:>{len(number_cells(counts))}}"
         lines.append(f"{report.account:12} {fit(report.name, 19)} {end}")
     more = len(reports) - MAX_ACCOUNT_LINES
@@ -5290,7 +5293,7 @@ def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
 
 
 def number_cells(counts: dict[str, int], colour: bool = False, names: bool = False) -> str:
-    """The numbers in columns, or the names above them."""
+    """The counts in columns, 0 as -; or, with `names`, the headings of the columns."""
     cells = []
     for name, number in counts.items():
         cell = f"{name if names else number or '-':>{max(len(name), 5) + 1}}"
@@ -5300,7 +5303,7 @@ def number_cells(counts: dict[str, int], colour: bool = False, names: bool = Fal
 
 
 def fold(text: str, indent: str = "  ") -> list[str]:
-    """The text in lines of COLUMNS_OF_TERMINAL, indented.
+    """The text in indented lines of at most COLUMNS_OF_TERMINAL.
 
     A wide character takes two columns, so it is folded with a placeholder behind it.
     """
@@ -5313,17 +5316,17 @@ def fold(text: str, indent: str = "  ") -> list[str]:
 
 
 def printable(text: str) -> str:
-    """The text with a question mark for every character that a terminal may obey."""
+    """The text with a question mark for each control or other unprintable character."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def display_width(char: str) -> int:
-    """The number of columns that a character takes on a terminal."""
+    """The number of columns that a character takes on a terminal: 0, 1 or 2."""
     return 0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1
 
 
 def fit(text: str, places: int) -> str:
-    """The text cut or filled to a number of columns on a terminal."""
+    """The text cut, or filled with blanks, to a number of columns on a terminal."""
     shown = ""
     for char in printable(text):
         if display_width(char) > places:
@@ -5335,14 +5338,14 @@ def fit(text: str, places: int) -> str:
 # --- workbook: columns and styles -----------------------------------------------------
 
 REMEDIATION_NOTE = " Remediation: read a command first, what it closes may be in use."
-MAX_ROWS = 65_536  # of a sheet of the .xls format
-HEADER_ROWS = 4  # title, note, a thin blank row, header
-FROZEN_COLUMNS = 2  # Severity and Status
-MAX_ROW_HEIGHT = 409 * 20  # twentieths of a point; the format holds no more
-MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # digits, lines
-# In units of the format: a digit, a digit with some room, a point.
+MAX_ROWS = 65_536  # rows that a sheet of the .xls format can have
+HEADER_ROWS = 4  # rows above a table: title, note, a thin blank row, header
+FROZEN_COLUMNS = 2  # columns that stay in view: Severity and Status
+MAX_ROW_HEIGHT = 409 * 20  # twentieths of a point: the .xls format has no higher row
+MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # least width of a column in digits; most lines of a cell
+# Column widths in units of the .xls format: of a digit, of a digit with some room, of a point.
 DIGIT_UNIT, COLUMN_UNIT, POINT = 256, 270, 48.8
-# Widths of Arial's letters in digits; of others it is 1, of bold ones a tenth more.
+# Widths of letters in Arial, in digits; any other letter has the width 1, and bold adds a tenth.
 NARROW, SLIM, WIDE, BOLD = 0.55, 0.9, 1.3, 1.1
 NARROW_LETTERS, SLIM_LETTERS = " !'(),-./:;I[]fijlrt|", "ceksvxyz"
 WIDE_LETTERS = "@%ABCDEGHKMNOPQRSTUVWXYmw"
@@ -5439,7 +5442,7 @@ TableRow = dict[str, Cell | StyledCell]  # by column
 
 
 def status_cell(word: str) -> StyledCell:
-    """A severity, a status, or other text, in its own style."""
+    """A cell with a severity, a status or other text, in the style that STYLES has for it."""
     return StyledCell(word, word if word in STYLES else "cell")
 
 
@@ -5447,7 +5450,7 @@ def status_cell(word: str) -> StyledCell:
 def xls_style(
     name: str, right: bool = False, date: bool = False, wrap: bool = True
 ) -> xlwt.XFStyle:
-    """A style of STYLES for xlwt. Cached, because the format allows 4,094 styles in a workbook."""
+    """A style of STYLES for xlwt, cached: a workbook of the format can have only 4,094 styles."""
     import xlwt
 
     align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
@@ -5458,7 +5461,7 @@ def xls_style(
 
 
 def to_xls(value: Cell) -> Cell:
-    """The value as the format can hold it: dates without a zone (UTC), text of limited length."""
+    """The value as the format can hold it: a date in UTC without zone, long text cut off."""
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).replace(tzinfo=None)
     if isinstance(value, str):
@@ -5498,12 +5501,12 @@ END_RECORD = 4  # bytes
 
 
 def biff_record(kind: int, data: bytes) -> bytes:
-    """A record of the .xls format."""
+    """The bytes of a record of the .xls format: its kind, its length, its data."""
     return struct.pack("<HH", kind, len(data)) + data
 
 
 def link_data(target: str) -> bytes:
-    """Where a link leads: `#Sheet!A1` in the workbook, a URL, else a file in the same folder."""
+    """The bytes of a link that name its target: `#Sheet!A1`, a URL, else a file in the folder."""
     text = (target.removeprefix("#") + "\0").encode("utf-16-le")
     if target.startswith("#"):
         return struct.pack("<II", 8, len(text) // 2) + text
@@ -5516,7 +5519,7 @@ def link_data(target: str) -> bytes:
 
 
 def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
-    """Put links (row, column, target) on a sheet.
+    """Adds links (row, column, target) to a sheet, except those longer than MAX_LINK.
 
     A formula in their place would have no value for those who read the file without Excel.
     """
@@ -5530,8 +5533,7 @@ def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
 
 
 def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
-    """Print of each sheet what is above and left of its last row and column.
-
+    """Limits what is printed of each sheet: from A1 to its last row and column to be printed.
     All but the first sheet have their header again on every page.
     """
     names = b""
@@ -5554,14 +5556,14 @@ def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
 
 
 def text_width(text: str) -> float:
-    """The width of a text in digits."""
+    """The width of a text in Arial, in digits: how many digits would be as wide."""
     letters = {NARROW: NARROW_LETTERS, SLIM: SLIM_LETTERS, WIDE: WIDE_LETTERS}
     other = ((width - 1) * sum(map(text.count, those)) for width, those in letters.items())
     return len(text) + sum(other)
 
 
 def lines_needed(text: str, width: float) -> int:
-    """The number of lines that a text takes in a column; words are kept together if they fit.
+    """The number of lines that a text takes in a column; a word is broken only if it is wider.
 
     >>> lines_needed("1 interface, none public", 12)
     2
@@ -5590,7 +5592,7 @@ class SheetWriter:
         sheet._Worksheet__footer_str = f"&L{footer}&R&A, &P"  # as bytes it has to be ASCII
 
     def write_row(self, cells: Sequence[Cell | StyledCell], columns: Sequence[Column] = ()) -> None:
-        """Write a row; its height fits its text."""
+        """Writes a row, as high as its text needs, up to MAX_LINES_OF_CELL."""
         height = LINE_HEIGHT
         for number, cell in enumerate(cells):
             styled = cell if isinstance(cell, StyledCell) else StyledCell(cell)
@@ -5601,7 +5603,7 @@ class SheetWriter:
         self.end_row(height)
 
     def write_cell(self, number: int, cell: StyledCell, column: Column) -> int:
-        """Write a cell, and return the number of lines that it needs."""
+        """Writes a cell into the next row, and returns the number of lines that it needs."""
         value, name, link = cell
         if link:
             self.links.append((self.next_row, number, link))
@@ -5620,17 +5622,17 @@ class SheetWriter:
         return lines_needed(text, (column.width - 1) / bold) if wraps else 1
 
     def end_row(self, height: int) -> None:
-        """Set the height of the row, and go on to the next."""
+        """Sets the height of the row, and goes on to the next row."""
         self.sheet.row(self.next_row).height_mismatch = True
         self.sheet.row(self.next_row).height = min(height, MAX_ROW_HEIGHT)
         self.next_row += 1
 
     def digits(self, column: int) -> int:
-        """The width of a column."""
+        """The width of a column in digits, at least MIN_COLUMN."""
         return max(self.widths[column], MIN_COLUMN)
 
     def close(self) -> None:
-        """Set the widths and the links. Nothing can be set after this."""
+        """Sets the widths of columns, and the links. After this nothing more can be written."""
         for column in self.widths:
             self.sheet.col(column).width = COLUMN_UNIT * self.digits(column)
         add_links(self.sheet, self.links)
@@ -5648,9 +5650,9 @@ class TableWriter(SheetWriter):
         sheet.horz_split_pos, sheet.vert_split_pos = HEADER_ROWS, FROZEN_COLUMNS
 
     def write_head(self, title: str, note: str, docs: str) -> None:
-        """Write HEADER_ROWS: title with links, note, a thin row, header.
+        """Writes the HEADER_ROWS of a table: title with links, note, a thin row, header.
 
-        The thin row is blank, so that filters and pivot tables take the header for one.
+        The thin row is blank, so that filters and pivot tables see where the table begins.
         """
         links = [StyledCell("Summary", "jump", "#Summary!A1")]
         links += [StyledCell("AWS documentation", "jump", docs)] if docs else []
@@ -5661,7 +5663,7 @@ class TableWriter(SheetWriter):
         self.write_row([StyledCell(name, "header") for name in self.header], self.columns)
 
     def write_table_row(self, cells: TableRow) -> None:
-        """Write a row by column."""
+        """Writes a row of the table, from cells by column; a cell that is missing is blank."""
         self.write_row([cells.get(name, "") for name in self.header], self.columns)
 
     def close(self) -> None:
