@@ -5344,12 +5344,12 @@ DIGIT_UNIT, COLUMN_UNIT, POINT = 256, 270, 48.8
 NARROW, SLIM, WIDE, BOLD = 0.55, 0.9, 1.3, 1.1
 NARROW_LETTERS, SLIM_LETTERS = " !'(),-./:;I[]fijlrt|", "ceksvxyz"
 WIDE_LETTERS = "@%ABCDEGHKMNOPQRSTUVWXYmw"
-DATE_WIDTH = 10  # digits of 2030-12-31
-PAGE_WIDTH_PT = 785  # between the margins of a landscape A4 page, less a little
-MIN_SCALE = 70  # per cent, so that letters of 10 points are printed with 7
-SUMMARY_LAST_COLUMN = 12  # so that the Summary is as wide as a portrait page
-SUMMARY_GAPS, SUMMARY_WORST = 2, 10  # lines, so that both are on the first screen
-COMMAND_LETTERS = 105  # in the style `code`, over the columns from 1 to SUMMARY_LAST_COLUMN
+DATE_WIDTH = 10  # the width of a date such as 2030-12-31, in digits
+PAGE_WIDTH_PT = 785  # points between the margins of a landscape A4 page, less a little
+MIN_SCALE = 70  # the least scale in per cent: letters of 10 points are printed with 7
+SUMMARY_LAST_COLUMN = 12  # makes the Summary as wide as a portrait page
+SUMMARY_GAPS, SUMMARY_WORST = 2, 10  # lines of gaps and of findings that fit the first screen
+COMMAND_LETTERS = 105  # letters of a command that fit one line of the Summary, in small type
 
 ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "never"
 
@@ -5357,10 +5357,10 @@ ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "nev
 class Column(NamedTuple):
     """How a column looks on every sheet."""
 
-    width: int = 24  # digits; longer text wraps
-    wraps: str = ALWAYS  # or AT_SPACES, as IDs do, so that they stay on one line; or NEVER
-    numeric: bool = False  # if so, the header is aligned right, as its numbers are
-    printed: str = ALWAYS  # or IF_IT_FITS on the page, or NEVER
+    width: int = 24  # the greatest width, in digits; longer text wraps
+    wraps: str = ALWAYS  # when text wraps: ALWAYS, NEVER or AT_SPACES (an ID stays on one line)
+    numeric: bool = False  # a column of numbers has its header aligned right
+    printed: str = ALWAYS  # whether the column is printed: ALWAYS, NEVER or IF_IT_FITS on the page
 
 
 NUMBER = Column(numeric=True)
@@ -5390,7 +5390,7 @@ COLUMNS: dict[str, Column] = {
 }
 
 STYLES = {
-    # severities and statuses: a cell with such a word has this style
+    # styles of severities and statuses: a cell with such a word has the style of that name
     CRITICAL: "font: bold on; pattern: pattern solid, fore_colour coral",
     HIGH: "font: bold on; pattern: pattern solid, fore_colour tan",
     MEDIUM: "font: bold on; pattern: pattern solid, fore_colour light_yellow",
@@ -5401,7 +5401,7 @@ STYLES = {
     OK: "font: colour green",
     PASSED: "font: colour green",
     FAILED: "font: colour dark_red, bold on",
-    # other cells
+    # styles of cells with any other text
     "new": "font: bold on; pattern: pattern solid, fore_colour light_turquoise",
     "header": "font: bold on; pattern: pattern solid, fore_colour gray25",
     "link": "font: colour blue, underline single",
@@ -5409,7 +5409,7 @@ STYLES = {
     "command": "font: name Courier New, colour gray80",
     "code": "font: name Courier New, colour gray80, height 160",
     "thin": "font: height 20",
-    # text that may run over the next cell, without a line below it
+    # styles of text that may run over into the next cell, so no line is drawn below it
     "title": "font: bold on, height 320",
     "note": "font: italic on",
     "jump": "font: colour blue, underline single",
@@ -5418,8 +5418,8 @@ STYLES = {
 }
 OVERFLOW_STYLES = ("title", "note", "jump", "section", "bar")
 UNWRAPPED_STYLES = (*OVERFLOW_STYLES, "command", "code")
-UNDERLINED_STYLES = STYLES.keys() - {*OVERFLOW_STYLES, "code", "thin"}  # with a thin line below
-LINE_HEIGHT = 270  # twentieths of a point, as all heights
+UNDERLINED_STYLES = STYLES.keys() - {*OVERFLOW_STYLES, "code", "thin"}  # cells with a line below
+LINE_HEIGHT = 270  # height of a row of one line, in twentieths of a point like all heights
 ROW_HEIGHTS = {"title": 440, "section": 340}
 THIN_ROW = 60
 CODE_HEIGHT = 230
@@ -5429,11 +5429,11 @@ class StyledCell(NamedTuple):
     """A cell with a style."""
 
     value: Cell
-    style: str = "cell"  # of STYLES
-    link: str = ""  # a URL, a file in the same folder, or #'Sheet'!A1
+    style: str = "cell"  # a key of STYLES
+    link: str = ""  # the target: a URL, a file in the same folder, or #'Sheet'!A1
 
 
-TableRow = dict[str, Cell | StyledCell]  # by column
+TableRow = dict[str, Cell | StyledCell]  # the cells of a row, by the name of the column
 
 
 def status_cell(word: str) -> StyledCell:
@@ -5467,18 +5467,18 @@ def to_xls(value: Cell) -> Cell:
 
 # --- workbook: what xlwt cannot write -------------------------------------------------
 #
-# A sheet and a workbook are rows of BIFF records: type (2 bytes), length (2), data. Two kinds
-# are put in here, before the last record of a sheet, and after the links of a workbook.
+# A sheet and a workbook consist of BIFF records: type (2 bytes), length (2), data. Two kinds
+# are added here: HLINK before the last record of a sheet, Lbl after the links of a workbook.
 #
 #     HLINK, type 0x01B8 ([MS-XLS] 2.4.140, [MS-OSHARED] 2.3.7)
 #         first row (2), last row (2), first column (2), last column (2)
 #         D0C9EA79... (16)      this is a link
 #         2 (4)                 the version
 #         kind (4)              8 a place in this workbook, 3 a URL, 1 a file in the same folder
-#         kind 8: number of letters with the final 0 (4), letters as UTF-16
+#         kind 8: number of letters, with a zero at the end (4), letters as UTF-16
 #         kind 3: E0C9EA79... (16), number of bytes (4), letters as UTF-16
 #         kind 1: 03030000... (16), 0 (2), number of bytes (4), letters, FFFF DEAD and zeros (24),
-#             number of bytes (4) of what follows beyond ASCII: the same (4), 3 (2), UTF-16
+#             number of bytes that follow (4), if not ASCII: number of bytes (4), 3 (2), UTF-16
 #
 #     Lbl, type 0x0018 ([MS-XLS] 2.4.150), a name of a sheet: 6 is Print_Area, 7 Print_Titles
 #         0x20 built in (2), 0 (1), length of the name (1), length of the formula (2)
@@ -5490,9 +5490,9 @@ LINK_ID = bytes.fromhex("D0C9EA79F9BACE118C8200AA004BA90B")
 URL_ID = bytes.fromhex("E0C9EA79F9BACE118C8200AA004BA90B")
 FILE_ID = bytes.fromhex("0303000000000000C000000000000046")
 PRINT_AREA, PRINT_TITLES = 6, 7
-LAST_COLUMN = 255  # of the .xls format
-MAX_LINK = 2_000  # letters; Excel refuses a longer URL, and its record has no room for it
-END_RECORD = 4  # bytes
+LAST_COLUMN = 255  # the last column of the .xls format, counted from 0
+MAX_LINK = 2_000  # letters of a link; Excel refuses a longer URL, its record has no room for it
+END_RECORD = 4  # bytes of the record that ends a sheet
 
 
 def biff_record(kind: int, data: bytes) -> bytes:
@@ -5580,12 +5580,12 @@ class SheetWriter:
     def __init__(self, sheet: Any, footer: str) -> None:
         self.sheet = sheet
         self.next_row = 0
-        self.widths: Counter[int] = Counter()  # digits, by column
+        self.widths: Counter[int] = Counter()  # the width of each column so far, in digits
         self.links: list[tuple[int, int, str]] = []
-        self.last_printed = SUMMARY_LAST_COLUMN  # column
-        # with the name of the sheet: xlwt makes the pages of each sheet begin with 1
+        self.last_printed = SUMMARY_LAST_COLUMN  # the last column that is printed
+        # the footer names the sheet, because xlwt numbers the pages of each sheet from 1
         sheet.header_str = b""
-        sheet._Worksheet__footer_str = f"&L{footer}&R&A, &P"  # as bytes it has to be ASCII
+        sheet._Worksheet__footer_str = f"&L{footer}&R&A, &P"  # xlwt's setter wants ASCII
 
     def write_row(self, cells: Sequence[Cell | StyledCell], columns: Sequence[Column] = ()) -> None:
         """Write a row; its height fits its text."""
@@ -5663,9 +5663,10 @@ class TableWriter(SheetWriter):
         self.write_row([cells.get(name, "") for name in self.header], self.columns)
 
     def close(self) -> None:
-        """Set the print range too: as many columns as fit on a page at MIN_SCALE.
+        """Sets which columns are printed, then the widths and links: the sheet is complete.
 
-        If those that are always printed do not fit, they go on to a second page.
+        Columns IF_IT_FITS are printed if they fit at MIN_SCALE. If those that are always printed
+        do not fit, they go on to a second page.
         """
         points = [COLUMN_UNIT * self.digits(number) / POINT for number in range(len(self.header))]
         fits = [total * MIN_SCALE <= 100 * PAGE_WIDTH_PT for total in accumulate(points)]
@@ -5684,10 +5685,10 @@ class SummaryWriter(SheetWriter):
 
     def __init__(self, sheet: Any, footer: str) -> None:
         super().__init__(sheet, footer)
-        self.merged: dict[int, tuple[str, int, int]] = {}  # by row: text, first and last column
+        self.merged: dict[int, tuple[str, int, int]] = {}  # merged cells by row: text and columns
 
     def write_section(self, title: str, lines: Sequence[SummaryLine]) -> None:
-        """Write lines under a title; the title says so if there are none."""
+        """Writes lines under a title; without lines the title ends in `: none`."""
         self.next_row += 1
         self.write_row([StyledCell(title if lines else f"{title}: none", "section")])
         for label, text, link, command in lines:
@@ -5704,15 +5705,15 @@ class SummaryWriter(SheetWriter):
     def write_merged(
         self, text: str, style: str, first: int, last: int = SUMMARY_LAST_COLUMN
     ) -> None:
-        """Write text over several columns; the height of the row is known when they are."""
+        """Writes text into merged columns of a row; `close` fits the height of the row."""
         row = self.next_row
         self.sheet.write_merge(row, row, first, last, to_xls(text), xls_style(style))
-        if style != "code":  # of a command one line is shown
+        if style != "code":  # a command has one line, so its row needs no other height
             self.merged[row] = text, first, last
         self.end_row(CODE_HEIGHT if style == "code" else LINE_HEIGHT)
 
     def close(self) -> None:
-        """Fit the sheet on one page, and its rows to their text."""
+        """Fits the sheet on one printed page, and the heights of its rows to their text."""
         for row, (text, first, last) in self.merged.items():
             width = sum(map(self.digits, range(first, last + 1))) * COLUMN_UNIT / DIGIT_UNIT
             height = self.sheet.row(row).height * lines_needed(text, width)
@@ -5730,17 +5731,17 @@ class WorkbookWriter:
 
         self.book, self.footer = xlwt.Workbook(encoding="utf-8"), footer
         author = f"security_check.py {__version__}"
-        # with the head of a string of the format ([MS-XLS] 2.5.240), which xlwt leaves out
+        # xlwt leaves out the head that a string such as the author has ([MS-XLS] 2.5.240)
         self.book.owner = struct.pack("<HB", len(author), 0).decode() + author
         self.sheets: list[SheetWriter] = []
 
     def summary(self) -> SummaryWriter:
-        """The first sheet, to be written."""
+        """The first sheet of the workbook, the Summary, with nothing on it yet."""
         self.sheets.append(writer := SummaryWriter(self.book.add_sheet("Summary"), self.footer))
         return writer
 
     def write_table(self, table: Table) -> None:
-        """Write a table, on more sheets after MAX_ROWS."""
+        """Writes a table, on a further sheet after each MAX_ROWS; an empty table says so."""
         writer = None
         for number, cells in enumerate(table.rows):
             part, line = divmod(number, MAX_ROWS - HEADER_ROWS)
@@ -5751,14 +5752,14 @@ class WorkbookWriter:
             self.add_table(table).write_row([StyledCell(table.empty, "note")])
 
     def add_table(self, table: Table, part: int = 0) -> TableWriter:
-        """A new sheet, with its head."""
+        """A new sheet for a table: title, note and header are written, no rows yet."""
         sheet = self.book.add_sheet(sheet_title(table.title, part))
         self.sheets.append(writer := TableWriter(sheet, self.footer, table.header))
         writer.write_head(table.title, table.note, table.docs)
         return writer
 
     def data(self) -> bytes:
-        """The bytes of the file."""
+        """The workbook as the bytes of an .xls file; nothing can be written after this."""
         for writer in self.sheets:
             writer.close()
         set_print_areas(self.book, [(one.next_row - 1, one.last_printed) for one in self.sheets])
@@ -5768,7 +5769,7 @@ class WorkbookWriter:
 
 
 def sheet_title(title: str, part: int) -> str:
-    """The name of a sheet, or of its continuation: `MFA (2)`."""
+    """The name of the sheet of a table, or of its continuation: `MFA`, `MFA (2)`."""
     return f"{title} ({part + 1})" if part else title
 
 
@@ -5777,18 +5778,18 @@ def sheet_title(title: str, part: int) -> str:
 CIS_DOC_URL = (
     "https://docs.aws.amazon.com/securityhub/latest/userguide/cis-aws-foundations-benchmark.html"
 )
-CONSOLES = {  # by the beginning of a region's name; botocore knows the hosts of APIs only
+CONSOLES = {  # hosts of the AWS console, by the start of a region; botocore knows only API hosts
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
     "eusc-": "console.amazonaws-eusc.eu",
-    "us-iso": "",  # not on the Internet, and not documented there
+    "us-iso": "",  # the console of this partition is not on the Internet, nor documented
     "eu-iso": "",
     "": "console.aws.amazon.com",
 }
 
 
 def console_link(line: SheetRow, column: str) -> str:
-    """The page in the AWS console of what a cell names, blank if there is none."""
+    """The URL of the AWS console page about what a cell names; blank if there is none."""
     report, definition, row, _ = line
     names = {name: str(row.cells.get(name, "")) for name in definition.columns}
     if not names[column] or names[column] == ROOT:
@@ -5802,7 +5803,7 @@ def console_link(line: SheetRow, column: str) -> str:
 
 
 def check_header(definition: Check, with_account: bool, with_state: bool) -> list[str]:
-    """The columns of a check's sheet."""
+    """The names of the columns on a check's sheet, in order."""
     account = ["Account", "Account name"] if with_account else []
     seen = ["First seen"] if with_state else []
     end = ["Result", "Control", *seen, "Remediation", "ID"]
@@ -5810,7 +5811,7 @@ def check_header(definition: Check, with_account: bool, with_state: bool) -> lis
 
 
 def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
-    """A row of a check's sheet. In an overview the ID has the account's number in front."""
+    """The cells of a row of a check's sheet; in an overview its ID begins with the account."""
     report, definition, row, _ = line
     command, manual = row.remediation
     cells: TableRow = {
@@ -5840,12 +5841,12 @@ def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
 
 
 def plain_value(cell: Cell | StyledCell) -> Cell:
-    """The value of a cell without its style."""
+    """The value of a cell, without the style that it may have."""
     return cell.value if isinstance(cell, StyledCell) else cell
 
 
 def account_table_row(report: Report, overview: Overview) -> TableRow:
-    """A row of the sheet Accounts, with a link to the workbook if it is in the same folder."""
+    """A row of the sheet Accounts; its workbook is a link if it is in the same folder."""
     same_folder = report.workbook and Path(report.workbook).parent == Path(overview.path).parent
     status = FINDING if report.rows(FINDING) else NOT_CHECKED if report.errors() else OK
     status = status if report.account_status == ACTIVE else report.account_status
@@ -5867,7 +5868,7 @@ def account_table_row(report: Report, overview: Overview) -> TableRow:
 
 
 def resolved_table_rows(reports: Iterable[Report], multi_account: bool) -> Iterator[TableRow]:
-    """The findings that were resolved since last time."""
+    """The rows of the sheet Resolved: the findings that were resolved since last time."""
     for report in reports:
         for id, known in (report.resolved or {}).items():
             first = start_of_day(known.first_seen)
@@ -5883,7 +5884,7 @@ def resolved_table_rows(reports: Iterable[Report], multi_account: bool) -> Itera
 
 
 def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
-    """The controls that the checks decide, with a link to the sheet of each."""
+    """The rows of the sheet Controls: the status of each control, a link to its check's sheet."""
     deciding = {name: definition for definition in CHECKS for name in definition.controls}
     for name, status in merge_statuses(reports).items():
         control, title = deciding[name].controls[name], deciding[name].title
@@ -5907,7 +5908,7 @@ def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
 
 
 def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Write the first sheet: the numbers, what to look at first, and the run."""
+    """Writes the first sheet: the counts, gaps and worst findings, the question and the run."""
     whose = f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}"
     page.write_row([StyledCell(f"AWS security check: {whose}", "title")])
     limited = describe_limits(overview) or any(report.errors() for report in overview.reports)
@@ -5935,7 +5936,7 @@ def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> No
 
 
 def first_of(lines: Sequence[SummaryLine], most: int) -> list[SummaryLine]:
-    """The first lines, and the number of the others if these are more than one."""
+    """The first lines, then one that says `and N more`; a single line more is shown itself."""
     if len(lines) <= most + 1:
         return [*lines]
     return [*lines[:most], SummaryLine("", f"and {len(lines) - most:,} more")]
@@ -5944,12 +5945,12 @@ def first_of(lines: Sequence[SummaryLine], most: int) -> list[SummaryLine]:
 def details_lines(
     details: dict[str, str], links: dict[str, str] | None = None
 ) -> list[SummaryLine]:
-    """A line for each detail."""
+    """The lines of the Summary for these details, with the links that some of them have."""
     return [SummaryLine(name, text, (links or {}).get(name, "")) for name, text in details.items()]
 
 
 def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Write what was evaluated and found by each check; accounts come first if some failed."""
+    """Writes a row of counts for each check; accounts not opened have a row above them."""
     counts = {one: check_tally(overview, one, lines) for one, lines in sheets.items()}
     unopened = sum(report.error is not None for report in overview.reports)
     names = ["Check", *next(iter(counts.values()), {NOT_CHECKED: 0})]
@@ -5969,7 +5970,7 @@ def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) 
 
 
 def write_history(page: SummaryWriter, history: Sequence[HistoryEntry]) -> None:
-    """Write one line a day, with a bar for the number of open findings."""
+    """Writes a row for each day, with a bar for the number of open findings."""
     if not history:
         return
     page.next_row += 1
@@ -5996,11 +5997,11 @@ class Table(NamedTuple):
     docs: str
     header: list[str]
     rows: Iterable[TableRow]
-    empty: str = ""  # what a sheet without rows says
+    empty: str = ""  # the text of a sheet without rows
 
 
 def build_workbook(overview: Overview) -> bytes:
-    """The workbook of one account, or the overview of several, as the bytes of its file."""
+    """The bytes of the workbook of one account, or of the overview of several."""
     book = WorkbookWriter(f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}")
     sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
     write_summary(book.summary(), overview, sheets)
@@ -6010,7 +6011,7 @@ def build_workbook(overview: Overview) -> bytes:
 
 
 def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterator[Table]:
-    """The sheets behind the Summary."""
+    """The tables of all sheets after the Summary, in their order."""
     reports = overview.reports
     if overview.multi_account:
         yield accounts_table(overview)
@@ -6028,7 +6029,7 @@ def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterat
 
 
 def accounts_table(overview: Overview) -> Table:
-    """The sheet Accounts."""
+    """The sheet Accounts as a table: a row for each account of an overview."""
     header = ["Severity", "Status", "Account", "Name", "Alias", *SEVERITIES]
     header += ["New", "Resolved"] if overview.with_state else []
     header += [NOT_CHECKED, "Result", "Workbook"]
@@ -6037,7 +6038,7 @@ def accounts_table(overview: Overview) -> Table:
 
 
 def controls_table(overview: Overview) -> Table:
-    """The sheet Controls."""
+    """The sheet Controls as a table: a row for each control that the checks decide."""
     header = ["Severity", "Status", "Control", "Requirement", "Evaluated", "Failed"]
     header += ["Accounts failed"] if overview.multi_account else []
     header += ["CIS 5.0.0", "CIS 3.0.0", "PCI DSS 4.0.1", "Sheet"]
@@ -6046,7 +6047,7 @@ def controls_table(overview: Overview) -> Table:
 
 
 def resolved_table(overview: Overview, with_account: bool) -> Table:
-    """The sheet Resolved."""
+    """The sheet Resolved as a table: a row for each finding resolved since last time."""
     header = ["Severity", "Status", *(["Account", "Account name"] if with_account else [])]
     header += ["Finding", "Result", "First seen", "Days open"]
     note = "Findings of the last report that are resolved."
@@ -6059,14 +6060,14 @@ def resolved_table(overview: Overview, with_account: bool) -> Table:
 
 
 def csv_files(overview: Overview) -> Iterator[tuple[str, bytes]]:
-    """The sheets as CSV, by title, with the columns of the account."""
+    """The title and the CSV bytes of every table, always with the columns of the account."""
     sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
     for table in all_tables(overview, sheets, with_account=True):
         yield table.title, to_csv(table)
 
 
 def to_csv(table: Table) -> bytes:
-    """A table as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
+    """The table as CSV; text that a spreadsheet would take for a formula gets a `'` in front."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow(table.header)
@@ -6083,20 +6084,20 @@ def to_csv(table: Table) -> bytes:
 # https://schema.ocsf.io/1.5.0/classes/compliance_finding
 
 OCSF_VERSION, OCSF_CLASS = "1.5.0", 2003
-OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # 0: Unknown
+OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # 0 is Unknown, as OCSF has it
 OCSF_STATUSES = {"New": (1, 1), "In Progress": (2, 2), "Suppressed": (3, 2), "Resolved": (4, 3)}
 OCSF_ACTIVITIES = {1: "Create", 2: "Update", 3: "Close"}
-OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # a Warning did not yield a result
+OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # Warning stands for NOT CHECKED
 
 
 def to_ocsf(reports: Iterable[Report]) -> bytes:
-    """Every finding and gap, and what was resolved, as OCSF: an object a line."""
+    """Every row that is not OK, and what was resolved, as OCSF: a JSON object a line."""
     events = (event for report in reports for event in ocsf_events(report))
     return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
 
 def ocsf_events(report: Report) -> Iterator[dict[str, Any]]:
-    """The events of one account."""
+    """The OCSF events of an account: its error, rows that are not OK, and what was resolved."""
     if report.error:
         status = "Suppressed" if report.error_acceptance else "New"
         text = f"The account could not be audited: {describe_outcome(report)}"
@@ -6111,14 +6112,14 @@ def ocsf_events(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def ocsf_time(moment: datetime) -> int:
-    """A moment as OCSF has it."""
+    """The moment in milliseconds since 1970, as OCSF has it."""
     return round(moment.timestamp() * 1000)
 
 
 def ocsf_event(
     report: Report, id: str, text: str, status: str, compliance: int, severity: str = ""
 ) -> dict[str, Any]:
-    """An event with what all have; its resource is the account."""
+    """An OCSF event with the fields that every event has; its resource is the account."""
     status_id, activity = OCSF_STATUSES[status]
     name = report.name or ", ".join(report.aliases)
     account = {"uid": report.account, "name": name, "type": "AWS Account", "type_id": 10}
@@ -6157,7 +6158,7 @@ def ocsf_event(
 
 
 def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any]:
-    """The event of a row that is not OK."""
+    """The OCSF event of a row that is not OK, with its resource, region and remediation."""
     known = row.first_seen and row.first_seen != f"{report.started:%Y-%m-%d}"
     status = "In Progress" if known else "New"
     status = "Suppressed" if row.status == ACCEPTED else status
@@ -6188,7 +6189,7 @@ def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any
 
 
 def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
-    """The controls that a row fails, and their numbers in other standards."""
+    """The controls that a row fails as OCSF has them, with their numbers in other standards."""
     controls = [definition.controls[name] for name in names if name in definition.controls]
     numbers = {
         "CIS AWS Foundations Benchmark 5.0.0": [one.cis_5 for one in controls if one.cis_5],
