@@ -5349,12 +5349,12 @@ DIGIT_UNIT, COLUMN_UNIT, POINT = 256, 270, 48.8
 NARROW, SLIM, WIDE, BOLD = 0.55, 0.9, 1.3, 1.1
 NARROW_LETTERS, SLIM_LETTERS = " !'(),-./:;I[]fijlrt|", "ceksvxyz"
 WIDE_LETTERS = "@%ABCDEGHKMNOPQRSTUVWXYmw"
-DATE_WIDTH = 10  # digits of 2030-12-31
-PAGE_WIDTH_PT = 785  # between the margins of a landscape A4 page, less a little
-MIN_SCALE = 70  # per cent, so that letters of 10 points are printed with 7
-SUMMARY_LAST_COLUMN = 12  # so that the Summary is as wide as a portrait page
-SUMMARY_GAPS, SUMMARY_WORST = 2, 10  # lines, so that both are on the first screen
-COMMAND_LETTERS = 105  # in the style `code`, over the columns from 1 to SUMMARY_LAST_COLUMN
+DATE_WIDTH = 10  # the width of a date such as 2030-12-31, in digits
+PAGE_WIDTH_PT = 785  # points between the margins of a landscape A4 page, less a little
+MIN_SCALE = 70  # the least scale in per cent: letters of 10 points are printed with 7
+SUMMARY_LAST_COLUMN = 12  # makes the Summary as wide as a portrait page
+SUMMARY_GAPS, SUMMARY_WORST = 2, 10  # lines of gaps and of findings that fit the first screen
+COMMAND_LETTERS = 105  # letters of a command that fit one line of the Summary, in small type
 
 ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "never"
 
@@ -5362,10 +5362,10 @@ ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "nev
 class Column(NamedTuple):
     """How a column looks on every sheet."""
 
-    width: int = 24  # digits; longer text wraps
-    wraps: str = ALWAYS  # or AT_SPACES, as IDs do, so that they stay on one line; or NEVER
-    numeric: bool = False  # if so, the header is aligned right, as its numbers are
-    printed: str = ALWAYS  # or IF_IT_FITS on the page, or NEVER
+    width: int = 24  # the greatest width, in digits; longer text wraps
+    wraps: str = ALWAYS  # when text wraps: ALWAYS, NEVER or AT_SPACES (an ID stays on one line)
+    numeric: bool = False  # a column of numbers has its header aligned right
+    printed: str = ALWAYS  # whether the column is printed: ALWAYS, NEVER or IF_IT_FITS on the page
 
 
 NUMBER = Column(numeric=True)
@@ -5395,7 +5395,7 @@ COLUMNS: dict[str, Column] = {
 }
 
 STYLES = {
-    # severities and statuses: a cell with such a word has this style
+    # styles of severities and statuses: a cell with such a word has the style of that name
     CRITICAL: "font: bold on; pattern: pattern solid, fore_colour coral",
     HIGH: "font: bold on; pattern: pattern solid, fore_colour tan",
     MEDIUM: "font: bold on; pattern: pattern solid, fore_colour light_yellow",
@@ -5406,7 +5406,7 @@ STYLES = {
     OK: "font: colour green",
     PASSED: "font: colour green",
     FAILED: "font: colour dark_red, bold on",
-    # other cells
+    # styles of cells with any other text
     "new": "font: bold on; pattern: pattern solid, fore_colour light_turquoise",
     "header": "font: bold on; pattern: pattern solid, fore_colour gray25",
     "link": "font: colour blue, underline single",
@@ -5414,7 +5414,7 @@ STYLES = {
     "command": "font: name Courier New, colour gray80",
     "code": "font: name Courier New, colour gray80, height 160",
     "thin": "font: height 20",
-    # text that may run over the next cell, without a line below it
+    # styles of text that may run over into the next cell, so no line is drawn below it
     "title": "font: bold on, height 320",
     "note": "font: italic on",
     "jump": "font: colour blue, underline single",
@@ -5423,8 +5423,8 @@ STYLES = {
 }
 OVERFLOW_STYLES = ("title", "note", "jump", "section", "bar")
 UNWRAPPED_STYLES = (*OVERFLOW_STYLES, "command", "code")
-UNDERLINED_STYLES = STYLES.keys() - {*OVERFLOW_STYLES, "code", "thin"}  # with a thin line below
-LINE_HEIGHT = 270  # twentieths of a point, as all heights
+UNDERLINED_STYLES = STYLES.keys() - {*OVERFLOW_STYLES, "code", "thin"}  # cells with a line below
+LINE_HEIGHT = 270  # height of a row of one line, in twentieths of a point like all heights
 ROW_HEIGHTS = {"title": 440, "section": 340}
 THIN_ROW = 60
 CODE_HEIGHT = 230
@@ -5434,11 +5434,11 @@ class StyledCell(NamedTuple):
     """A cell with a style."""
 
     value: Cell
-    style: str = "cell"  # of STYLES
-    link: str = ""  # a URL, a file in the same folder, or #'Sheet'!A1
+    style: str = "cell"  # a key of STYLES
+    link: str = ""  # the target: a URL, a file in the same folder, or #'Sheet'!A1
 
 
-TableRow = dict[str, Cell | StyledCell]  # by column
+TableRow = dict[str, Cell | StyledCell]  # the cells of a row, by the name of the column
 
 
 def status_cell(word: str) -> StyledCell:
@@ -5472,18 +5472,18 @@ def to_xls(value: Cell) -> Cell:
 
 # --- workbook: what xlwt cannot write -------------------------------------------------
 #
-# A sheet and a workbook are rows of BIFF records: type (2 bytes), length (2), data. Two kinds
-# are put in here, before the last record of a sheet, and after the links of a workbook.
+# A sheet and a workbook consist of BIFF records: type (2 bytes), length (2), data. Two kinds
+# are added here: HLINK before the last record of a sheet, Lbl after the links of a workbook.
 #
 #     HLINK, type 0x01B8 ([MS-XLS] 2.4.140, [MS-OSHARED] 2.3.7)
 #         first row (2), last row (2), first column (2), last column (2)
 #         D0C9EA79... (16)      this is a link
 #         2 (4)                 the version
 #         kind (4)              8 a place in this workbook, 3 a URL, 1 a file in the same folder
-#         kind 8: number of letters with the final 0 (4), letters as UTF-16
+#         kind 8: number of letters, with a zero at the end (4), letters as UTF-16
 #         kind 3: E0C9EA79... (16), number of bytes (4), letters as UTF-16
 #         kind 1: 03030000... (16), 0 (2), number of bytes (4), letters, FFFF DEAD and zeros (24),
-#             number of bytes (4) of what follows beyond ASCII: the same (4), 3 (2), UTF-16
+#             number of bytes that follow (4), if not ASCII: number of bytes (4), 3 (2), UTF-16
 #
 #     Lbl, type 0x0018 ([MS-XLS] 2.4.150), a name of a sheet: 6 is Print_Area, 7 Print_Titles
 #         0x20 built in (2), 0 (1), length of the name (1), length of the formula (2)
@@ -5495,9 +5495,9 @@ LINK_ID = bytes.fromhex("D0C9EA79F9BACE118C8200AA004BA90B")
 URL_ID = bytes.fromhex("E0C9EA79F9BACE118C8200AA004BA90B")
 FILE_ID = bytes.fromhex("0303000000000000C000000000000046")
 PRINT_AREA, PRINT_TITLES = 6, 7
-LAST_COLUMN = 255  # of the .xls format
-MAX_LINK = 2_000  # letters; Excel refuses a longer URL, and its record has no room for it
-END_RECORD = 4  # bytes
+LAST_COLUMN = 255  # the last column of the .xls format, counted from 0
+MAX_LINK = 2_000  # letters of a link; Excel refuses a longer URL, its record has no room for it
+END_RECORD = 4  # bytes of the record that ends a sheet
 
 
 def biff_record(kind: int, data: bytes) -> bytes:
@@ -5584,12 +5584,12 @@ class SheetWriter:
     def __init__(self, sheet: Any, footer: str) -> None:
         self.sheet = sheet
         self.next_row = 0
-        self.widths: Counter[int] = Counter()  # digits, by column
+        self.widths: Counter[int] = Counter()  # the width of each column so far, in digits
         self.links: list[tuple[int, int, str]] = []
-        self.last_printed = SUMMARY_LAST_COLUMN  # column
-        # with the name of the sheet: xlwt makes the pages of each sheet begin with 1
+        self.last_printed = SUMMARY_LAST_COLUMN  # the last column that is printed
+        # the footer names the sheet, because xlwt numbers the pages of each sheet from 1
         sheet.header_str = b""
-        sheet._Worksheet__footer_str = f"&L{footer}&R&A, &P"  # as bytes it has to be ASCII
+        sheet._Worksheet__footer_str = f"&L{footer}&R&A, &P"  # xlwt's setter wants ASCII
 
     def write_row(self, cells: Sequence[Cell | StyledCell], columns: Sequence[Column] = ()) -> None:
         """Writes a row, as high as its text needs, up to MAX_LINES_OF_CELL."""
@@ -5667,9 +5667,10 @@ class TableWriter(SheetWriter):
         self.write_row([cells.get(name, "") for name in self.header], self.columns)
 
     def close(self) -> None:
-        """Set the print range too: as many columns as fit on a page at MIN_SCALE.
+        """Sets which columns are printed, then the widths and links: the sheet is complete.
 
-        If those that are always printed do not fit, they go on to a second page.
+        Columns IF_IT_FITS are printed if they fit at MIN_SCALE. If those that are always printed
+        do not fit, they go on to a second page.
         """
         points = [COLUMN_UNIT * self.digits(number) / POINT for number in range(len(self.header))]
         fits = [total * MIN_SCALE <= 100 * PAGE_WIDTH_PT for total in accumulate(points)]
@@ -5688,10 +5689,10 @@ class SummaryWriter(SheetWriter):
 
     def __init__(self, sheet: Any, footer: str) -> None:
         super().__init__(sheet, footer)
-        self.merged: dict[int, tuple[str, int, int]] = {}  # by row: text, first and last column
+        self.merged: dict[int, tuple[str, int, int]] = {}  # merged cells by row: text and columns
 
     def write_section(self, title: str, lines: Sequence[SummaryLine]) -> None:
-        """Write lines under a title; the title says so if there are none."""
+        """Writes lines under a title; without lines the title ends in `: none`."""
         self.next_row += 1
         self.write_row([StyledCell(title if lines else f"{title}: none", "section")])
         for label, text, link, command in lines:
@@ -5708,15 +5709,15 @@ class SummaryWriter(SheetWriter):
     def write_merged(
         self, text: str, style: str, first: int, last: int = SUMMARY_LAST_COLUMN
     ) -> None:
-        """Write text over several columns; the height of the row is known when they are."""
+        """Writes text into merged columns of a row; `close` fits the height of the row."""
         row = self.next_row
         self.sheet.write_merge(row, row, first, last, to_xls(text), xls_style(style))
-        if style != "code":  # of a command one line is shown
+        if style != "code":  # a command has one line, so its row needs no other height
             self.merged[row] = text, first, last
         self.end_row(CODE_HEIGHT if style == "code" else LINE_HEIGHT)
 
     def close(self) -> None:
-        """Fit the sheet on one page, and its rows to their text."""
+        """Fits the sheet on one printed page, and the heights of its rows to their text."""
         for row, (text, first, last) in self.merged.items():
             width = sum(map(self.digits, range(first, last + 1))) * COLUMN_UNIT / DIGIT_UNIT
             height = self.sheet.row(row).height * lines_needed(text, width)
@@ -5734,17 +5735,17 @@ class WorkbookWriter:
 
         self.book, self.footer = xlwt.Workbook(encoding="utf-8"), footer
         author = f"security_check.py {__version__}"
-        # with the head of a string of the format ([MS-XLS] 2.5.240), which xlwt leaves out
+        # xlwt leaves out the head that a string such as the author has ([MS-XLS] 2.5.240)
         self.book.owner = struct.pack("<HB", len(author), 0).decode() + author
         self.sheets: list[SheetWriter] = []
 
     def summary(self) -> SummaryWriter:
-        """The first sheet, to be written."""
+        """The first sheet of the workbook, the Summary, with nothing on it yet."""
         self.sheets.append(writer := SummaryWriter(self.book.add_sheet("Summary"), self.footer))
         return writer
 
     def write_table(self, table: Table) -> None:
-        """Write a table, on more sheets after MAX_ROWS."""
+        """Writes a table, on a further sheet after each MAX_ROWS; an empty table says so."""
         writer = None
         for number, cells in enumerate(table.rows):
             part, line = divmod(number, MAX_ROWS - HEADER_ROWS)
@@ -5755,14 +5756,14 @@ class WorkbookWriter:
             self.add_table(table).write_row([StyledCell(table.empty, "note")])
 
     def add_table(self, table: Table, part: int = 0) -> TableWriter:
-        """A new sheet, with its head."""
+        """A new sheet for a table: title, note and header are written, no rows yet."""
         sheet = self.book.add_sheet(sheet_title(table.title, part))
         self.sheets.append(writer := TableWriter(sheet, self.footer, table.header))
         writer.write_head(table.title, table.note, table.docs)
         return writer
 
     def data(self) -> bytes:
-        """The bytes of the file."""
+        """The workbook as the bytes of an .xls file; nothing can be written after this."""
         for writer in self.sheets:
             writer.close()
         set_print_areas(self.book, [(one.next_row - 1, one.last_printed) for one in self.sheets])
@@ -5772,7 +5773,7 @@ class WorkbookWriter:
 
 
 def sheet_title(title: str, part: int) -> str:
-    """The name of a sheet, or of its continuation: `MFA (2)`."""
+    """The name of the sheet of a table, or of its continuation: `MFA`, `MFA (2)`."""
     return f"{title} ({part + 1})" if part else title
 
 
@@ -5781,18 +5782,18 @@ def sheet_title(title: str, part: int) -> str:
 CIS_DOC_URL = (
     "https://docs.aws.amazon.com/securityhub/latest/userguide/cis-aws-foundations-benchmark.html"
 )
-CONSOLES = {  # by the beginning of a region's name; botocore knows the hosts of APIs only
+CONSOLES = {  # hosts of the AWS console, by the start of a region; botocore knows only API hosts
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
     "eusc-": "console.amazonaws-eusc.eu",
-    "us-iso": "",  # not on the Internet, and not documented there
+    "us-iso": "",  # the console of this partition is not on the Internet, nor documented
     "eu-iso": "",
     "": "console.aws.amazon.com",
 }
 
 
 def console_link(line: SheetRow, column: str) -> str:
-    """The page in the AWS console of what a cell names, blank if there is none."""
+    """The URL of the AWS console page about what a cell names; blank if there is none."""
     report, definition, row, _ = line
     names = {name: str(row.cells.get(name, "")) for name in definition.columns}
     if not names[column] or names[column] == ROOT:
@@ -5806,7 +5807,7 @@ def console_link(line: SheetRow, column: str) -> str:
 
 
 def check_header(definition: Check, with_account: bool, with_state: bool) -> list[str]:
-    """The columns of a check's sheet."""
+    """The names of the columns on a check's sheet, in order."""
     account = ["Account", "Account name"] if with_account else []
     seen = ["First seen"] if with_state else []
     end = ["Result", "Control", *seen, "Remediation", "ID"]
@@ -5814,7 +5815,7 @@ def check_header(definition: Check, with_account: bool, with_state: bool) -> lis
 
 
 def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
-    """A row of a check's sheet. In an overview the ID has the account's number in front."""
+    """The cells of a row of a check's sheet; in an overview its ID begins with the account."""
     report, definition, row, _ = line
     command, manual = row.remediation
     cells: TableRow = {
@@ -5844,12 +5845,12 @@ def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
 
 
 def plain_value(cell: Cell | StyledCell) -> Cell:
-    """The value of a cell without its style."""
+    """The value of a cell, without the style that it may have."""
     return cell.value if isinstance(cell, StyledCell) else cell
 
 
 def account_table_row(report: Report, overview: Overview) -> TableRow:
-    """A row of the sheet Accounts, with a link to the workbook if it is in the same folder."""
+    """A row of the sheet Accounts; its workbook is a link if it is in the same folder."""
     same_folder = report.workbook and Path(report.workbook).parent == Path(overview.path).parent
     status = FINDING if report.rows(FINDING) else NOT_CHECKED if report.errors() else OK
     status = status if report.account_status == ACTIVE else report.account_status
@@ -5871,7 +5872,7 @@ def account_table_row(report: Report, overview: Overview) -> TableRow:
 
 
 def resolved_table_rows(reports: Iterable[Report], multi_account: bool) -> Iterator[TableRow]:
-    """The findings that were resolved since last time."""
+    """The rows of the sheet Resolved: the findings that were resolved since last time."""
     for report in reports:
         for id, known in (report.resolved or {}).items():
             first = start_of_day(known.first_seen)
@@ -5887,7 +5888,7 @@ def resolved_table_rows(reports: Iterable[Report], multi_account: bool) -> Itera
 
 
 def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
-    """The controls that the checks decide, with a link to the sheet of each."""
+    """The rows of the sheet Controls: the status of each control, a link to its check's sheet."""
     deciding = {name: definition for definition in CHECKS for name in definition.controls}
     for name, status in merge_statuses(reports).items():
         control, title = deciding[name].controls[name], deciding[name].title
@@ -5911,7 +5912,7 @@ def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
 
 
 def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Write the first sheet: the numbers, what to look at first, and the run."""
+    """Writes the first sheet: the counts, gaps and worst findings, the question and the run."""
     whose = f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}"
     page.write_row([StyledCell(f"AWS security check: {whose}", "title")])
     limited = describe_limits(overview) or any(report.errors() for report in overview.reports)
@@ -5939,7 +5940,7 @@ def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> No
 
 
 def first_of(lines: Sequence[SummaryLine], most: int) -> list[SummaryLine]:
-    """The first lines, and the number of the others if these are more than one."""
+    """The first lines, then one that says `and N more`; a single line more is shown itself."""
     if len(lines) <= most + 1:
         return [*lines]
     return [*lines[:most], SummaryLine("", f"and {len(lines) - most:,} more")]
@@ -5948,12 +5949,12 @@ def first_of(lines: Sequence[SummaryLine], most: int) -> list[SummaryLine]:
 def details_lines(
     details: dict[str, str], links: dict[str, str] | None = None
 ) -> list[SummaryLine]:
-    """A line for each detail."""
+    """The lines of the Summary for these details, with the links that some of them have."""
     return [SummaryLine(name, text, (links or {}).get(name, "")) for name, text in details.items()]
 
 
 def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Write what was evaluated and found by each check; accounts come first if some failed."""
+    """Writes a row of counts for each check; accounts not opened have a row above them."""
     counts = {one: check_tally(overview, one, lines) for one, lines in sheets.items()}
     unopened = sum(report.error is not None for report in overview.reports)
     names = ["Check", *next(iter(counts.values()), {NOT_CHECKED: 0})]
@@ -5973,7 +5974,7 @@ def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) 
 
 
 def write_history(page: SummaryWriter, history: Sequence[HistoryEntry]) -> None:
-    """Write one line a day, with a bar for the number of open findings."""
+    """Writes a row for each day, with a bar for the number of open findings."""
     if not history:
         return
     page.next_row += 1
@@ -6000,11 +6001,11 @@ class Table(NamedTuple):
     docs: str
     header: list[str]
     rows: Iterable[TableRow]
-    empty: str = ""  # what a sheet without rows says
+    empty: str = ""  # the text of a sheet without rows
 
 
 def build_workbook(overview: Overview) -> bytes:
-    """The workbook of one account, or the overview of several, as the bytes of its file."""
+    """The bytes of the workbook of one account, or of the overview of several."""
     book = WorkbookWriter(f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}")
     sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
     write_summary(book.summary(), overview, sheets)
@@ -6014,7 +6015,7 @@ def build_workbook(overview: Overview) -> bytes:
 
 
 def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterator[Table]:
-    """The sheets behind the Summary."""
+    """The tables of all sheets after the Summary, in their order."""
     reports = overview.reports
     if overview.multi_account:
         yield accounts_table(overview)
@@ -6032,7 +6033,7 @@ def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterat
 
 
 def accounts_table(overview: Overview) -> Table:
-    """The sheet Accounts."""
+    """The sheet Accounts as a table: a row for each account of an overview."""
     header = ["Severity", "Status", "Account", "Name", "Alias", *SEVERITIES]
     header += ["New", "Resolved"] if overview.with_state else []
     header += [NOT_CHECKED, "Result", "Workbook"]
@@ -6041,7 +6042,7 @@ def accounts_table(overview: Overview) -> Table:
 
 
 def controls_table(overview: Overview) -> Table:
-    """The sheet Controls."""
+    """The sheet Controls as a table: a row for each control that the checks decide."""
     header = ["Severity", "Status", "Control", "Requirement", "Evaluated", "Failed"]
     header += ["Accounts failed"] if overview.multi_account else []
     header += ["CIS 5.0.0", "CIS 3.0.0", "PCI DSS 4.0.1", "Sheet"]
@@ -6050,7 +6051,7 @@ def controls_table(overview: Overview) -> Table:
 
 
 def resolved_table(overview: Overview, with_account: bool) -> Table:
-    """The sheet Resolved."""
+    """The sheet Resolved as a table: a row for each finding resolved since last time."""
     header = ["Severity", "Status", *(["Account", "Account name"] if with_account else [])]
     header += ["Finding", "Result", "First seen", "Days open"]
     note = "Findings of the last report that are resolved."
@@ -6063,14 +6064,14 @@ def resolved_table(overview: Overview, with_account: bool) -> Table:
 
 
 def csv_files(overview: Overview) -> Iterator[tuple[str, bytes]]:
-    """The sheets as CSV, by title, with the columns of the account."""
+    """The title and the CSV bytes of every table, always with the columns of the account."""
     sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
     for table in all_tables(overview, sheets, with_account=True):
         yield table.title, to_csv(table)
 
 
 def to_csv(table: Table) -> bytes:
-    """A table as CSV. A cell that a spreadsheet would take for a formula gets a quote."""
+    """The table as CSV; text that a spreadsheet would take for a formula gets a `'` in front."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow(table.header)
@@ -6087,20 +6088,20 @@ def to_csv(table: Table) -> bytes:
 # https://schema.ocsf.io/1.5.0/classes/compliance_finding
 
 OCSF_VERSION, OCSF_CLASS = "1.5.0", 2003
-OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # 0: Unknown
+OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # 0 is Unknown, as OCSF has it
 OCSF_STATUSES = {"New": (1, 1), "In Progress": (2, 2), "Suppressed": (3, 2), "Resolved": (4, 3)}
 OCSF_ACTIVITIES = {1: "Create", 2: "Update", 3: "Close"}
-OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # a Warning did not yield a result
+OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # Warning stands for NOT CHECKED
 
 
 def to_ocsf(reports: Iterable[Report]) -> bytes:
-    """Every finding and gap, and what was resolved, as OCSF: an object a line."""
+    """Every row that is not OK, and what was resolved, as OCSF: a JSON object a line."""
     events = (event for report in reports for event in ocsf_events(report))
     return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
 
 def ocsf_events(report: Report) -> Iterator[dict[str, Any]]:
-    """The events of one account."""
+    """The OCSF events of an account: its error, rows that are not OK, and what was resolved."""
     if report.error:
         status = "Suppressed" if report.error_acceptance else "New"
         text = f"The account could not be audited: {describe_outcome(report)}"
@@ -6115,14 +6116,14 @@ def ocsf_events(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def ocsf_time(moment: datetime) -> int:
-    """A moment as OCSF has it."""
+    """The moment in milliseconds since 1970, as OCSF has it."""
     return round(moment.timestamp() * 1000)
 
 
 def ocsf_event(
     report: Report, id: str, text: str, status: str, compliance: int, severity: str = ""
 ) -> dict[str, Any]:
-    """An event with what all have; its resource is the account."""
+    """An OCSF event with the fields that every event has; its resource is the account."""
     status_id, activity = OCSF_STATUSES[status]
     name = report.name or ", ".join(report.aliases)
     account = {"uid": report.account, "name": name, "type": "AWS Account", "type_id": 10}
@@ -6161,7 +6162,7 @@ def ocsf_event(
 
 
 def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any]:
-    """The event of a row that is not OK."""
+    """The OCSF event of a row that is not OK, with its resource, region and remediation."""
     known = row.first_seen and row.first_seen != f"{report.started:%Y-%m-%d}"
     status = "In Progress" if known else "New"
     status = "Suppressed" if row.status == ACCEPTED else status
@@ -6192,7 +6193,7 @@ def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any
 
 
 def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
-    """The controls that a row fails, and their numbers in other standards."""
+    """The controls that a row fails as OCSF has them, with their numbers in other standards."""
     controls = [definition.controls[name] for name in names if name in definition.controls]
     numbers = {
         "CIS AWS Foundations Benchmark 5.0.0": [one.cis_5 for one in controls if one.cis_5],
@@ -6219,15 +6220,15 @@ def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
 
 
 def print_message(text: str, stream: TextIO | None) -> None:
-    """Print for people. What cannot be printed is dropped: it undoes no audit."""
-    if stream is None:  # closed by the caller
+    """Prints text for people; a failure to print is ignored, because it undoes no audit."""
+    if stream is None:  # the program was started with the stream closed
         return
     with contextlib.suppress(OSError, ValueError):
         print_line(text, stream)
 
 
 def print_result(text: str) -> None:
-    """Print what was asked for on standard output; CannotRun if that is not possible."""
+    """Prints what was asked for on standard output; raises CannotRun if that fails."""
     if sys.stdout is None:
         raise CannotRun("cannot write to standard output: it is closed")
     try:
@@ -6237,24 +6238,24 @@ def print_result(text: str) -> None:
 
 
 def print_line(text: str, stream: TextIO) -> None:
-    """Print a line; what the encoding does not know becomes a question mark."""
+    """Prints a line at once; a letter that the encoding lacks becomes a question mark."""
     encoding = stream.encoding or "utf-8"
     try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
     except OSError:
-        # Else the interpreter would complain again when it flushes at its end
+        # Python flushes the stream at its end and would complain again, but not to the null device
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise
 
 
 def warn(text: str) -> None:
-    """Print a line on standard error."""
+    """Prints a line on standard error, with the name of the script in front."""
     print_message(f"security_check.py: {printable(text)}", sys.stderr)
 
 
 def show_progress(started: float, wanted: bool, text: str) -> None:
-    """A line that is overwritten, for somebody who waits at a terminal; blank text removes it."""
+    """Shows a line at a terminal that the next one overwrites; blank text removes it."""
     if wanted and sys.stderr and sys.stderr.isatty():
         seconds = f"{time.monotonic() - started:.0f} s"
         sys.stderr.write(f"\r\x1b[K{text[:68]}  {seconds}" if text else "\r\x1b[K")
@@ -6265,15 +6266,15 @@ class CallLogHandler(logging.Handler):
     """Prints the log of our calls on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a line."""
+        """Prints a record of the log on standard error."""
         print_message(printable(record.getMessage()), sys.stderr)
 
 
 def log_calls(wanted: bool) -> None:
-    """Show a line for each call, if wanted. The logs of libraries are never shown.
+    """Logs a line for each call to AWS, if wanted; the logs of libraries are never shown.
 
-    They hold tokens and passwords; in AWS Lambda they would be shown by the handler that is
-    there from the start.
+    Those hold tokens and passwords; in AWS Lambda the handler that is there from the start
+    would show them.
     """
     for name in ("botocore", "boto3", "urllib3", CALL_LOG.name):
         logger = logging.getLogger(name)
@@ -6283,7 +6284,7 @@ def log_calls(wanted: bool) -> None:
 
 
 def print_traceback(error: Exception) -> None:
-    """Print the traceback of a bug, without what a library says of it: that may hold a secret."""
+    """Prints the traceback of a bug, without the message of a library: it may hold a secret."""
     frames = traceback.extract_tb(error.__traceback__)
     if frames and frames[-1].filename != __file__:
         error.args = ()
@@ -6295,7 +6296,7 @@ def print_traceback(error: Exception) -> None:
 
 # --- arguments ------------------------------------------------------------------------
 
-DEFAULT_ROLE = "security-check"  # to assume in the accounts of an organization
+DEFAULT_ROLE = "security-check"  # the name of the role to assume in other accounts
 EPILOG = """\
 (*) takes several, and may be repeated. @FILE is a file of options.
 
@@ -6312,7 +6313,7 @@ Credentials, regions and proxies are configured as for the AWS CLI."""
 
 
 def regex_type(pattern: str, what: str) -> Callable[[str], str]:
-    """A type of argument for argparse: text that matches, named `what` in the error."""
+    """A type for argparse: text that matches the pattern; the error says it is not `what`."""
 
     def parse(text: str) -> str:
         if not re.fullmatch(pattern, text, re.ASCII):
@@ -6324,14 +6325,14 @@ def regex_type(pattern: str, what: str) -> Callable[[str], str]:
 
 ACCOUNT_TYPE = regex_type(r"\d{12}", "an account number of twelve digits")
 DAYS_TYPE = regex_type(r"\d{1,5}", "a number of days")
-# https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
+# role names: https://docs.aws.amazon.com/IAM/latest/APIReference/API_Role.html
 ROLE_TYPE = regex_type(r"(?!arn:)/?([!-.0-~]+/)*[\w+=,.@-]{1,64}", "the name of a role")
-# https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
+# external IDs: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
 EXTERNAL_ID_TYPE = regex_type(r"[\w+=,.@:/-]{2,1224}", "an external ID")
 
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
 FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
-NAMES_FOLDER = re.compile(r"(^|[/\\])\.{0,2}$")  # such as `x/`, `..`
+NAMES_FOLDER = re.compile(r"(^|[/\\])\.{0,2}$")  # names of folders, such as `x/` or `..`
 AUDIT_ONLY_OPTIONS = ("role", "external_id", "check", "accept", "max_key_age", "fail_on")
 NOT_TOGETHER = {
     "merge": (*AUDIT_ONLY_OPTIONS, "region", "exclude_region", "list"),
@@ -6341,9 +6342,10 @@ NOT_TOGETHER = {
 
 
 def path_type(*own: str) -> Callable[[str], str]:
-    """A type of argument for argparse: the name of a file here or in S3; without `own` a folder.
+    """A type for argparse: the name of a file with an ending in `own`; without `own` a folder.
 
-    If it ends in one of FORMATS, it has to be one of its own; with - in them that is a stream.
+    The name is here or in S3. Endings outside FORMATS are allowed too; the name `-`, standard
+    output, only if it is in `own`.
     """
 
     def parse(text: str) -> str:
@@ -6373,7 +6375,7 @@ class OptionParser(argparse.ArgumentParser):
     """A parser that reads files of options: lines as on a command line, and comments behind #."""
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """The words of a line."""
+        """The options in a line of a file of options, split as a shell splits them."""
         try:
             return shlex.split(arg_line, comments=True)
         except ValueError as error:
@@ -6381,7 +6383,7 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options of a run; a mistake in them ends the program with exit code 2."""
+    """The options of a run; if they are wrong, the program ends with exit code 2."""
     names = [definition.name for definition in CHECKS]
     parser = OptionParser(
         prog="security_check.py",
@@ -6389,7 +6391,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Audit an AWS account with read-only checks, and write a workbook.",
         epilog=EPILOG.format(checks=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # a new option must not make somebody's abbreviation ambiguous
+        allow_abbrev=False,  # a new option would make abbreviations of options ambiguous
     )
     repeated: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
     named = repeated | {"type": regex_type(".+", "a name")}
@@ -6451,7 +6453,7 @@ BAD_CREDENTIALS_CODES = {
     *("InvalidSignatureException", "RequestExpired", "RequestTimeTooSkewed"),
     "UnrecognizedClientException",
 }
-CREDENTIALS_HELP = {  # by error code; {option} is --profile
+CREDENTIALS_HELP = {  # advice by error code; {option} becomes --profile and its name
     **dict.fromkeys(EXPIRED_CODES, "the credentials have expired: renew them and run again"),
     "NoCredentialsError": "no AWS credentials found: "
     "run `aws configure{option}` or set AWS_PROFILE",
@@ -6484,7 +6486,7 @@ CONNECTION_HELP = {
 
 
 def credentials_help(error: AwsError, profile: str | None) -> str:
-    """Advice about credentials that do not work."""
+    """The advice about credentials that do not work: what to run or to check."""
     option = f" --profile {profile}" if profile else ""
     if text := CREDENTIALS_HELP.get(error.code):
         return text.format(option=option)
@@ -6495,9 +6497,10 @@ def credentials_help(error: AwsError, profile: str | None) -> str:
 def connect(
     options: argparse.Namespace, profile: str | None, writes: Collection[str] = ()
 ) -> Account:
-    """The account whose credentials we have, by STS. Raises CannotRun.
+    """The account that the credentials of a profile belong to; raises CannotRun.
 
-    One sign-in serves the whole run, so that an MFA code is asked once.
+    Its session can only read, and make the calls in `writes`. One sign-in serves the whole
+    run, so that an MFA code is asked once.
     """
     from botocore.exceptions import BotoCoreError, ProfileNotFound
 
@@ -6526,7 +6529,7 @@ def connect(
 def assume_role(
     caller: Account, profile: str | None, role: str, number: str, external_id: str | None = None
 ) -> Account:
-    """Another account, by its role; or the caller's own, as it is."""
+    """The account of a number, opened by its role; the caller's own is opened without one."""
     if number == caller.number:
         session, arn = caller.session, caller.arn
     else:
@@ -6539,7 +6542,7 @@ def assume_role(
 def role_session(
     caller: Account, profile: str | None, role: str, number: str, external_id: str | None
 ) -> tuple[boto3.Session, str]:
-    """A session with a role in another account, and its ARN. The role is assumed again in time."""
+    """A session with a role in another account, renewed before it expires, and its ARN."""
     from botocore.credentials import RefreshableCredentials
 
     partition, who = caller.arn.split(":")[1], re.split("[/:]", caller.arn)[-1]
@@ -6575,7 +6578,7 @@ def role_session(
 
 # --- a run ----------------------------------------------------------------------------
 
-OVERVIEW = "overview"  # in the place of an account's number
+OVERVIEW = "overview"  # stands for the account's number in a name that is of all accounts
 
 
 @dataclass
@@ -6584,16 +6587,17 @@ class Run:
 
     options: argparse.Namespace
     started: datetime = field(default_factory=lambda: utc_now())
-    accept_files: dict[str, list[Acceptance]] = field(default_factory=dict)  # by name
-    used_acceptances: dict[Acceptance, set[str]] = field(default_factory=dict)  # accounts by line
-    state_files: dict[str, dict[str, Any]] = field(default_factory=dict)  # as read, by name
-    changes: dict[str, StateChange] = field(default_factory=dict)  # to be remembered, by account
-    written: list[str] = field(default_factory=list)  # absolute names
+    accept_files: dict[str, list[Acceptance]] = field(default_factory=dict)  # acceptances by file
+    # the accounts in which an acceptance matched something
+    used_acceptances: dict[Acceptance, set[str]] = field(default_factory=dict)
+    state_files: dict[str, dict[str, Any]] = field(default_factory=dict)  # raw contents by file
+    changes: dict[str, StateChange] = field(default_factory=dict)  # changes of state by account
+    written: list[str] = field(default_factory=list)  # absolute names of the files written so far
     lock: Any = field(default_factory=threading.Lock)
 
     @property
     def today(self) -> str:
-        """The day of the run, in UTC: of all its accounts, whenever they are audited."""
+        """The day on which the run began, in UTC; it counts for all accounts of the run."""
         return f"{self.started:%Y-%m-%d}"
 
     @property
@@ -6610,18 +6614,18 @@ class Run:
 
     @functools.cached_property
     def files_account(self) -> Account:
-        """The account that reads and writes files in S3: the one that started the run."""
+        """The account that accesses files in S3: by the only profile, else the default one."""
         profiles = {*self.options.profile}
         profile = profiles.pop() if len(profiles) == 1 else None
         return connect(self.options, profile, writes=("PutObject", "DeleteObject"))
 
     def filled(self, name: str, account: str = OVERVIEW) -> str:
-        """A name with its account, date and time."""
+        """The name with `{account}`, `{date}` and `{time}` filled in."""
         parts = {"account": account, "date": self.today, "time": f"{self.started:%H%M}"}
         return re.sub(r"\{(account|date|time)\}", lambda part: parts[part[1]], name)
 
     def file(self, name: str, account: str = OVERVIEW) -> File:
-        """The file of a name in which account, date and time are to be filled in."""
+        """The file, here or in S3, of a name that has `{account}` and the like to fill in."""
         full = self.filled(name, account)
         if match := S3_NAME.fullmatch(full):
             return S3Object(self.files_account, match[1], match[2] or "")
@@ -6629,12 +6633,12 @@ class Run:
         return LocalFile(Path(full), create_folder=full != name, numbered=default)
 
     def write(self, data: bytes, name: str, account: str = OVERVIEW) -> str:
-        """Write results under a name that is to be filled in, and return the absolute name."""
+        """Writes a file and returns its absolute name; raises CannotRun if that fails."""
         self.written.append(written := write_or_save_copy(self.file(name, account), data))
         return written
 
     def try_write(self, data: bytes, name: str, account: str, errors: list[str]) -> str:
-        """Writes like write; if that fails, a blank name, and why is added to `errors`."""
+        """Writes like `write`; a failure is added to `errors`, and the name returned is blank."""
         try:
             return self.write(data, name, account)
         except CannotRun as why:
@@ -6642,7 +6646,7 @@ class Run:
         return ""
 
     def acceptances(self, account: str) -> list[Acceptance]:
-        """The accept file of an account; empty without one."""
+        """The acceptances in the accept file for an account; empty without --accept."""
         if not self.options.accept:
             return []
         file = self.file(self.options.accept, account)
@@ -6651,13 +6655,13 @@ class Run:
         return self.accept_files[str(file)]
 
     def use_acceptances(self, acceptances: Iterable[Acceptance], account: str) -> None:
-        """Note that these lines match something in an account."""
+        """Notes that these acceptances match something in an account."""
         with self.lock:
             for acceptance in acceptances:
                 self.used_acceptances.setdefault(acceptance, set()).add(account)
 
     def accept_remarks(self, reports: Collection[Report]) -> list[str]:
-        """The lines of the accept file that match nothing, and IDs accepted in several accounts.
+        """Remarks on unused lines of the accept file, and on IDs accepted in several accounts.
 
         A line is called unused only if everything was asked for and read.
         """
@@ -6682,7 +6686,7 @@ class Run:
         return [*remarks, *(f"unused acceptance: {name} matches no finding" for name in idle)]
 
     def state_file(self, account: str) -> dict[str, Any]:
-        """The accounts of the state file that this account is in, read once."""
+        """The raw states in the state file that an account is in, by account; read once."""
         file = self.file(self.options.state, account)
         with self.lock:
             if str(file) not in self.state_files:
@@ -6690,7 +6694,7 @@ class Run:
             return self.state_files[str(file)]
 
     def state(self, account: str) -> AccountState | None:
-        """The findings and history of earlier runs; None without --state. Raises CannotRun."""
+        """The state of an account after earlier runs; None without --state. Raises CannotRun."""
         if not self.options.state:
             return None
         file = self.file(self.options.state, account)
@@ -6704,7 +6708,7 @@ class Run:
         return []
 
     def write_states(self) -> list[str]:
-        """Remember what was told, each file once; why it failed, for each that did."""
+        """Writes the changes to the state files; returns the errors of those that failed."""
         files: dict[str, tuple[File, dict[str, StateChange]]] = {}
         for account, change in self.changes.items():
             file = self.file(self.options.state, account)
@@ -6718,7 +6722,7 @@ class Run:
         return failures
 
     def with_question(self, report: Report) -> Report:
-        """The report, with what only the run knows of the question that it answers."""
+        """The report, its question completed with the accounts and limits that options name."""
         options = self.options
         if not report.question:
             return report
@@ -6738,29 +6742,29 @@ class Run:
         return replace(report, question=question)
 
     def overview_name(self) -> str:
-        """The name by --output, else one with the time of the run."""
+        """The name of the overview: --output, else one with the time of the run."""
         return self.options.output or default_name(OVERVIEW, self.started)
 
     def workbook_name(self, account: str, started: datetime) -> str:
-        """The name of an account's workbook."""
+        """The name of an account's workbook: --output, or one of its own in the same folder."""
         output, default = self.options.output, default_name(account, started)
         if output and self.multi_account and "{account}" not in output:
-            return f"{output.removesuffix(Path(output).name)}{default}"  # the overview's folder
+            return f"{output.removesuffix(Path(output).name)}{default}"  # in the overview's folder
         return output or default
 
 
 def default_name(account: str, started: datetime) -> str:
-    """The name of a workbook without --output."""
+    """The name of a workbook without --output, from account and time."""
     return f"security_check_{account}_{started:%Y-%m-%d_%H%M%S}.xls"
 
 
 def csv_name(folder: str, title: str) -> str:
-    """The name of a sheet as CSV, in a folder here or in S3."""
+    """The name of a sheet as CSV in a folder, with `{account}` to be filled in."""
     return f"{folder.rstrip('/')}/{{account}}-{title.lower().replace(' ', '-')}.csv"
 
 
 def check_before_start(run: Run) -> None:
-    """Raises CannotRun for everything that can be wrong before the first account is opened.
+    """Raises CannotRun for what can be wrong before the first account is opened.
 
     Files in S3 come last: for them AWS is called.
     """
@@ -6792,8 +6796,8 @@ def refuse_shared_files(run: Run, names: Sequence[tuple[str, str]]) -> None:
 
 
 def check_file(run: Run, option: str, name: str) -> None:
-    """Raises CannotRun if a file cannot be read, or written, as its option needs it."""
-    file = run.file(name)  # makes the session for S3, before the threads start
+    """Raises CannotRun if the file of an option cannot be read or written as it needs."""
+    file = run.file(name)  # for S3 this makes the session, before the threads start
     here, one_for_all = isinstance(file, LocalFile), "{account}" not in name
     if option == "merge" and here:
         with read_errors_as_cannot_run(file):
@@ -6822,7 +6826,7 @@ class Selection(NamedTuple):
 
 
 def select_accounts(run: Run) -> Selection:
-    """The accounts that the options name, or that the organization has."""
+    """The accounts of the run: those that the options name, or those of the organization."""
     options = run.options
     if options.merge and not options.organization:
         return Selection("AWS accounts", "", [*map(AccountJob, options.account)])
@@ -6840,7 +6844,7 @@ def select_accounts(run: Run) -> Selection:
 
 
 def without_excluded(options: argparse.Namespace, selection: Selection) -> Selection:
-    """The accounts without those of --exclude-account. Raises CannotRun if none is left."""
+    """The accounts without those of --exclude-account; raises CannotRun if none is left."""
     excluded = {*options.exclude_account}
     for number in sorted(excluded - {job.account for job in selection.jobs}):
         warn(f"--exclude-account {number}: the run has no such account")
@@ -6853,9 +6857,9 @@ def without_excluded(options: argparse.Namespace, selection: Selection) -> Selec
 def account_job(
     caller: Account, options: argparse.Namespace, profile: str | None, about: dict[str, Any]
 ) -> AccountJob:
-    """A job for an account as ListAccounts describes it. Only active accounts are opened."""
+    """The job for an account as ListAccounts describes it; only an active one is opened."""
     number = about["Id"]
-    status = about.get("State") or about.get("Status") or ACTIVE  # AWS retired Status in 2026
+    status = about.get("State") or about.get("Status") or ACTIVE  # State replaced Status in 2026
     open_account = functools.partial(
         assume_role, caller, profile, options.role, number, options.external_id
     )
@@ -6869,9 +6873,9 @@ def account_job(
 
 
 def organization_jobs(run: Run, caller: Account, profile: str | None) -> list[AccountJob]:
-    """The accounts of the organization, or those of them named by --account.
+    """The jobs for the accounts of the organization, or for those named by --account.
 
-    Those that the state knows and that are not listed any more have left it.
+    Accounts that the state knows and that are not listed any more have left the organization.
     """
     options = run.options
     try:
@@ -6896,7 +6900,7 @@ def organization_jobs(run: Run, caller: Account, profile: str | None) -> list[Ac
 
 
 def known_accounts(run: Run) -> list[str]:
-    """The accounts that the state knows, in one file or in a folder of one for each."""
+    """The numbers of the accounts in the state file, or of the state files by their names."""
     state = run.options.state or ""
     if "{account}" not in state:
         return sorted(run.state_file("")) if state else []
@@ -6914,7 +6918,7 @@ def known_accounts(run: Run) -> list[str]:
 
 
 def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
-    """The accounts of several profiles, each account once."""
+    """The jobs for the accounts of several profiles, each account once."""
     jobs: dict[str, AccountJob] = {}
     for profile in dict.fromkeys(options.profile):
         try:
@@ -6933,11 +6937,11 @@ def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
 
 # --- auditing accounts ----------------------------------------------------------------
 
-ACCOUNTS_AT_ONCE = 8  # AWS throttles each by itself; memory and sockets set the limit
+ACCOUNTS_AT_ONCE = 8  # accounts audited side by side; memory and sockets set the limit, not AWS
 
 
 def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -> Report:
-    """Audit one account and write its files. The state is changed at the end of the run."""
+    """Audits an account and writes its files; the state is written at the end of the run."""
     checks = [one for one in CHECKS if one.name in (run.options.check or one.name)]
     acceptances, state = run.acceptances(aws.number), run.state(aws.number)
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
@@ -6951,9 +6955,9 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
 
 
 def write_account_files(run: Run, report: Report, name: str) -> Report:
-    """Write the workbook, the CSV files and the JSON of one account.
+    """Writes the workbook, CSV files and JSON of an account; failures are in the report.
 
-    What cannot be written is an error of this account.
+    With a blank `name` no workbook is written.
     """
     options, errors = run.options, list[str]()
     account = report.account or file_name(report.name)
@@ -6970,20 +6974,20 @@ def write_account_files(run: Run, report: Report, name: str) -> Report:
 
 
 def file_name(name: str) -> str:
-    """A profile's name as the name of a file: `team/sso` must not become a folder."""
+    """The name of a profile as the name of a file: `team/sso` must not become a folder."""
     quoted = quote(name, safe="")
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
 def cannot_open(error: AwsError) -> str:
-    """Why an account could not be opened, and the permission that is missing."""
+    """The sentence why an account could not be opened, with the permission that is missing."""
     return f"cannot open the account: {error}{needed_permission(error)}"
 
 
 def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
-    """Audit one account of a run. A failure becomes the report's error.
+    """Audits an account; in a run over several, a failure is in its report and not raised.
 
-    A single account without a JSON report has nowhere to say so: then the failure is raised.
+    The failure of a single account is raised, unless a call failed and --json can say so.
     """
     try:
         if job.open:
@@ -7008,7 +7012,7 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
 
 
 def lost_account_error(run: Run, job: AccountJob) -> AwsError | None:
-    """Why an account that is not audited any more has to be told: once, if it had findings."""
+    """Notes that an account is lost; an error if that is new and the account had findings."""
     state = run.state(job.account)
     if job.error or job.account_status == ACTIVE or not state:
         return None
@@ -7025,7 +7029,7 @@ UNACCEPTABLE = {*EXPIRED_CODES, "CannotRun", "InternalError", "NotMerged", "NoRe
 
 
 def account_acceptance(run: Run, account: str, error: AwsError) -> Acceptance | None:
-    """The acceptance `ACCOUNT/not-checked` of an account that could not be opened."""
+    """The valid acceptance `ACCOUNT/not-checked` of an account that was not opened, or None."""
     if error.code in UNACCEPTABLE:
         return None
     with contextlib.suppress(CannotRun):
@@ -7038,10 +7042,10 @@ def account_acceptance(run: Run, account: str, error: AwsError) -> Acceptance | 
 
 
 def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Report]:
-    """Audit the accounts side by side; the reports come in the order of the jobs."""
+    """Audits the accounts side by side; the reports come in the order of the jobs."""
 
     def no_progress(_: str) -> None:
-        """Nothing is shown of a check where several accounts are audited."""
+        """Shows nothing of a check, because several accounts are audited at once."""
 
     inner, findings = no_progress if run.multi_account else progress, 0
     with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
@@ -7055,13 +7059,13 @@ def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Repo
 
 # --- merging reports ------------------------------------------------------------------
 
-MAX_RUN_DURATION = timedelta(hours=12)  # from its first account to the merge, at most
-CLOCK_TOLERANCE = timedelta(minutes=10)  # between machines
-MERGE_THREADS = 32  # files read at once: from S3 each takes a while
+MAX_RUN_DURATION = timedelta(hours=12)  # the longest time from the first account to the merge
+CLOCK_TOLERANCE = timedelta(minutes=10)  # the most by which clocks of two machines differ
+MERGE_THREADS = 32  # reports that are read at once: each takes a while from S3
 
 
 def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
-    """The reports in a file, with errors for those that are damaged; CannotRun if all is."""
+    """The reports in a file; a damaged one has an error. Raises CannotRun if all are damaged."""
     with read_errors_as_cannot_run(file):
         data = file.read()
     reports = reports_from_json(data, file)
@@ -7069,15 +7073,15 @@ def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
 
 
 def unmergeable(report: Report, why: str) -> Report:
-    """A report that stands for what is missing in the overview, and why. Its history is kept."""
-    named = report.name in why  # the name of a file stands in its error
+    """Warns that a report cannot be merged, and returns one that says why, with its history."""
+    named = report.name in why  # an error of a file names the file already
     warn(f"{report.account} {why}".strip() if named else f"{report.account or report.name} {why}")
     error = AwsError("NotMerged", detail=why)
     return Report(report.account, report.started, report.name, error=error, history=report.history)
 
 
 def reject_stale(run: Run, report: Report) -> Report:
-    """The report, if it belongs to this run: an old one must not stand for a failed audit."""
+    """The report if it is of this run, else an error: an old one must not hide a failed audit."""
     if report.started > run.started + CLOCK_TOLERANCE:
         return unmergeable(report, f"is of {report.started:%Y-%m-%d %H:%M}, in the future")
     if run.started - report.started > MAX_RUN_DURATION:
@@ -7086,9 +7090,9 @@ def reject_stale(run: Run, report: Report) -> Report:
 
 
 def reject_other_questions(reports: list[Report]) -> list[Report]:
-    """The reports, with errors for those that answer another question than most.
+    """The reports; those that answer another question than most become errors.
 
-    One with fewer checks must not stand for a complete one.
+    A report with fewer checks must not stand for a complete one.
     """
     asked = Counter(json.dumps(encode(one.question)) for one in reports if one.question)
     if len(asked) < 2:
@@ -7103,7 +7107,7 @@ def reject_other_questions(reports: list[Report]) -> list[Report]:
 
 
 def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
-    """The report of each account, and a report for everything that cannot be merged."""
+    """Reads the reports of --merge: one for each account, and errors for what cannot be merged."""
     files: list[File] = []
     for place in map(run.file, run.options.merge):
         with read_errors_as_cannot_run(place):
@@ -7131,10 +7135,7 @@ def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
 
 
 def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
-    """The reports of a run that were written elsewhere.
-
-    What cannot be merged becomes an error, as does an expected account without a report.
-    """
+    """The reports of --merge, with errors for what is missing or cannot be merged."""
     reports, rejected = read_reports(run)
     expected = {job.account for job in jobs}
     for account in sorted(reports.keys() - expected) if jobs else ():
@@ -7155,7 +7156,7 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
 
 
 def missing_report(run: Run, job: AccountJob) -> Report:
-    """A report for an account that has none, with an error if it should have one."""
+    """A report for an account without one; an error in it if one was expected."""
     audited = job.account_status == ACTIVE and not job.error
     try:
         lost = None if audited else lost_account_error(run, job)
@@ -7167,7 +7168,7 @@ def missing_report(run: Run, job: AccountJob) -> Report:
 
 
 def merged_overview(run: Run, selection: Selection, reports: list[Report]) -> Overview:
-    """The overview of merged reports, from the first start to the last end."""
+    """The overview of merged reports; its time is from the first start to the last end."""
     audited = [report for report in reports if report.auditor_arn or report.results]
     began = min((report.started for report in audited), default=run.started)
     ends = (report.started + timedelta(seconds=report.seconds) for report in audited)
@@ -7197,7 +7198,7 @@ class Outcome(NamedTuple):
 
 
 def write_list(run: Run, numbers: list[str]) -> Outcome:
-    """Write the numbers of the accounts to audit, for whoever spreads the work."""
+    """Writes the numbers of the accounts to audit, one a line, or prints them."""
     text = "\n".join(numbers)
     if run.options.list == "-":
         print_result(text)
@@ -7207,11 +7208,11 @@ def write_list(run: Run, numbers: list[str]) -> Outcome:
 
 
 def run_program(argv: Sequence[str] | None) -> Outcome:
-    """A run from its arguments to its end. Raises CannotRun if there is no report."""
+    """Does a run from its arguments to its outcome; raises CannotRun if there is no report."""
     began, options = time.monotonic(), parse_arguments(argv)
     WRITTEN.clear()
     require_packages()
-    gc.set_threshold(100_000)  # botocore's models are large, and collecting them frees nothing
+    gc.set_threshold(100_000)  # the collector is slow over botocore's models, and frees nothing
     log_calls(options.debug)
     run = Run(options)
     check_before_start(run)
@@ -7226,7 +7227,7 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
 
 
 def audited_overview(run: Run, selection: Selection, began: float) -> Overview:
-    """The overview of the accounts that this run audits."""
+    """Audits the accounts of the selection, and returns their overview."""
     progress = functools.partial(show_progress, began, not run.options.quiet)
     reports = audit_all(run, selection.jobs, progress)
     overview = run.file(run.overview_name()).absolute() if run.multi_account else ""
@@ -7243,9 +7244,9 @@ def audited_overview(run: Run, selection: Selection, began: float) -> Overview:
 
 
 def report_outcome(run: Run, overview: Overview) -> Outcome:
-    """Write and print the results, and only then remember that they were told.
+    """Writes and prints the results, and only then writes the state.
 
-    Whoever dies before has told nothing and remembered nothing: the next run tells it.
+    A run that dies before has remembered nothing: the next run tells its findings as new.
     """
     options, reports = run.options, overview.reports
     failures = [] if overview.multi_account else [*reports[0].file_errors]
@@ -7263,7 +7264,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     if "-" not in (options.json, options.ocsf) and shown and (attention or not options.quiet):
         try:
             print_result(terminal_text(overview, shows_colour(), options.quiet))
-        except CannotRun as why:  # what stands in a file too is told
+        except CannotRun as why:  # not a failure if the results are in a file
             failures += [] if run.written else [str(why)]
     for remark in () if options.quiet else overview.remarks:
         warn(remark)
@@ -7283,7 +7284,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
 
 
 def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
-    """Write the findings and gaps as OCSF, in one file or in one for each account."""
+    """Writes findings and gaps as OCSF: to standard output, one file, or one an account."""
     name = run.options.ocsf
     if name == "-":
         print_result(to_ocsf(reports).decode().rstrip("\n"))
@@ -7294,7 +7295,7 @@ def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
 
 
 def shows_colour() -> bool:
-    """Whether standard output is a terminal with colours, and the user has not said no.
+    """Whether standard output is a terminal with colours, and the user has not refused them.
 
     https://no-color.org: NO_COLOR counts if it is not empty.
     """
@@ -7303,7 +7304,7 @@ def shows_colour() -> bool:
 
 
 def warn_of_errors(overview: Overview) -> None:
-    """Warn of credentials that expired, and of a single account that could not be opened."""
+    """Warns of expired credentials, used-up limits, and a single account not opened."""
     for report in overview.reports:
         prefix = f"{report.account}: " if overview.multi_account else ""
         if report.credentials_expired():
@@ -7316,11 +7317,11 @@ def warn_of_errors(overview: Overview) -> None:
             warn(cannot_open(report.error))
 
 
-MIN_BOTO3 = "1.44"  # as at the top of this file and in requirements.txt
+MIN_BOTO3 = "1.44"  # the oldest boto3, as at the top of this file and in requirements.txt
 
 
 def require_packages() -> None:
-    """Raises CannotRun if a package is missing, broken or too old."""
+    """Raises CannotRun if boto3 or xlwt is missing or broken, or boto3 is too old."""
     advice = f"run `{sys.executable or 'python3'} -m pip install --upgrade boto3 xlwt`"
     for name in ("boto3", "xlwt"):
         try:
@@ -7335,19 +7336,19 @@ def require_packages() -> None:
 
 
 def release(version: str) -> list[int]:
-    """The numbers of a version, to compare it."""
+    """The numbers of a version, so that it can be compared with another."""
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def report_bug(error: Exception) -> str:
-    """Print the traceback, and return one line that says what is lost."""
+    """Prints the traceback of a bug, and returns one line that says what was written."""
     print_traceback(error)
     written = f"written before: {', '.join(WRITTEN)}" if WRITTEN else "nothing was written"
     return f"this is a bug of the script ({type(error).__name__}): no report; {written}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Audit accounts; the arguments are the command line's, the result is the exit code."""
+    """Runs the audit with the arguments of the command line; returns the exit code."""
     try:
         return run_program(argv).exit_code
     except CannotRun as why:
@@ -7366,13 +7367,13 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
     """
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # the only place where a function may write
+        os.chdir(folder)  # AWS Lambda lets a function write only under /tmp
         try:
             outcome = run_program([*event["arguments"]])
         except SystemExit:
             raise CannotRun("bad arguments: the log tells which") from None
         except CannotRun as why:
-            raise CannotRun(str(why)) from None  # what is chained to it may hold a secret
+            raise CannotRun(str(why)) from None  # the chained exceptions may hold a secret
         except Exception as error:
             raise CannotRun(report_bug(error)) from None
         finally:
@@ -7381,11 +7382,11 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
     return outcome._replace(files=kept)._asdict()
 
 
-TERMINAL: dict[int, Any] = {}  # the settings when the run began, by the device's descriptor
+TERMINAL: dict[int, Any] = {}  # the terminal's settings when the run began, by descriptor
 
 
 def keep_terminal_settings() -> None:
-    """Note the settings of the terminal: a prompt for a code turns its echo off."""
+    """Notes the settings of the terminal: a prompt for an MFA code turns its echo off."""
     with contextlib.suppress(ImportError, OSError):
         import termios
 
@@ -7394,7 +7395,7 @@ def keep_terminal_settings() -> None:
 
 
 def restore_terminal() -> None:
-    """Set the noted settings again, unless another program has the terminal meanwhile."""
+    """Restores the noted terminal settings, unless another program uses the terminal now."""
     for device, settings in TERMINAL.items():
         import termios
 
@@ -7404,9 +7405,9 @@ def restore_terminal() -> None:
 
 
 def exit_now(code: int) -> None:
-    """End the process without waiting for threads that still wait for AWS.
+    """Ends the process without waiting for threads that still wait for AWS.
 
-    Nothing is taken down piece by piece either: that takes as long as the calls of a small
+    Python does not clean up at its end either: that takes as long as the calls of a small
     audit.
     """
     restore_terminal()
@@ -7417,27 +7418,27 @@ def exit_now(code: int) -> None:
 
 
 def on_signal(number: int, _: object) -> None:
-    """Say what was written, and end."""
+    """Says what was written, and ends the process with 128 plus the signal as exit code."""
     done = f"{in_words(WRITTEN)} written" if WRITTEN else "nothing was written"
     perhaps = f"; perhaps {in_words(sorted(WRITING))}" if WRITING else ""
     warn(f"interrupted by {signal.Signals(number).name}: {done}{perhaps}")
-    exit_now(128 + number)  # as shells report it
+    exit_now(128 + number)  # shells report a signal as 128 plus its number
 
 
 def run_process() -> None:
-    """The program as a process: signals are heard while the audit runs in a thread."""
-    if sys.stderr is None:  # argparse would take standard output in its place
+    """Runs the program as a process; signals are heard, as the audit is in a thread."""
+    if sys.stderr is None:  # without standard error argparse would print on standard output
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     keep_terminal_settings()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         number = getattr(signal, name, None)
-        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, on_signal)
     running = ThreadPoolExecutor(1).submit(main)
-    while not running.done():  # an endless wait may not hear a signal, on Windows never
+    while not running.done():  # a wait without a limit may not hear a signal, on Windows never
         wait([running], timeout=0.2)
     code, error = 2, running.exception()
-    if isinstance(error, SystemExit):  # of argparse
+    if isinstance(error, SystemExit):  # argparse raises this
         code = error.code if isinstance(error.code, int) else 2
     exit_now(code if error else running.result())
 
