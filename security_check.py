@@ -615,7 +615,7 @@ class Report:
     results: list[CheckResult] = field(default_factory=list)
     controls: dict[str, ControlStatus] = field(default_factory=dict)
     first_run: bool = False  # True if one of the checks had never run before this day
-    resolved: dict[str, KnownFinding] | None = None  # since last time; None without --state
+    resolved: dict[str, KnownFinding] | None = None  # since last run; None without --state
     history: list[HistoryEntry] = field(default_factory=list)
 
     def rows(self, status: str = "") -> list[Row]:
@@ -2922,6 +2922,7 @@ class RoleCache:
         self.files = JSONFileCache(os.path.expanduser("~/.aws/cli/cache"))  # noqa: PTH111
 
     def __contains__(self, key: str) -> bool:
+        """Whether a role's credentials are in memory, or could now be read from a file."""
         with contextlib.suppress(KeyError, TypeError):  # a damaged cache file counts as missing
             if key not in self.memory:
                 found = self.files[key]
