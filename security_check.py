@@ -5347,9 +5347,12 @@ MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # least width of a column in digits; most
 # Column widths in units of the .xls format: of a digit, of a digit with some room, of a point.
 DIGIT_UNIT, COLUMN_UNIT, POINT = 256, 270, 48.8
 # Widths of letters in Arial, in digits; any other letter has the width 1, and bold adds a tenth.
-NARROW, SLIM, WIDE, BOLD = 0.55, 0.9, 1.3, 1.1
-NARROW_LETTERS, SLIM_LETTERS = " !'(),-./:;I[]fijlrt|", "ceksvxyz"
-WIDE_LETTERS = "@%ABCDEGHKMNOPQRSTUVWXYmw"
+NARROW, BOLD = 0.55, 1.1
+LETTER_WIDTHS = {
+    **dict.fromkeys(" !'(),-./:;I[]fijlrt|", NARROW),
+    **dict.fromkeys("ceksvxyz", 0.9),
+    **dict.fromkeys("@%ABCDEGHKMNOPQRSTUVWXYmw", 1.3),
+}
 DATE_WIDTH = 10  # the width of a date such as 2030-12-31, in digits
 PAGE_WIDTH_PT = 785  # points between the margins of a landscape A4 page, less a little
 MIN_SCALE = 70  # the least scale in per cent: letters of 10 points are printed with 7
@@ -5558,9 +5561,7 @@ def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
 
 def text_width(text: str) -> float:
     """The width of a text in Arial, in digits: how many digits would be as wide."""
-    letters = {NARROW: NARROW_LETTERS, SLIM: SLIM_LETTERS, WIDE: WIDE_LETTERS}
-    other = ((width - 1) * sum(map(text.count, those)) for width, those in letters.items())
-    return len(text) + sum(other)
+    return math.fsum(LETTER_WIDTHS.get(letter, 1) for letter in text)
 
 
 def lines_needed(text: str, width: float) -> int:
