@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -143,6 +144,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "survives_bugs: the test provokes an internal error")
     config.addinivalue_line("markers", "posix: the test needs what Windows does not have")
     config.addinivalue_line("markers", "first: the test takes seconds, so it starts first")
+    for name in ("SIGINT", "SIGHUP"):  # a background job ignores them, and so would its programs
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.hookimpl(optionalhook=True)
