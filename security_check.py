@@ -31,10 +31,10 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                   offers: AuditInput, audit, to_aws_error, rank_of, StateChange, apply_change,
                     merge_history, merge_statuses, drop_ok_rows, drop_repeated_rows
     storage       files here and in S3; the accept file, the state and the report as JSON
-                  offers: WRITTEN, WRITING, LocalFile, S3_NAME, S3Object, File, FILE_ERRORS,
-                    error_text, read_errors_as_cannot_run, write_or_save_copy, read_accept_file,
-                    encode, to_json, reports_from_json, read_state_file, account_state,
-                    write_state_file
+                  offers: WRITTEN, WRITING, ACCOUNT_FIELD, LocalFile, S3_NAME, S3Object, File,
+                    FILE_ERRORS, error_text, read_errors_as_cannot_run, write_or_save_copy,
+                    read_accept_file, encode, to_json, reports_from_json, read_state_file,
+                    account_state, write_state_file
     output        reports as people read them: sentences, terminal, workbook, CSV; OCSF
                   offers: needed_permission, headline, describe_accounts, terminal_text,
                     printable, build_workbook, csv_files, to_ocsf
@@ -84,6 +84,7 @@ import csv
 import errno
 import functools
 import gc
+import glob
 import importlib
 import io
 import json
@@ -4085,6 +4086,20 @@ def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
 
 # === storage ==========================================================================
 
+ACCOUNT_FIELD = "{account}"  # stands for an account's number in the name of a file
+
+
+def accounts_in(names: Iterable[str], template: str) -> list[str]:
+    """The account numbers in those names that are like a template with ACCOUNT_FIELD in it.
+
+    >>> accounts_in(["s/123456789012.json", "s/overview.json"], "s/{account}.json")
+    ['123456789012']
+    """
+    first, *others = map(re.escape, template.split(ACCOUNT_FIELD))
+    pattern = re.compile(first + r"(\d{12})" + r"\1".join(others), re.ASCII)
+    return sorted(match[1] for match in map(pattern.fullmatch, names) if match)
+
+
 # --- files here -----------------------------------------------------------------------
 
 STATE_LOCK = threading.Lock()  # for the state file, shared by accounts audited side by side
@@ -4182,6 +4197,14 @@ class LocalFile:
         self.path.stat()
         found = sorted(self.path.glob("*.json")) if self.path.is_dir() else [self.path]
         return [LocalFile(path) for path in found]
+
+    def accounts(self) -> list[str]:
+        """The numbers that stand for {account} in the names of files; OSError without a folder."""
+        name = str(self.path)
+        folder = Path(f"{name.partition(ACCOUNT_FIELD)[0]}x").parent
+        next(folder.iterdir(), None)  # raises the error that glob would hide
+        pattern = glob.escape(str(self.path.relative_to(folder))).replace(ACCOUNT_FIELD, "*")
+        return accounts_in(map(str, folder.glob(pattern)), name)
 
     def _make_folder(self) -> None:
         for folder in reversed(self.target.parents) if self.create_folder else ():
@@ -4336,9 +4359,17 @@ class S3Object:
         if self.key.endswith(".json"):
             return [self]
         prefix = f"{self.key.rstrip('/')}/".lstrip("/")
-        where: dict[str, Any] = {"Bucket": self.bucket, "Prefix": prefix, "Delimiter": "/"}
-        keys = [one["Key"] for one in self.aws.fetch("s3", "ListObjectsV2", "Contents", **where)]
+        keys = self._keys(prefix, Delimiter="/")
         return [replace(self, key=key) for key in keys if key.endswith(".json")]
+
+    def accounts(self) -> list[str]:
+        """The numbers that stand for {account} in the names of objects."""
+        return accounts_in(self._keys(self.key.partition(ACCOUNT_FIELD)[0]), self.key)
+
+    def _keys(self, prefix: str, **limits: Any) -> list[str]:
+        """The keys of the objects in the bucket that begin with a prefix."""
+        where = {"Bucket": self.bucket, "Prefix": prefix, **limits}
+        return [one["Key"] for one in self.aws.fetch("s3", "ListObjectsV2", "Contents", **where)]
 
     def _get(self) -> tuple[bytes, str]:
         """The content and the ETag; FileNotFoundError if there is no object."""
@@ -6904,19 +6935,15 @@ def organization_jobs(run: Run, caller: Account, profile: str | None) -> list[Ac
 def known_accounts(run: Run) -> list[str]:
     """The numbers of the accounts in the state file, or of the state files by their names."""
     state = run.options.state or ""
-    if "{account}" not in state:
+    if ACCOUNT_FIELD not in state:
         return sorted(run.state_file("")) if state else []
-    folder, _, name = run.filled(state, "{account}").rpartition("/")
-    pattern = "([0-9]{12})".join(map(re.escape, name.split("{account}")))
     try:
-        files = [str(one) for one in run.file(folder or ".").list_json()]
+        return run.file(state, ACCOUNT_FIELD).accounts()
     except FileNotFoundError:
         return []
     except FILE_ERRORS as error:
-        warn(f"cannot list {folder}, so accounts that left are not told: {error_text(error)}")
+        warn(f"cannot list {state}, so accounts that left are not told: {error_text(error)}")
         return []
-    found = (re.fullmatch(pattern, one.rpartition("/")[2]) for one in files)
-    return sorted(one[1] for one in found if one)
 
 
 def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:

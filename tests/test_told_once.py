@@ -233,14 +233,20 @@ def test_what_only_a_full_disk_was_told_is_told_again(
     assert Path("state.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("state", ["state.json", "{account}.json"])
+STATES = ["state.json", "{account}.json", "s[1]/{account}/{account}.txt"]
+STATES += ["s3://reports/s/{account}/x.json"]
+
+
+@pytest.mark.parametrize("state", STATES)
 def test_an_account_that_left_is_told_once_whatever_the_state_is_called(
-    small_org: Organization,
+    org_with_bucket: Organization,
     cloud: Cloud,
     clock: Clock,
     capsys: pytest.CaptureFixture[str],
     state: str,
 ) -> None:
+    Path("s[1]/overview").mkdir(parents=True)
+    Path("s[1]/overview/overview.txt").touch()
     options = ("--organization", "--state", state, "--output", "o.xls")
     told(clock, capsys, AUGUST, *options)
     number = "222222222222"
