@@ -5112,12 +5112,15 @@ def describe_days_open(history: Iterable[HistoryEntry]) -> str:
     return f"Half of the {number} findings that were resolved had been open for {median} or less"
 
 
-def last_two_bars(history: Sequence[HistoryEntry], today: str) -> list[str]:
-    """The lines of today's audit and the one before, with bars; empty if either is missing."""
+def last_two_bars(history: Sequence[HistoryEntry], began: str) -> list[str]:
+    """A line with a bar for the last audit and for this one; none if this one has no entry.
+
+    `began` is the day on which this one began; some of its accounts may be of the day after.
+    """
     lines = [*zip(history, bars(history, 40), strict=True)][-2:]
     return [
         f"{entry.day}  {counted(sum(entry.open.values()), 'finding'):>15}  {blocks}"
-        for entry, blocks in (lines if len(lines) > 1 and history[-1].day == today else ())
+        for entry, blocks in (lines if len(lines) > 1 and history[-1].day >= began else ())
     ]
 
 
@@ -5250,8 +5253,7 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
     ]
     begin = [f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}", ""]
     end = [*fold(describe_question(overview), ""), *filter(None, [overview.path])]
-    ended = overview.started + timedelta(seconds=overview.seconds)  # a run may end after midnight
-    total = [headline(overview), *last_two_bars(history, f"{ended:%Y-%m-%d}")]
+    total = [headline(overview), *last_two_bars(history, f"{overview.started:%Y-%m-%d}")]
     total += first_run_text(overview)
     compared = overview.with_state and not any(report.first_run for report in overview.reports)
     if quiet and compared:

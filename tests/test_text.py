@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cloud import Cloud
 from conftest import Clock
 from hypothesis import given
 from hypothesis import strategies as st
-from making import accepted, finding, history_entry, known, report, workbook_of
+from making import accepted, finding, history_entry, known, overview, report, workbook_of
 from reading import NUMBER, open_book, read_accounts, summary_section, summary_table
 
 from security_check import (
@@ -40,6 +41,7 @@ from security_check import (
     main,
     merge_history,
     read_state_file,
+    terminal_text,
     write_state_file,
 )
 
@@ -220,10 +222,20 @@ def test_the_terminal_shows_the_last_audit_and_this_one() -> None:
     days = [day(1, critical=99), day(2, critical=4), day(3, critical=1)]
     assert last_two_bars([], "2026-01-01") == last_two_bars(days[:1], "2026-01-01") == []
     assert last_two_bars(days, "2026-04-01") == []  # there is no entry of this day
-    assert last_two_bars(days, "2026-03-01") == [
-        f"2026-02-01       4 findings  {bar(4, 99, 40)}",
-        f"2026-03-01        1 finding  {bar(1, 99, 40)}",
-    ]
+    assert (
+        last_two_bars(days, "2026-02-28")
+        == last_two_bars(days, "2026-03-01")
+        == [
+            f"2026-02-01       4 findings  {bar(4, 99, 40)}",
+            f"2026-03-01        1 finding  {bar(1, 99, 40)}",
+        ]
+    )
+
+
+def test_a_run_over_midnight_shows_its_bars() -> None:
+    started = datetime(2026, 3, 1, 23, 59, 50, tzinfo=timezone.utc)
+    over_midnight = report(history=[day(2, low=1), day(3, low=1)], started=started, seconds=40)
+    assert "\n2026-02-01  " in terminal_text(overview(over_midnight))
 
 
 def of(account: str, *days: HistoryEntry) -> Report:
