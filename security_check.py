@@ -43,21 +43,41 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
 
 Where to look:
 
-    when a port is a finding           checks: exposure, rule_rows, port_severity, open_rule_row
-    a denied call becomes a row        audit: check_target, to_aws_error
-    a denied call that is the answer   checks: answer_or_error, and `except AwsCallFailed`
-    when a finding is NEW or WORSE     audit: apply_state, changed_row, moved_row, is_worse
-    when a finding is resolved         audit: diff_with_state
-    when an acceptance counts          model: Acceptance.matches; audit: apply_acceptances
+    when a port is a finding           checks: open_rule_row, port_severity, exposure
+    when a key is too old              checks: key_rows, old_key_row
+    when a user lacks MFA              checks: user_mfa_row, root_mfa_row, has_mfa
+    when a region is not recorded      checks: region_row, Trail.problems
+    when a grant or policy is public   checks: failed_bucket_controls, public_grant_rows, policy_row
     a remediation command              checks: revoke_commands, deactivate_key, complete_trail,
                                        remove_grant, restrict_bucket
-    whose credentials are used         command line: connect, assume_role; aws: sign_in
+    a denied call becomes a row        audit: check_target, failed_target_row
+    a denied call that is an answer    checks: answer_or_error
+    how an error of AWS is described   aws: describe_failure
+    tries and time-outs of a call      aws: client_config, Account._on_attempt
     how fast AWS is asked              aws: Pace
-    how often AWS is asked again       aws: Account._on_attempt, and the numbers above it
-    reports and state as JSON          storage: reports_from_json, to_json, write_state_file
-    the width of a column              output: COLUMNS
-    an exit code                       model: Report.exit_code, Overview.exit_code; 2: main,
-                                       report_outcome
+    whose credentials are used         command line: connect, role_session; aws: sign_in
+    what an assumed role may do        aws: READ_POLICY; command line: role_session
+    what our clients can do            aws: ReadOnlyLoader
+    what --debug shows, and hides      aws: log_attempt; command line: log_calls
+    the ID of a row                    model: Row.id, Check.id
+    when a finding is NEW or WORSE     audit: changed_row, moved_row, is_worse
+    when a finding is resolved         audit: diff_with_state, is_undetermined
+    when an acceptance counts          model: Acceptance.matches; audit: apply_acceptances,
+                                       why_ended
+    when a control is FAILED           audit: evaluate_control
+    whether a file is here or in S3    command line: Run.file; storage: LocalFile, S3Object
+    reports and state as JSON          storage: encode, reports_from_json, write_state_file
+    when the state is written          command line: report_outcome, Run.write_states
+    which reports are merged           command line: read_reports, reject_stale
+    the width of a column              output: COLUMNS, SheetWriter.write_cell
+    the look of a cell                 output: STYLES, check_table_row
+    what the terminal shows            output: terminal_text
+    a row as OCSF                      output: ocsf_row_event, ocsf_event
+    what options mean and exclude      command line: parse_arguments, check_before_start
+    when --quiet prints                model: Report.needs_attention; command line: report_outcome
+    exit codes 0, 1 and 3              model: Report.exit_code, Overview.exit_code
+    exit code 2                        command line: main, report_outcome
+    Ctrl-C, SIGTERM and SIGHUP         command line: on_signal
 
 A seventh check is one generator (account, target) -> rows below `@check`, in the section
 checks: the fields of `Check` say what to declare, `check_ec2_classic` is the shortest example.
