@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 
@@ -461,11 +462,14 @@ REACHED = [
 
 
 def put(client: Any, files: dict[str, bytes]) -> None:
-    """There are these files in the bucket, and no others."""
-    for key in objects(client, BUCKET):
+    """There are these files in the bucket, and no others; those that are there stay."""
+    listed = client.list_objects_v2(Bucket=BUCKET).get("Contents", ())
+    there = {one["Key"]: one["ETag"].strip('"') for one in listed}
+    for key in there.keys() - files.keys():
         client.delete_object(Bucket=BUCKET, Key=key)
     for key, body in files.items():
-        client.put_object(Bucket=BUCKET, Key=key, Body=body)
+        if there.get(key) != md5(body).hexdigest():
+            client.put_object(Bucket=BUCKET, Key=key, Body=body)
 
 
 @dataclass
