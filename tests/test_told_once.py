@@ -50,7 +50,8 @@ def told(clock: Clock, capsys: pytest.CaptureFixture[str], day: str, *arguments:
     return capsys.readouterr().out
 
 
-QUIET = ("--quiet", "--state", "state.json", "--output", "x.xls", "--json", "x.json")
+MFA = ("--check", "mfa")
+QUIET = (*MFA, "--quiet", "--state", "state.json", "--output", "x.xls", "--json", "x.json")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_a_second_run_on_the_day_tells_it_again(
     assert told(clock, capsys, OCTOBER, *QUIET) == ""
 
 
-ALL = ("--organization", "--quiet", "--state", "state.json", "--output", "o.xls")
+ALL = ("--organization", *MFA, "--quiet", "--state", "state.json", "--output", "o.xls")
 
 
 @pytest.mark.parametrize("point", ["audited_overview", "Run.write_states"])
@@ -116,7 +117,7 @@ def test_what_could_not_be_written_is_told_again(
     cloud: Cloud, clock: Clock, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, name: str, arguments: tuple[str, ...],
 ) -> None:  # fmt: skip
-    options = ("--quiet", "--state", "state.json", "--output", "o.xls", *arguments)
+    options = (*MFA, "--quiet", "--state", "state.json", "--output", "o.xls", *arguments)
     told(clock, capsys, AUGUST, *options)
     cloud.client("iam").create_user(UserName="late")
     before = Path("state.json").read_bytes()
@@ -205,9 +206,9 @@ def test_a_region_that_is_denied_keeps_the_days_total(
     ec2.authorize_security_group_ingress(
         GroupId=group, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="0.0.0.0/0"
     )
-    told(clock, capsys, AUGUST, *QUIET)
+    told(clock, capsys, AUGUST, *QUIET, "--check", "security-groups")
     cloud.layer.faults = [Fault("UnauthorizedOperation", "ec2", "*", "eu-west-1")]
-    told(clock, capsys, SEPTEMBER, *QUIET)
+    told(clock, capsys, SEPTEMBER, *QUIET, "--check", "security-groups")
     accounts = security_check.read_state_file(security_check.LocalFile(Path("state.json")))
     august, september = accounts["123456789012"]["history"]
     assert sum(august["open"].values()) == sum(september["open"].values())
@@ -247,7 +248,7 @@ def test_an_account_that_left_is_told_once_whatever_the_state_is_called(
 ) -> None:
     Path("s[1]/overview").mkdir(parents=True)
     Path("s[1]/overview/overview.txt").touch()
-    options = ("--organization", "--state", state, "--output", "o.xls")
+    options = ("--organization", *MFA, "--state", state, "--output", "o.xls")
     told(clock, capsys, AUGUST, *options)
     number = "222222222222"
     cloud.client("organizations").remove_account_from_organization(AccountId=number)
