@@ -2253,7 +2253,8 @@ def account_and_regions(aws: Account) -> Iterator[str]:
 def check_cloudtrail(aws: Account, target: str) -> Rows:
     """Whether a trail records all (CloudTrail.1), each region, each flawed trail (CloudTrail.4).
 
-    A region that does not show its trails is OK if others show multi-region trails that record.
+    A region that does not show its trails is OK if others show multi-region trails that record,
+    but its own trails are NOT CHECKED.
     """
     if target == ACCOUNT_TARGET:
         yield from account_rows(aws)
@@ -2263,15 +2264,15 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
     except AwsCallFailed:
         others = (name for name in regions(aws) if name != target)
         row = region_row(aws, target, [*multi_region_trails(aws, others).values()])
-        if row.error or row.severity == HIGH:
-            raise
-        # the region's own trails are not known
-        undecided = ControlFinding("CloudTrail.4", target, NOT_CHECKED)
-        yield replace(row, control_findings=(undecided,))
-        return Counter({"": 1})
-    yield region_row(aws, target, found)
+        if not row.error and row.severity != HIGH:
+            yield row
+        raise  # the region's own trails are not known
+    yield (row := region_row(aws, target, found))
     own = [one for one in found if one.home == target and one.owner == aws.number]
     yield from (trail_row(aws, one) for one in own if trail_flaws(one))
+    for trail in () if row.error else own:  # an error of the region is about its trails too
+        if trail.logging is None and trail.error:
+            yield unread_trail_row(trail, trail.error)
     return Counter({"": 1, "CloudTrail.4": len(own)})
 
 
@@ -2462,10 +2463,18 @@ def trail_row(aws: Account, trail: Trail) -> Row:
         remediation=fix,
         control_findings=(ControlFinding("CloudTrail.4", trail.arn),) if failed else (),
         extent=frozenset(flaws),
+        fully_read=trail.logging is not None,
         resource=trail.arn,
         arn=trail.arn,
         kind=f"A trail {in_words(flaws.values())}",
     )
+
+
+def unread_trail_row(trail: Trail, error: AwsError) -> Row:
+    """A row NOT CHECKED, because the trail may have flaws that only its status tells."""
+    name, cells = trail.description["Name"], trail_cells(trail.home, [trail])
+    row = not_checked_row(trail.home, name, cells, error)
+    return replace(row, resource=trail.arn, arn=trail.arn)
 
 
 # --- check 6: S3 ACLs, grants ---------------------------------------------------------
