@@ -224,13 +224,14 @@ class Acceptance:
         """The line itself. Whoever changes it makes a new acceptance."""
         return f"{self.pattern} until {self.until} # {self.reason}"
 
-    def matches(self, account: str, id: str) -> bool:
-        """Whether the pattern is for this ID in this account.
+    def matches(self, account: str, id: str, gap: bool) -> bool:
+        """Whether the pattern is for this ID in this account; `gap` is whether it is NOT CHECKED.
 
         What is NOT CHECKED is accepted only by a pattern that ends so, and expired credentials
-        are never accepted.
+        are never accepted. A finding whose name ends so is accepted by its own ID only.
         """
-        if id.endswith(NOT_CHECKED_END) and not self.pattern.endswith(NOT_CHECKED_END):
+        ends_so = self.pattern.endswith(NOT_CHECKED_END)
+        if ends_so != gap and (gap or not self.exactness()[0]):
             return False
         names = (id, f"{account}/{id}")
         return EXPIRED_TARGET not in id and any(map(glob_regex(self.pattern).fullmatch, names))
@@ -3660,7 +3661,7 @@ def apply_acceptances(
         rows = []
         for row in result.rows:
             id = result.check.id(row)
-            matching = [one for one in acceptances if one.matches(account, id)]
+            matching = [one for one in acceptances if one.matches(account, id, bool(row.error))]
             if row.status != OK and matching:
                 acceptance = max(matching, key=Acceptance.exactness)
                 known = state.coverage.get(acceptance.line)
@@ -7036,7 +7037,7 @@ def account_acceptance(run: Run, account: str, error: AwsError) -> Acceptance | 
     with contextlib.suppress(CannotRun):
         for acceptance in run.acceptances(account):
             valid = not acceptance.until or acceptance.until >= run.today
-            if valid and account and acceptance.matches(account, NOT_CHECKED_END):
+            if valid and account and acceptance.matches(account, NOT_CHECKED_END, gap=True):
                 run.use_acceptances([acceptance], account)
                 return acceptance
     return None
