@@ -5154,7 +5154,7 @@ def describe_spread(group: Sequence[SheetRow]) -> str:
 
 
 def account_error_lines(overview: Overview) -> list[SummaryLine]:
-    """The accounts that could not be opened."""
+    """The accounts that could not be opened, or of which a file could not be written."""
     return [
         SummaryLine(
             NOT_CHECKED,
@@ -5162,7 +5162,7 @@ def account_error_lines(overview: Overview) -> list[SummaryLine]:
             f"#Accounts!A{number}",
         )
         for number, report in enumerate(overview.reports, HEADER_ROWS + 1)
-        if report.error
+        if report.error or report.file_errors
     ]
 
 
