@@ -3718,14 +3718,15 @@ def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> b
     """Whether a row is worse than it was.
 
     Its severity rose, or it fails another control at the same severity, or its extent has
-    something that it had not. If the severity is not known (schema 1), it is not.
+    something that it had not (and, if the severity fell, all that it had). If the severity is
+    not known (schema 1), it is not.
     """
     if not severity:
         return False
     if not row.fully_read:  # its severity may be too high; what its extent has is there
         return bool(row.extent - extent)
-    if row.severity != severity:
-        return rank_of(row.severity) < rank_of(severity) or bool(row.extent - extent)
+    if row.severity != severity:  # of one that fell, a narrower extent has other words
+        return rank_of(row.severity) < rank_of(severity) or row.extent > extent
     first, before = first_control(row.control), first_control(control)
     return first != before or bool(row.extent - extent)
 
