@@ -974,11 +974,12 @@ class Exposure(NamedTuple):
     versions: tuple[int, ...] = ()  # of IP, of which they let in the whole, or a large part
     open_to: tuple[str, ...] = ()  # 0.0.0.0/0, ::/0, else the ranges
     text: str = ""  # `the whole Internet`, `56 % of the Internet`
+    levels: tuple[int, ...] = (0, 0)  # by IP version: 2 for the whole, 1 for a large part of it
 
     @property
-    def levels(self) -> tuple[int, ...]:
-        """By IP version: 2 for the whole Internet, 1 for a large part of it, 0 for neither."""
-        return tuple((1 + self.whole) * (version in self.versions) for version in WHOLE_INTERNET)
+    def reach(self) -> tuple[bool, tuple[int, ...]]:
+        """All that the sentence says, but for the numbers."""
+        return self.whole, self.versions
 
 
 @functools.lru_cache(maxsize=4096)
@@ -1050,17 +1051,20 @@ def exposure_of(cidrs: frozenset[str]) -> Exposure:
     for version, many in MANY_ADDRESSES.items():
         sizes = sum(net.num_addresses for net in networks_of(cidrs, version))
         counts[version] = public_addresses(cidrs, version) if sizes >= many else 0
-    if whole := tuple(version for version in counts if counts[version] == ALL_ADDRESSES[version]):
-        text = f"the whole {'' if 4 in whole else 'IPv6 '}Internet"
-        return Exposure(True, whole, tuple(WHOLE_INTERNET[version] for version in whole), text)
+    whole = tuple(version for version in counts if counts[version] == ALL_ADDRESSES[version])
     large = tuple(version for version in counts if counts[version] >= MANY_ADDRESSES[version])
+    levels = tuple((version in large) + (version in whole) for version in counts)
+    if whole:
+        text = f"the whole {'' if 4 in whole else 'IPv6 '}Internet"
+        networks = tuple(WHOLE_INTERNET[version] for version in whole)
+        return Exposure(True, whole, networks, text, levels)
     ranges = (cidr for version in large for cidr in public_ranges(cidrs, version))
     shares = {version: 100 * counts[version] / ALL_ADDRESSES[version] for version in large}
     texts = [
         f"{min(max(round(share), 1), 99)} % of the {'IPv6 ' if version == 6 else ''}Internet"
         for version, share in shares.items()
     ]
-    return Exposure(False, large, tuple(ranges), in_words(texts))
+    return Exposure(False, large, tuple(ranges), in_words(texts), levels)
 
 
 def sources_to_remove(cidrs: Collection[str], others: Collection[str] = ()) -> list[str]:
@@ -1296,7 +1300,7 @@ def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
     for number in range(1, len(rules) + 1) if together.versions else ():
         used = {ports: rules[ports] for ports in widest[:number]}
         found = exposure([cidr for cidrs in used.values() for cidr in cidrs])
-        if found.levels == together.levels:
+        if found.reach == together.reach:
             return found, used
     return Exposure(), {}
 
@@ -1312,7 +1316,15 @@ def most_exposed(rules: Rules, ports: PortRange) -> tuple[Exposure, PortRange, R
         together, used = exposed_together({o: rules[o] for o in rules if o.covers(part)})
         if ports in used and len(used) > 1:
             found.append((together, part, {other: used[other] for other in used if other != ports}))
-    return max(found, key=lambda one: (one[0].levels, -SEVERITIES.index(port_severity(one[1]))))
+
+    return max(found, key=exposure_rank)
+
+
+def exposure_rank(found: tuple[Exposure, PortRange, Rules]) -> tuple[Any, ...]:
+    """Sorts the greatest exposure last. Only where the whole Internet gets in do ports decide."""
+    (whole, *_, levels), ports, _ = found
+    severity = -SEVERITIES.index(port_severity(ports))
+    return whole, severity if whole else 0, levels, severity
 
 
 @once
@@ -1354,7 +1366,7 @@ def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Ope
 def lists_in(rule: OpenRule) -> list[str]:
     """The prefix lists of an open rule without which its exposure would not be what it is."""
     others = [cidr for cidrs in rule.partners.values() for cidr in cidrs]
-    if exposure([*rule.sources.cidrs, *others]).levels == rule.exposure.levels:
+    if exposure([*rule.sources.cidrs, *others]).reach == rule.exposure.reach:
         return []
     lists = rule.sources.lists
     return [id for id, cidrs in lists.items() if exposure(cidrs).versions] or [*lists]

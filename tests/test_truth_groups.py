@@ -150,10 +150,24 @@ def test_a_rule_for_all_protocols_counts_for_each_port() -> None:
             ],
             ["Critical", "Medium", "Critical"],
         ),
+        # the whole of IPv6 is more than parts of both
+        (
+            [tcp(22, "0.0.0.0/1", "2000::/4"), rule("tcp", 20, 30, "0.0.0.0/1", "3000::/4")],
+            ["Critical", "Critical"],
+        ),
+        # IPv6 on 22 is more than both on 81
+        (
+            [
+                rule("tcp", 22, 81, "0.0.0.0/1", "2000::/4"),
+                tcp(22, "3000::/4"),
+                tcp(81, "128.0.0.0/1", "3000::/4"),
+            ],
+            ["Critical", "Critical", "High"],
+        ),
     ],
     ids=[
         *("other protocol", "ports beside it", "an office beside an open rule"),
-        *("a harmless source", "two /8", "three rules"),
+        *("a harmless source", "two /8", "three rules", "halves of IPv6", "SSH and another port"),
     ],
 )
 def test_which_rules_take_part(rules: list[Any], severities: list[str]) -> None:
@@ -391,6 +405,7 @@ def test_a_response_without_a_field_is_not_from_aws(aws: Canned) -> None:
         (["203.0.113.0/24"], [], []),
         (["0.0.0.0/1", "8.8.8.8/32"], ["128.0.0.0/1"], ["0.0.0.0/1"]),
         (["8.0.0.0/8"], ["9.0.0.0/8"], ["8.0.0.0/8"]),
+        (["8.0.0.0/5", "2000::/4", "3000::/4"], [], ["8.0.0.0/5", "2000::/4", "3000::/4"]),
     ],
     ids=lambda value: str(value[:2]),
 )
