@@ -2266,8 +2266,8 @@ def account_and_regions(aws: Account) -> Iterator[str]:
 def check_cloudtrail(aws: Account, target: str) -> Rows:
     """Whether a trail records all (CloudTrail.1), each region, each flawed trail (CloudTrail.4).
 
-    A region that does not show its trails is OK if others show multi-region trails that record,
-    but its own trails are NOT CHECKED.
+    A region that does not show its trails is OK if others show multi-region trails that record
+    all, but its own trails are NOT CHECKED.
     """
     if target == ACCOUNT_TARGET:
         yield from account_rows(aws)
@@ -2277,7 +2277,7 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
     except AwsCallFailed:
         others = (name for name in regions(aws) if name != target)
         row = region_row(aws, target, [*multi_region_trails(aws, others).values()])
-        if not row.error and row.severity != HIGH:
+        if row.status == OK:
             yield row
         raise  # the region's own trails are not known
     yield (row := region_row(aws, target, found))

@@ -236,6 +236,8 @@ def test_a_region_that_is_refused_is_proven_by_others_but_may_have_trails_of_its
     assert verdicts([trail()], refused) == (PASSED, NOT_CHECKED)
     single = trail(multi_region=False)
     assert told([single], refused)[1:] == [gap]
+    # what the others leave out, a trail of the region may record
+    assert told([trail(selectors=(selector("All", KMS),))], refused)[2:] == [gap]
 
 
 @pytest.mark.parametrize("refused", [("DescribeTrails", IRELAND), STATUS], ids=lambda one: one[0])
