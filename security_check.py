@@ -1378,10 +1378,12 @@ def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
     AWS removes nothing at all if one of several sources is not there. What remains of the rule
     is no finding.
     """
-    lists = lists_in(rule)
+    wide = (id for id, cidrs in rule.sources.lists.items() if exposure(cidrs).versions)
+    lists = {*lists_in(rule), *wide}  # what would be open without the other sources goes too
     kept = [cidr for id, cidrs in rule.sources.lists.items() if id not in lists for cidr in cidrs]
     others = [cidr for cidrs in (kept, *rule.partners.values()) for cidr in cidrs]
-    removed = {*sources_to_remove(rule.sources.cidrs, others), *lists}
+    cidrs = rule.sources.cidrs
+    removed = {*sources_to_remove(cidrs), *sources_to_remove(cidrs, others), *lists}
     operation, group_id = "revoke-security-group-ingress", rule.group["GroupId"]
     for permission in rule.group["IpPermissions"]:
         if PortRange.of_rule(permission) != rule.ports:
