@@ -2661,19 +2661,23 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
 )
 def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """Every grant on a bucket (S3.2, S3.3, S3.12), and whether its policy makes it public."""
-    acl = bucket_acl(aws, bucket)
-    for grant in acl["Grants"]:
-        yield from grant_rows(aws, bucket, acl, grant["Grantee"], grant["Permission"])
-    status = policy_status(aws, bucket)
-    if status and status["PolicyStatus"]["IsPublic"]:
-        yield policy_row(aws, bucket, acl)
+    acl = answer_or_error(lambda: bucket_acl(aws, bucket))
+    if not isinstance(acl, AwsError):
+        for grant in acl["Grants"]:
+            yield from grant_rows(aws, bucket, acl, grant["Grantee"], grant["Permission"])
+    status = answer_or_error(lambda: policy_status(aws, bucket))
+    if not isinstance(status, AwsError) and status and status["PolicyStatus"]["IsPublic"]:
+        yield policy_row(aws, bucket, {} if isinstance(acl, AwsError) else acl)
+    for answer in (acl, status):
+        if isinstance(answer, AwsError):
+            raise AwsCallFailed(answer)
     return Counter(["", *BUCKET_CONTROLS])
 
 
 def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cell]:
-    """The cells that all rows of a bucket share."""
-    region, owner = bucket_regions(aws)[bucket], acl["Owner"]
-    name = owner.get("DisplayName") or owner["ID"]
+    """The cells that all rows of a bucket share; no owner if the ACL was not read."""
+    region, owner = bucket_regions(aws)[bucket], acl.get("Owner", {})
+    name = owner.get("DisplayName") or owner.get("ID", "")
     return {"Bucket": bucket, "Region": region, "Owner": name, "Blocked by": ""}
 
 
