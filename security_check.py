@@ -2662,15 +2662,14 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
 def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """Every grant on a bucket (S3.2, S3.3, S3.12), and whether its policy makes it public."""
     acl = answer_or_error(lambda: bucket_acl(aws, bucket))
-    if not isinstance(acl, AwsError):
-        for grant in acl["Grants"]:
-            yield from grant_rows(aws, bucket, acl, grant["Grantee"], grant["Permission"])
-    status = answer_or_error(lambda: policy_status(aws, bucket))
-    if not isinstance(status, AwsError) and status and status["PolicyStatus"]["IsPublic"]:
-        yield policy_row(aws, bucket, {} if isinstance(acl, AwsError) else acl)
-    for answer in (acl, status):
-        if isinstance(answer, AwsError):
-            raise AwsCallFailed(answer)
+    if isinstance(acl, AwsError):
+        if acl.code == "AccessDenied":  # perhaps by the policy that makes it public
+            with contextlib.suppress(AwsCallFailed):
+                yield from policy_rows(aws, bucket, {})
+        raise AwsCallFailed(acl)
+    for grant in acl["Grants"]:
+        yield from grant_rows(aws, bucket, acl, grant["Grantee"], grant["Permission"])
+    yield from policy_rows(aws, bucket, acl)
     return Counter(["", *BUCKET_CONTROLS])
 
 
@@ -2743,6 +2742,13 @@ def blocked_row(row: Row, blocked: str) -> Row:
         message=row.message._replace(after=f", but the {blocked} makes that void"),
         severity=LOW,
     )
+
+
+def policy_rows(aws: Account, bucket: str, acl: dict[str, Any]) -> Iterator[Row]:
+    """The row of a public policy; none if there is no policy, or none that is public."""
+    status = policy_status(aws, bucket)
+    if status and status["PolicyStatus"]["IsPublic"]:
+        yield policy_row(aws, bucket, acl)
 
 
 def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
