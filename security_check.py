@@ -246,13 +246,14 @@ class Acceptance:
         """The line as text, by which the state knows it: a changed line is a new acceptance."""
         return f"{self.pattern} until {self.until} # {self.reason}"
 
-    def matches(self, account: str, id: str) -> bool:
-        """Whether the acceptance is for this ID in this account.
+    def matches(self, account: str, id: str, gap: bool) -> bool:
+        """Whether the acceptance is for this ID in this account; `gap`: it is NOT CHECKED.
 
-        An ID that ends in NOT_CHECKED_END needs a pattern that ends so, too. Expired credentials
-        are never accepted.
+        What is NOT CHECKED needs a pattern that ends in NOT_CHECKED_END, and no other pattern
+        may end so, unless it is the whole ID. Expired credentials are never accepted.
         """
-        if id.endswith(NOT_CHECKED_END) and not self.pattern.endswith(NOT_CHECKED_END):
+        ends_so = self.pattern.endswith(NOT_CHECKED_END)
+        if ends_so != gap and (gap or not self.exactness()[0]):
             return False
         names = (id, f"{account}/{id}")
         return EXPIRED_TARGET not in id and any(map(glob_regex(self.pattern).fullmatch, names))
@@ -996,11 +997,12 @@ class Exposure(NamedTuple):
     versions: tuple[int, ...] = ()  # IP versions of which the sources let in all, or a large part
     open_to: tuple[str, ...] = ()  # CIDRs to show: 0.0.0.0/0 and ::/0, else the public ranges
     text: str = ""  # in words: `the whole Internet`, `56 % of the Internet`
+    levels: tuple[int, ...] = (0, 0)  # of each IP version: 2 for the whole of it, 1 a large part
 
     @property
-    def levels(self) -> tuple[int, ...]:
-        """The level of each IP version: 2 for the whole Internet, 1 for a large part, else 0."""
-        return tuple((1 + self.whole) * (version in self.versions) for version in WHOLE_INTERNET)
+    def reach(self) -> tuple[bool, tuple[int, ...]]:
+        """The exposure as the sentence tells it, but without the percentage."""
+        return self.whole, self.versions
 
 
 @functools.lru_cache(maxsize=4096)
@@ -1072,17 +1074,20 @@ def exposure_of(cidrs: frozenset[str]) -> Exposure:
     for version, many in MANY_ADDRESSES.items():
         sizes = sum(net.num_addresses for net in networks_of(cidrs, version))
         counts[version] = public_addresses(cidrs, version) if sizes >= many else 0
-    if whole := tuple(version for version in counts if counts[version] == ALL_ADDRESSES[version]):
-        text = f"the whole {'' if 4 in whole else 'IPv6 '}Internet"
-        return Exposure(True, whole, tuple(WHOLE_INTERNET[version] for version in whole), text)
+    whole = tuple(version for version in counts if counts[version] == ALL_ADDRESSES[version])
     large = tuple(version for version in counts if counts[version] >= MANY_ADDRESSES[version])
+    levels = tuple((version in large) + (version in whole) for version in counts)
+    if whole:
+        text = f"the whole {'' if 4 in whole else 'IPv6 '}Internet"
+        networks = tuple(WHOLE_INTERNET[version] for version in whole)
+        return Exposure(True, whole, networks, text, levels)
     ranges = (cidr for version in large for cidr in public_ranges(cidrs, version))
     shares = {version: 100 * counts[version] / ALL_ADDRESSES[version] for version in large}
     texts = [
         f"{min(max(round(share), 1), 99)} % of the {'IPv6 ' if version == 6 else ''}Internet"
         for version, share in shares.items()
     ]
-    return Exposure(False, large, tuple(ranges), in_words(texts))
+    return Exposure(False, large, tuple(ranges), in_words(texts), levels)
 
 
 def sources_to_remove(cidrs: Collection[str], others: Collection[str] = ()) -> list[str]:
@@ -1318,7 +1323,7 @@ def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
     for number in range(1, len(rules) + 1) if together.versions else ():
         used = {ports: rules[ports] for ports in widest[:number]}
         found = exposure([cidr for cidrs in used.values() for cidr in cidrs])
-        if found.levels == together.levels:
+        if found.reach == together.reach:
             return found, used
     return Exposure(), {}
 
@@ -1334,7 +1339,14 @@ def most_exposed(rules: Rules, ports: PortRange) -> tuple[Exposure, PortRange, R
         together, used = exposed_together({o: rules[o] for o in rules if o.covers(part)})
         if ports in used and len(used) > 1:
             found.append((together, part, {other: used[other] for other in used if other != ports}))
-    return max(found, key=lambda one: (one[0].levels, -SEVERITIES.index(port_severity(one[1]))))
+    return max(found, key=exposure_rank)
+
+
+def exposure_rank(found: tuple[Exposure, PortRange, Rules]) -> tuple[Any, ...]:
+    """The sort key of exposures, the greatest last; of the whole Internet the worst ports are."""
+    (whole, *_, levels), ports, _ = found
+    severity = -SEVERITIES.index(port_severity(ports))
+    return whole, severity if whole else 0, levels, severity
 
 
 @once
@@ -1376,7 +1388,7 @@ def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Ope
 def lists_in(rule: OpenRule) -> list[str]:
     """The IDs of the prefix lists on which the exposure of a rule depends."""
     others = [cidr for cidrs in rule.partners.values() for cidr in cidrs]
-    if exposure([*rule.sources.cidrs, *others]).levels == rule.exposure.levels:
+    if exposure([*rule.sources.cidrs, *others]).reach == rule.exposure.reach:
         return []
     lists = rule.sources.lists
     return [id for id, cidrs in lists.items() if exposure(cidrs).versions] or [*lists]
@@ -1388,10 +1400,12 @@ def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
     A command for several sources would remove nothing if one of them is gone already. The sources
     that stay are no finding.
     """
-    lists = lists_in(rule)
+    wide = (id for id, cidrs in rule.sources.lists.items() if exposure(cidrs).versions)
+    lists = {*lists_in(rule), *wide}  # a list that is wide by itself must go, too
     kept = [cidr for id, cidrs in rule.sources.lists.items() if id not in lists for cidr in cidrs]
     others = [cidr for cidrs in (kept, *rule.partners.values()) for cidr in cidrs]
-    removed = {*sources_to_remove(rule.sources.cidrs, others), *lists}
+    cidrs = rule.sources.cidrs
+    removed = {*sources_to_remove(cidrs), *sources_to_remove(cidrs, others), *lists}
     operation, group_id = "revoke-security-group-ingress", rule.group["GroupId"]
     for permission in rule.group["IpPermissions"]:
         if PortRange.of_rule(permission) != rule.ports:
@@ -2277,7 +2291,8 @@ def account_and_regions(aws: Account) -> Iterator[str]:
 def check_cloudtrail(aws: Account, target: str) -> Rows:
     """The row of the account (CloudTrail.1), or of a region and its flawed trails (CloudTrail.4).
 
-    A region that does not show its trails is OK if others show multi-region trails that record.
+    A region that does not show its trails is OK if others show multi-region trails that record
+    all, but its own trails are NOT CHECKED.
     """
     if target == ACCOUNT_TARGET:
         yield from account_rows(aws)
@@ -2287,15 +2302,15 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
     except AwsCallFailed:
         others = (name for name in regions(aws) if name != target)
         row = region_row(aws, target, [*multi_region_trails(aws, others).values()])
-        if row.error or row.severity == HIGH:
-            raise
-        # the region's own trails are not known, so CloudTrail.4 is undecided
-        undecided = ControlFinding("CloudTrail.4", target, NOT_CHECKED)
-        yield replace(row, control_findings=(undecided,))
-        return Counter({"": 1})
-    yield region_row(aws, target, found)
+        if row.status == OK:
+            yield row
+        raise  # the region's own trails are not known, so CloudTrail.4 is undecided
+    yield (row := region_row(aws, target, found))
     own = [one for one in found if one.home == target and one.owner == aws.number]
     yield from (trail_row(aws, one) for one in own if trail_flaws(one))
+    for trail in () if row.error else own:  # an error of the region is about its trails too
+        if trail.logging is None and trail.error:
+            yield unread_trail_row(trail, trail.error)
     return Counter({"": 1, "CloudTrail.4": len(own)})
 
 
@@ -2486,10 +2501,18 @@ def trail_row(aws: Account, trail: Trail) -> Row:
         remediation=fix,
         control_findings=(ControlFinding("CloudTrail.4", trail.arn),) if failed else (),
         extent=frozenset(flaws),
+        fully_read=trail.logging is not None,
         resource=trail.arn,
         arn=trail.arn,
         kind=f"A trail {in_words(flaws.values())}",
     )
+
+
+def unread_trail_row(trail: Trail, error: AwsError) -> Row:
+    """A row NOT CHECKED, because the trail may have flaws that only its status tells."""
+    name, cells = trail.description["Name"], trail_cells(trail.home, [trail])
+    row = not_checked_row(trail.home, name, cells, error)
+    return replace(row, resource=trail.arn, arn=trail.arn)
 
 
 # --- check 6: S3 ACLs, grants ---------------------------------------------------------
@@ -2661,19 +2684,22 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
 )
 def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """The rows of a bucket: each grant (S3.2, S3.3, S3.12), and a policy that makes it public."""
-    acl = bucket_acl(aws, bucket)
+    acl = answer_or_error(lambda: bucket_acl(aws, bucket))
+    if isinstance(acl, AwsError):
+        if acl.code == "AccessDenied":  # the policy that makes a bucket public may deny this call
+            with contextlib.suppress(AwsCallFailed):
+                yield from policy_rows(aws, bucket, {})
+        raise AwsCallFailed(acl)
     for grant in acl["Grants"]:
         yield from grant_rows(aws, bucket, acl, grant["Grantee"], grant["Permission"])
-    status = policy_status(aws, bucket)
-    if status and status["PolicyStatus"]["IsPublic"]:
-        yield policy_row(aws, bucket, acl)
+    yield from policy_rows(aws, bucket, acl)
     return Counter(["", *BUCKET_CONTROLS])
 
 
 def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cell]:
-    """The cells that all rows of a bucket share: Bucket, Region, Owner, and a blank Blocked by."""
-    region, owner = bucket_regions(aws)[bucket], acl["Owner"]
-    name = owner.get("DisplayName") or owner["ID"]
+    """The cells that all rows of a bucket share; a blank Owner if the ACL was not read."""
+    region, owner = bucket_regions(aws)[bucket], acl.get("Owner", {})
+    name = owner.get("DisplayName") or owner.get("ID", "")
     return {"Bucket": bucket, "Region": region, "Owner": name, "Blocked by": ""}
 
 
@@ -2739,6 +2765,13 @@ def blocked_row(row: Row, blocked: str) -> Row:
         message=row.message._replace(after=f", but the {blocked} makes that void"),
         severity=LOW,
     )
+
+
+def policy_rows(aws: Account, bucket: str, acl: dict[str, Any]) -> Iterator[Row]:
+    """The row of a public policy; none if there is no policy, or none that is public."""
+    status = policy_status(aws, bucket)
+    if status and status["PolicyStatus"]["IsPublic"]:
+        yield policy_row(aws, bucket, acl)
 
 
 def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
@@ -3676,7 +3709,7 @@ def apply_acceptances(
         rows = []
         for row in result.rows:
             id = result.check.id(row)
-            matching = [one for one in acceptances if one.matches(account, id)]
+            matching = [one for one in acceptances if one.matches(account, id, bool(row.error))]
             if row.status != OK and matching:
                 acceptance = max(matching, key=Acceptance.exactness)
                 known = state.coverage.get(acceptance.line)
@@ -3733,14 +3766,15 @@ def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> b
     """Whether a row is worse than its earlier severity, control and extent.
 
     Its severity rose, or it fails another control at the same severity, or its extent has
-    something that it had not. If no earlier severity is known (schema 1), it is not worse.
+    something that it had not; if its severity fell, only if the extent has all that it had, too.
+    If no earlier severity is known (schema 1), it is not worse.
     """
     if not severity:
         return False
     if not row.fully_read:  # the severity of such a row may be too high, but its extent counts
         return bool(row.extent - extent)
-    if row.severity != severity:
-        return rank_of(row.severity) < rank_of(severity) or bool(row.extent - extent)
+    if row.severity != severity:  # a narrower extent has other words, so they do not count
+        return rank_of(row.severity) < rank_of(severity) or row.extent > extent
     first, before = first_control(row.control), first_control(control)
     return first != before or bool(row.extent - extent)
 
@@ -5204,7 +5238,7 @@ def describe_spread(group: Sequence[SheetRow]) -> str:
 
 
 def account_error_lines(overview: Overview) -> list[SummaryLine]:
-    """A line for each account that could not be opened, with the reason."""
+    """A line for each account that could not be opened, or whose files were not written."""
     return [
         SummaryLine(
             NOT_CHECKED,
@@ -5212,7 +5246,7 @@ def account_error_lines(overview: Overview) -> list[SummaryLine]:
             f"#Accounts!A{number}",
         )
         for number, report in enumerate(overview.reports, HEADER_ROWS + 1)
-        if report.error
+        if report.error or report.file_errors
     ]
 
 
@@ -7086,7 +7120,7 @@ def account_acceptance(run: Run, account: str, error: AwsError) -> Acceptance | 
     with contextlib.suppress(CannotRun):
         for acceptance in run.acceptances(account):
             valid = not acceptance.until or acceptance.until >= run.today
-            if valid and account and acceptance.matches(account, NOT_CHECKED_END):
+            if valid and account and acceptance.matches(account, NOT_CHECKED_END, gap=True):
                 run.use_acceptances([acceptance], account)
                 return acceptance
     return None

@@ -92,6 +92,14 @@ def statuses(
             NOT_CHECKED,
             id="expired credentials never",
         ),
+        pytest.param(
+            "*/not-checked", grant("not-checked", ""), FINDING, id="a name that ends like a gap"
+        ),
+        pytest.param("*not-checked", grant("x-not-checked", ""), FINDING, id="another such name"),
+        pytest.param("s3-acls/x-not*", grant("x-not-checked", ""), ACCEPTED, id="by a glob"),
+        pytest.param(
+            "s3-acls/x-not-checked", grant("x-not-checked", ""), ACCEPTED, id="by its own ID"
+        ),
         pytest.param("*", Row("b", "x/READ", {}, Message("fine")), OK, id="nothing to accept"),
         pytest.param("s3-acls/[b]/*", grant(), ACCEPTED, id="a set of letters"),
     ],

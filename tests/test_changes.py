@@ -154,6 +154,12 @@ SSH = "Lets the whole Internet reach TCP/22"
         ),
         pytest.param(
             [rule()],
+            [rule(severity="Medium", extent=("8.0.0.0/7",))],
+            {"sg-1/TCP/22": (BETTER, SSH)},
+            id="less severe, and open to a part of what it was",
+        ),
+        pytest.param(
+            [rule()],
             [rule(severity="High", extent=("0.0.0.0/0", "::/0"))],
             {"sg-1/TCP/22": (WORSE, SSH)},
             id="less severe, but open to more",

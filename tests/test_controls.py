@@ -385,5 +385,5 @@ def test_a_region_that_is_denied_may_have_trails_of_its_own(cloud: Cloud) -> Non
     cloud.layer.faults = [
         Fault("AccessDeniedException", "cloudtrail", "DescribeTrails", "us-west-2")
     ]
-    assert audit("--check", "cloudtrail") == 0
+    assert audit("--check", "cloudtrail") == 3
     assert controls() == {"CloudTrail.1": (PASSED, 1, 0), "CloudTrail.4": (NOT_CHECKED, 1, 0)}

@@ -353,6 +353,16 @@ def test_an_account_that_cannot_be_entered_is_told_whole() -> None:
     assert "role/security-check (needs sts:AssumeRole, and a trust policy that lets us in)" in told
 
 
+def test_a_file_of_an_account_that_was_not_written_is_told() -> None:
+    """It was counted as NOT CHECKED, and nothing said what it was."""
+    why = "cannot write a.xls: No space left on device; the results are in /tmp/x"
+    reports = [making.report(making.fine(), account=NUMBER, name="team", file_errors=[why])]
+    reports += [making.report(making.fine(), account="999999999999")]
+    told = " ".join(terminal_text(making.overview(*reports, multi_account=True)).split())
+    assert "1 NOT CHECKED" in told
+    assert f"Not checked: {NUMBER} team: {why}" in told
+
+
 if __name__ == "__main__":
     for name, (printed, _) in SITUATIONS.items():
         print(f"=== {name}\n{printed()}\n")

@@ -139,6 +139,14 @@ def test_a_block_that_is_refused_costs_only_what_it_is_about(block: Any) -> None
     assert statuses(CHECK, contents, *REFUSED) == expected
 
 
+def test_an_acl_that_is_refused_hides_no_public_policy() -> None:
+    """Whoever makes a bucket public by its policy may deny the reading of its ACL in it too."""
+    contents = Contents(buckets={"logs": BucketData(policy=True)})
+    row, gap = rows_of(CHECK, contents, ("GetBucketAcl", "logs"))
+    assert (row.severity, row.item, row.cells["Owner"]) == ("Critical", "policy", "")
+    assert (gap.id, gap.result) == ("logs/not-checked", "AccessDenied: s3 GetBucketAcl")
+
+
 def test_a_block_makes_it_void_but_the_acl_still_has_users() -> None:
     contents = bucket(group_grant(EVERYONE, "READ"), block=IGNORE)
     (row,) = rows_of(CHECK, contents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,10 +151,24 @@ def test_a_rule_for_all_protocols_counts_for_each_port() -> None:
             ],
             ["Critical", "Medium", "Critical"],
         ),
+        # the whole of IPv6 is more than parts of both
+        (
+            [tcp(22, "0.0.0.0/1", "2000::/4"), rule("tcp", 20, 30, "0.0.0.0/1", "3000::/4")],
+            ["Critical", "Critical"],
+        ),
+        # IPv6 on 22 is more than both on 81
+        (
+            [
+                rule("tcp", 22, 81, "0.0.0.0/1", "2000::/4"),
+                tcp(22, "3000::/4"),
+                tcp(81, "128.0.0.0/1", "3000::/4"),
+            ],
+            ["Critical", "Critical", "High"],
+        ),
     ],
     ids=[
         *("other protocol", "ports beside it", "an office beside an open rule"),
-        *("a harmless source", "two /8", "three rules"),
+        *("a harmless source", "two /8", "three rules", "halves of IPv6", "SSH and another port"),
     ],
 )
 def test_which_rules_take_part(rules: list[Any], severities: list[str]) -> None:
@@ -391,6 +406,7 @@ def test_a_response_without_a_field_is_not_from_aws(aws: Canned) -> None:
         (["203.0.113.0/24"], [], []),
         (["0.0.0.0/1", "8.8.8.8/32"], ["128.0.0.0/1"], ["0.0.0.0/1"]),
         (["8.0.0.0/8"], ["9.0.0.0/8"], ["8.0.0.0/8"]),
+        (["8.0.0.0/5", "2000::/4", "3000::/4"], [], ["8.0.0.0/5", "2000::/4", "3000::/4"]),
     ],
     ids=lambda value: str(value[:2]),
 )
@@ -401,6 +417,29 @@ def test_the_widest_sources_go_and_the_others_stay(
     assert sorted(found) == sorted(removed)
     left = [cidr for cidr in cidrs if cidr not in found]
     assert exposure([*left, *others]).levels == exposure(others).levels
+
+
+@pytest.mark.parametrize(
+    ("rules", "removed"),
+    [
+        # each of the two sources opens it alone: neither is left
+        ([tcp(22, "0.0.0.0/0", "pl-1")], ["0.0.0.0/0", "pl-1"]),
+        # a part of the Internet gets in to all ports, whatever another rule lets in to one
+        (
+            [rule("-1", None, None, "3000::/4"), tcp(22, "128.0.0.0/1", "3000::/4")],
+            ["3000::/4", "128.0.0.0/1", "3000::/4"],
+        ),
+    ],
+    ids=["a list beside a source", "a part beside a greater part"],
+)
+def test_no_open_rule_is_without_a_command(rules: list[Any], removed: list[str]) -> None:
+    """Nothing was to be removed where the rest, or another rule, lets in as much."""
+    contents = account(*rules, lists={"pl-1": ["0.0.0.0/1", "128.0.0.0/1"]})
+    commands = [row.remediation.command for row in rows_of(CHECK, contents)]
+    assert all(commands)
+    assert (
+        re.findall(r'"(?:CidrIp|CidrIpv6|PrefixListId)":"([^"]+)"', " ".join(commands)) == removed
+    )
 
 
 def in_shell(line: str) -> None:

@@ -19,7 +19,19 @@ from world import (
     statuses,
 )
 
-from security_check import ACCOUNT_TARGET, FAILED, NOT_CHECKED, PASSED, Remediation, Row
+from security_check import (
+    ACCOUNT_TARGET,
+    FAILED,
+    NOT_CHECKED,
+    OK,
+    PASSED,
+    AccountState,
+    Remediation,
+    Row,
+    apply_change,
+    apply_state,
+    diff_with_state,
+)
 
 CHECK = CHECKS_BY_NAME["cloudtrail"]
 STATUS = ("GetTrailStatus", IRELAND)
@@ -200,8 +212,11 @@ def test_validation_needs_neither_status_nor_selectors(refused: tuple[str, str])
 
 
 def test_a_trail_that_was_not_read_is_not_needed_where_others_record_all() -> None:
+    """But whether it delivers what it records is not known."""
     trails = [trail(selectors=ALL), trail("works", home=VIRGINIA)]
-    assert told(trails, STATUS) == []
+    gap = "AccessDenied: cloudtrail GetTrailStatus"
+    assert told(trails, STATUS) == [f"{NOT_CHECKED}: {IRELAND}/main/not-checked: {gap}"]
+    assert told(trails, SELECTORS) == []
     assert verdicts(trails, STATUS) == (PASSED, PASSED)
 
 
@@ -214,12 +229,33 @@ def test_what_one_leaves_out_the_unread_one_may_record() -> None:
 
 def test_a_region_that_is_refused_is_proven_by_others_but_may_have_trails_of_its_own() -> None:
     refused = ("DescribeTrails", VIRGINIA)
-    assert told([trail()], refused) == []
+    gap = f"{NOT_CHECKED}: {VIRGINIA}/not-checked: AccessDenied: cloudtrail DescribeTrails"
+    assert told([trail()], refused) == [gap]
+    result = result_of(CHECK, World(Contents(trails=(trail(),)), [refused]))
+    assert [row.status for row in result.rows if row.target == VIRGINIA] == [OK, NOT_CHECKED]
     assert verdicts([trail()], refused) == (PASSED, NOT_CHECKED)
     single = trail(multi_region=False)
-    assert told([single], refused)[1:] == [
-        f"{NOT_CHECKED}: {VIRGINIA}/not-checked: AccessDenied: cloudtrail DescribeTrails"
-    ]
+    assert told([single], refused)[1:] == [gap]
+    # what the others leave out, a trail of the region may record
+    assert told([trail(selectors=(selector("All", KMS),))], refused)[2:] == [gap]
+
+
+@pytest.mark.parametrize("refused", [("DescribeTrails", IRELAND), STATUS], ids=lambda one: one[0])
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_flaw_that_was_not_looked_for_is_not_resolved(
+    refused: tuple[str, str], validated: bool
+) -> None:
+    """Another trail records all, so that nothing else of its region was NOT CHECKED."""
+    flawed = trail(digest_error="AccessDenied", validated=validated)
+    contents, state = Contents(trails=(trail("works", home=VIRGINIA), flawed)), AccountState()
+    for day, calls in (("2030-08-01", []), ("2030-09-01", [refused]), ("2030-10-01", [])):
+        aws = World(contents, calls)
+        result = apply_state(result_of(CHECK, aws), state, day)
+        change = diff_with_state([result], state, aws, day, {})
+        state = apply_change(state, change)
+        assert (change.resolved, {row.change for row in result.rows}) == ({}, {""})
+        assert bool(calls) == any(row.error for row in result.rows)
+    assert [*state.findings] == [f"cloudtrail/{IRELAND}/main"]
 
 
 def test_one_region_shows_whether_there_is_a_trail_for_all() -> None:
