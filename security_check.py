@@ -3257,7 +3257,8 @@ class Account:
     throttling_codes: set[str] = field(default_factory=set)  # seen in responses
     renewed: float = -math.inf  # when credentials were renewed that botocore took for valid
     fatal_error: AwsError | None = None  # why no further call makes sense
-    lock: Any = field(default_factory=threading.RLock)
+    lock: Any = field(default_factory=threading.RLock)  # held for moments only
+    renewal_lock: Any = field(default_factory=threading.Lock)  # a renewal may never end
     callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CALLERS))
 
     @functools.cached_property
@@ -3323,6 +3324,7 @@ class Account:
             silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
             raise AwsCallFailed(self.refused.get(call, silent))
         try:
+            self.client(call.service, call.region)  # making one asks nobody, and is not timed
             result = self._wait_for(send)
         except Exception as error:
             raise AwsCallFailed(self._error(error, call)) from error
@@ -3331,7 +3333,7 @@ class Account:
 
     def _wait_for(self, send: Callable[[], T]) -> T:
         """The result of `send`; TimeoutError if an attempt takes longer than CALL_TIMEOUT."""
-        sent: list[float] = []
+        sent = [time.monotonic()]  # if it is never sent, all threads wait for what does not end
 
         def run() -> T:
             IN_CALL.sent = sent
@@ -3339,9 +3341,8 @@ class Account:
 
         future = self.callers.submit(run)
         while True:
-            begun = sent[-1:] or [time.monotonic()]
-            left = begun[0] + CALL_TIMEOUT - time.monotonic()
-            if wait([future], timeout=max(left, 0)).done or sent[-1:] == begun:
+            left = (begun := sent[-1]) + CALL_TIMEOUT - time.monotonic()
+            if wait([future], timeout=max(left, 0)).done or sent[-1] == begun:
                 return future.result(timeout=0)
 
     def _error(self, error: Exception, call: Call) -> AwsError:
@@ -3419,7 +3420,7 @@ class Account:
         if not isinstance(credentials, RefreshableCredentials):
             return False
         renew: Callable[..., None] = getattr(credentials, "_protected_refresh")  # noqa: B009
-        with self.lock:
+        with self.renewal_lock:
             if time.monotonic() - self.renewed > CALL_TIMEOUT:  # another thread may have done it
                 renew(is_mandatory=True)
                 self.renewed = time.monotonic()
