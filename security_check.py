@@ -3026,7 +3026,9 @@ def new_session(profile: str | None, base: Any, writes: Collection[str] = ()) ->
 # --- events of botocore ---------------------------------------------------------------
 
 
-WEB_PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b", re.IGNORECASE)
+WEB_PAGE = re.compile(  # or plain text: AWS answers in XML and JSON
+    rb"\s*([^\s<{\[]|<!--|(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b)", re.IGNORECASE
+)
 
 
 def listen(events: Any, account: Callable[[], str]) -> None:

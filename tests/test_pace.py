@@ -230,6 +230,9 @@ PAGES = [
     "<!DOCTYPE html>\n<html lang=en><br><p>Please sign in",
     "<?xml version='1.0'?><!DOCTYPE html PUBLIC '-//W3C//DTD XHTML 1.0 Strict//EN'><html></html>",
     "  <HTML>\n",
+    "\ufeff<!DOCTYPE html><html><br></html>",
+    "<!-- sign in --><html><body><br></body></html>",
+    "Blocked by policy 17",
 ]
 
 
@@ -241,7 +244,7 @@ class Page(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer."""
         self.send_response(self.status)
-        self.send_header("Content-Length", str(len(self.page)))
+        self.send_header("Content-Length", str(len(self.page.encode())))
         self.end_headers()
         self.wfile.write(self.page.encode())
 
