@@ -4087,7 +4087,8 @@ def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
 # --- files here -----------------------------------------------------------------------
 
 STATE_LOCK = threading.Lock()  # accounts that are audited side by side share a state file
-LOCK_PATIENCE = 60  # seconds; to change a state takes less than one
+LOCK_PATIENCE, USUAL_LOCK_TIME = 60, 1  # seconds; to change a state takes less than one
+Tell = Callable[[str], None]
 WRITABLE_KINDS = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
 WRITTEN: list[str] = []  # the files of this run, for the message of a signal,
 WRITING: set[str] = set()  # and those that are being written
@@ -4115,6 +4116,7 @@ class LocalFile:
     path: Path
     create_folder: bool = False  # because its name has {account}, {date} or {time} in it
     numbered: bool = False  # if the name is taken, it gets a number
+    tell: Tell = lambda _: None  # tells that another run is waited for
 
     def __str__(self) -> str:
         return str(self.path)
@@ -4173,7 +4175,7 @@ class LocalFile:
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replaces the content, None if there is no file, while no other run can."""
         self._make_folder()
-        with writing(self), locked(self.target):
+        with writing(self), locked(self.target, self.tell):
             self._move_in(change(self.read() if self.path.exists() else None))
 
     def list_json(self) -> list[LocalFile]:
@@ -4233,7 +4235,7 @@ def lock_name(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, tell: Tell) -> Iterator[None]:
     """Keeps other threads and processes out of a file; on Windows only other threads.
 
     A lock file that is there means nothing: the lock of a process ends with the process.
@@ -4244,19 +4246,28 @@ def locked(path: Path) -> Iterator[None]:
         except ImportError:
             yield
             return
-        lock, until = path.with_name(lock_name(path)), time.monotonic() + LOCK_PATIENCE
+        lock = path.with_name(lock_name(path))
         with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
             keep_rights(file.fileno(), file_status(path))
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() >= until:
-                        why = f"another run has held {lock} for {LOCK_PATIENCE} seconds"
-                        raise OSError(errno.ETIMEDOUT, why) from error
-                time.sleep(0.1)
+            wait_for_lock(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB), lock, tell)
             yield
+
+
+def wait_for_lock(take: Callable[[], None], lock: Path, tell: Tell) -> None:
+    """Takes a lock that another run may hold; OSError if it holds it for too long."""
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            return take()
+        except BlockingIOError as error:
+            waited = time.monotonic() - began
+            if waited >= LOCK_PATIENCE:
+                why = f"another run has held {lock} for {LOCK_PATIENCE} seconds"
+                raise OSError(errno.ETIMEDOUT, why) from error
+        if waited >= USUAL_LOCK_TIME and not told:
+            tell(f"waiting up to {LOCK_PATIENCE} seconds for another run, which holds {lock}")
+            told = True
+        time.sleep(0.1)
 
 
 # --- files in S3 ----------------------------------------------------------------------
@@ -6625,7 +6636,7 @@ class Run:
         if match := S3_NAME.fullmatch(full):
             return S3Object(self.files_account, match[1], match[2] or "")
         default = name.endswith(".xls") and name != self.options.output
-        return LocalFile(Path(full), create_folder=full != name, numbered=default)
+        return LocalFile(Path(full), create_folder=full != name, numbered=default, tell=warn)
 
     def write(self, data: bytes, name: str, account: str = OVERVIEW) -> str:
         """Write results under a name that is to be filled in, and return the absolute name."""

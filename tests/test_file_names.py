@@ -450,14 +450,35 @@ def test_a_state_that_another_run_holds_is_waited_for_and_then_told(
     monkeypatch.setattr(security_check, "time", fake)
     hold(".s.json.lock")
     assert main(["--state", "s.json", "--output", "x.xls", *QUICK]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    waiting, line = capsys.readouterr().err.splitlines()
     where = str(Path(".s.json.lock").resolve())
+    told = f"waiting up to 60 seconds for another run, which holds {where}"
+    assert waiting == f"security_check.py: {told}"
     assert f"cannot write s.json: another run has held {where} for 60 seconds" in line
     copy = re.search(r"the results are in (\S+)", line)
     assert copy
     assert DEFAULT_ACCOUNT_ID in json.loads(Path(copy[1]).read_text())["accounts"]
     assert 60 <= sum(waited) < 61
     assert not Path("s.json").exists()
+
+
+def test_a_state_that_is_held_as_long_as_usual_is_waited_for_in_silence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    slept: list[float] = []
+    told: list[str] = []
+    with (tmp_path / ".s.json.lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(security_check, "time", SimpleNamespace(sleep=sleep, monotonic=int))
+        LocalFile(tmp_path / "s.json", tell=told.append).update(lambda before: b"x")
+    assert (len(slept), told) == (1, [])
+    assert (tmp_path / "s.json").read_bytes() == b"x"
 
 
 def test_a_folder_that_somebody_holds_holds_up_nobody(
