@@ -6640,6 +6640,9 @@ class Run:
 
     def write(self, data: bytes, name: str, account: str = OVERVIEW) -> str:
         """Write results under a name that is to be filled in, and return the absolute name."""
+        if name == "-":
+            print_result(data.decode().rstrip("\n"))
+            return name
         self.written.append(written := write_or_save_copy(self.file(name, account), data))
         return written
 
@@ -7208,11 +7211,7 @@ class Outcome(NamedTuple):
 
 def write_list(run: Run, numbers: list[str]) -> Outcome:
     """Write the numbers of the accounts to audit, for whoever spreads the work."""
-    text = "\n".join(numbers)
-    if run.options.list == "-":
-        print_result(text)
-    else:
-        run.write(f"{text}\n".encode(), run.options.list)
+    run.write("".join(f"{number}\n" for number in numbers).encode(), run.options.list)
     return Outcome(0, counted(len(numbers), "account"), False, run.written)
 
 
@@ -7277,9 +7276,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
             failures += [] if run.written else [str(why)]
     for remark in () if options.quiet else overview.remarks:
         warn(remark)
-    if options.json == "-":
-        print_result(to_json(reports, bool(options.merge)).decode())
-    elif options.json and (options.merge or "{account}" not in options.json):
+    if options.json and (options.merge or "{account}" not in options.json):
         run.try_write(to_json(reports, bool(options.merge)), options.json, OVERVIEW, failures)
     if options.ocsf:
         write_ocsf(run, reports, failures)
@@ -7295,9 +7292,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
 def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
     """Write the findings and gaps as OCSF, in one file or in one for each account."""
     name = run.options.ocsf
-    if name == "-":
-        print_result(to_ocsf(reports).decode().rstrip("\n"))
-    elif "{account}" not in name:
+    if "{account}" not in name:
         run.try_write(to_ocsf(reports), name, OVERVIEW, failures)
     for one in reports if "{account}" in name else ():
         run.try_write(to_ocsf([one]), name, one.account or file_name(one.name), failures)
