@@ -6654,6 +6654,20 @@ class Run:
             errors.append(str(why))
         return ""
 
+    def write_csv(
+        self, tables: Iterable[tuple[str, bytes]], account: str, errors: list[str]
+    ) -> None:
+        """Write sheets as CSV files, and tell of older ones beside them: they look like new."""
+        written = set()
+        for title, data in tables:
+            name = csv_name(self.options.csv, title)
+            self.try_write(data, name, account, errors)
+            written.add(Path(self.filled(name, account)).name)
+        folder = Path(self.filled(self.options.csv, account))
+        found = sorted(one.name for one in folder.glob(f"{account}-*.csv"))
+        if not self.options.quiet and (old := [name for name in found if name not in written]):
+            warn(f"{folder} also has {in_words(old)} of an earlier run")
+
     def acceptances(self, account: str) -> list[Acceptance]:
         """The accept file of an account; empty without one."""
         if not self.options.accept:
@@ -6974,9 +6988,10 @@ def write_account_files(run: Run, report: Report, name: str) -> Report:
         remarks = [] if run.multi_account else run.accept_remarks([report])
         data = build_workbook(replace(Overview.of_one(report), remarks=remarks))
         report = replace(report, workbook=run.try_write(data, name, account, errors))
-    if report.results and options.csv and (not run.multi_account or "{account}" in options.csv):
-        for title, data in csv_files(Overview.of_one(report)):
-            run.try_write(data, csv_name(options.csv, title), account, errors)
+    audited = report.results or report.error
+    if audited and options.csv and (not run.multi_account or "{account}" in options.csv):
+        tables = csv_files(Overview.of_one(report)) if report.results else ()
+        run.write_csv(tables, account, errors)
     if "{account}" in (options.json or ""):
         run.try_write(to_json([report]), options.json, account, errors)
     return replace(report, file_errors=errors)
@@ -7264,8 +7279,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
         path = run.try_write(build_workbook(overview), name, OVERVIEW, failures) if name else ""
         overview = replace(overview, path=path)
         if options.csv and "{account}" not in options.csv:
-            for title, data in csv_files(overview):
-                run.try_write(data, csv_name(options.csv, title), OVERVIEW, failures)
+            run.write_csv(csv_files(overview), OVERVIEW, failures)
     attention = overview.needs_attention()
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error

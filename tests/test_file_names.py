@@ -415,6 +415,30 @@ def test_an_overview_leads_to_a_workbook_of_any_name(cloud: Cloud, name: str) ->
     }
 
 
+def test_csv_files_of_an_earlier_run_are_named(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("csv").mkdir()
+    for name in (f"{DEFAULT_ACCOUNT_ID}-mfa.csv", "111111111111-mfa.csv", "notes.csv"):
+        Path("csv", name).write_text("last month's")
+    told = f"security_check.py: csv also has {DEFAULT_ACCOUNT_ID}-mfa.csv of an earlier run\n"
+    for options, words in ((QUICK, told), (["--quiet", *QUICK], ""), (["--check", "mfa"], "")):
+        Path("csv", f"{DEFAULT_ACCOUNT_ID}-ec2-classic.csv").unlink(missing_ok=True)
+        main(["--csv", "csv", "--no-workbook", *options])
+        assert capsys.readouterr().err == words
+
+
+def test_csv_files_of_an_account_that_cannot_be_opened_are_of_an_earlier_run(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("csv").mkdir()
+    Path("csv/111111111111-mfa.csv").write_text("last month's")
+    cloud.layer.faults = [Fault("AccessDenied", "sts", "AssumeRole", status=403)]
+    arguments = ["--account", "111111111111", "--csv", "csv", "--json", "x.json"]
+    assert main([*arguments, "--no-workbook", *QUICK]) == 3
+    assert "csv also has 111111111111-mfa.csv of an earlier run" in capsys.readouterr().err
+
+
 # --- the lock -------------------------------------------------------------------------
 
 
