@@ -7429,17 +7429,20 @@ def exit_now(code: int) -> None:
     audit.
     """
     restore_terminal()
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
     os._exit(code)
+
+
+READER_PATIENCE = 1  # seconds, for a reader of standard error who has stopped reading
 
 
 def on_signal(number: int, _: object) -> None:
     """Say what was written, and end."""
     done = f"{in_words(WRITTEN)} written" if WRITTEN else "nothing was written"
     perhaps = f"; perhaps {in_words(sorted(WRITING))}" if WRITING else ""
-    warn(f"interrupted by {signal.Signals(number).name}: {done}{perhaps}")
+    text = f"interrupted by {signal.Signals(number).name}: {done}{perhaps}"
+    telling = threading.Thread(target=warn, args=[text], daemon=True)
+    telling.start()
+    telling.join(READER_PATIENCE)
     exit_now(128 + number)  # as shells report it
 
 
@@ -7458,6 +7461,9 @@ def run_process() -> None:
     code, error = 2, running.exception()
     if isinstance(error, SystemExit):  # of argparse
         code = error.code if isinstance(error.code, int) else 2
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     exit_now(code if error else running.result())
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -638,6 +639,20 @@ def test_a_signal_says_what_was_written_and_what_may_be(
     assert line.startswith("security_check.py: interrupted by SIGTERM: ")
     assert line.endswith(words)
     assert ends == [143]
+
+
+def test_a_signal_ends_the_run_though_nobody_reads_what_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends: list[int] = []
+    told: list[bool] = []
+    read = threading.Event()
+    monkeypatch.setattr(security_check, "exit_now", ends.append)
+    monkeypatch.setattr(security_check, "READER_PATIENCE", 0.01)
+    monkeypatch.setattr(security_check, "print_message", lambda *_: told.append(read.wait(10)))
+    security_check.on_signal(15, None)
+    assert (ends, told) == ([143], [])
+    read.set()
 
 
 def test_all_files_of_a_run_are_known_as_written(cloud: Cloud) -> None:
