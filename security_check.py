@@ -4140,11 +4140,13 @@ class LocalFile:
     def ensure_writable(self) -> None:
         """Raises CannotRun if it cannot be written, before an audit and not after it."""
         try:
-            found, folder = file_status(self.path), self.target.parent
-            if found and stat.S_IFMT(found.st_mode) not in WRITABLE_KINDS:
-                raise CannotRun(f"{self} is a folder, a disk or a socket, not a file")
-            if found and not os.access(self.path, os.W_OK):
-                raise CannotRun(f"{self} is write-protected")
+            folder = self.target.parent
+            for place in (self.path, folder / lock_name(self.target)):
+                found = file_status(place)
+                if found and stat.S_IFMT(found.st_mode) not in WRITABLE_KINDS:
+                    raise CannotRun(f"{place} is a folder, a disk or a socket, not a file")
+                if found and not os.access(place, os.W_OK):
+                    raise CannotRun(f"{place} is write-protected")
             while self.create_folder and not folder.exists():
                 folder = folder.parent
             for part in [str(self.path.absolute()), *self.target.parts, lock_name(self.target)]:

@@ -107,6 +107,7 @@ REFUSED = {
     "reports that are not there, of an organization": ["--organization", "--merge", "nowhere"],
     "socket for a file": ["--json", "socket"],
     "pipe for the state": ["--state", "pipe"],
+    "state whose lock is a folder": ["--state", "locked.json"],
     "accept file for JSON": ["--accept", "acc.txt", "--json", "acc.txt"],
     "accept file for JSON, by another way": ["--accept", "acc.txt", "--json", "folder/../acc.txt"],
     "accept file for JSON, by a link": ["--accept", "acc.txt", "--json", "link.txt"],
@@ -156,6 +157,7 @@ def things(cloud: Cloud) -> Iterator[None]:
     Path("dangling.json").symlink_to("nowhere/x.json")
     Path("link.txt").symlink_to("acc.txt")
     os.mkfifo("pipe")
+    Path(".locked.json.lock").mkdir()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")
         yield
