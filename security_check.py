@@ -6404,7 +6404,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,  # a new option must not make somebody's abbreviation ambiguous
     )
     repeated: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
-    named = repeated | {"type": regex_type(".+", "a name")}
+    # argparse gets bytes that are no text as these surrogates
+    named = repeated | {"type": regex_type("[^\n\udc80-\udcff]+", "a name")}
     add = parser.add_argument
     add("--profile", **named, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--organization", action="store_true", help="audit every account of the organization")
@@ -6442,7 +6443,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--quiet", action="store_true", help="print only if there is news, or an error")
     add("--debug", action="store_true", help="log the calls to AWS on standard error")
     add("--version", action="version", version=f"%(prog)s {__version__}")
-    options = parser.parse_args(argv)
+    try:
+        options = parser.parse_args(argv)
+    except (UnicodeError, RecursionError) as error:
+        parser.error(f"a file of options is no text, or names itself: {error}")
     if options.json == options.ocsf == "-":
         parser.error("--json and --ocsf cannot both be standard output")
     if options.exclude_account and not options.organization:

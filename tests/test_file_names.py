@@ -36,7 +36,7 @@ def snapshot() -> dict[str, tuple[int, str]]:
     found = {}
     for path in Path().rglob("*"):
         mode = path.lstat().st_mode
-        text = path.read_text() if stat.S_ISREG(mode) else ""
+        text = path.read_text("latin-1") if stat.S_ISREG(mode) else ""
         found[str(path)] = mode, str(path.readlink()) if stat.S_ISLNK(mode) else text
     return found
 
@@ -120,6 +120,9 @@ REFUSED = {
     "report for what is merged": ["--merge", "s.json", "--json", "s.json"],
     "no workbook, and its name": ["--no-workbook", "--output", "x.xls"],
     "role by its ARN": ["--account", "111111111111", "--role", "arn:aws:iam::111111111111:role/x"],
+    "profile that is no text": ["--profile", "\udcff", "other"],
+    "options in UTF-16": ["@utf16.txt"],
+    "options that name themselves": ["@itself.txt"],
     "abbreviated option": ["--out", "x.xls"],
     "abbreviated option with a value": ["--organ"],
     **{
@@ -151,6 +154,8 @@ def things(cloud: Cloud) -> Iterator[None]:
     Path("acc.txt").write_text("mfa/alice # leaves\n")
     Path("s.json").write_text('{"schema": 2, "accounts": {}}')
     Path("folder").mkdir()
+    Path("itself.txt").write_text("--quiet\n@itself.txt\n")
+    Path("utf16.txt").write_bytes("--quiet\n".encode("utf-16"))
     Path("tables/111111111111-mfa.csv").mkdir(parents=True)
     for name in ("loop.json", "loop.xls"):
         Path(name).symlink_to(name)
