@@ -4395,7 +4395,7 @@ def save_copy_and_fail(data: bytes, file: File, error: Exception) -> NoReturn:
     why = f"cannot write {file}: {error_text(error)}"
     try:
         folder = Path(tempfile.mkdtemp(prefix="security_check-"))
-        copy = LocalFile(folder / Path(file.absolute()).name)
+        copy = LocalFile(folder / Path(file.absolute()).name[-60:])  # S3 takes longer names
         copy.write(data)
     except OSError:
         raise CannotRun(f"{why}, and no copy elsewhere: the results are lost") from error

@@ -286,6 +286,17 @@ def test_a_report_that_cannot_be_put_is_kept_here(
     assert Path(where).name == "x.xls"
 
 
+def test_what_cannot_be_put_is_kept_whatever_the_name_of_its_object(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    file: Any = S3Object(None, BUCKET, f"{'報' * 300}.json")  # type: ignore[arg-type]
+    with pytest.raises(CannotRun, match="the results are in ") as why:
+        security_check.save_copy_and_fail(b"x", file, OSError())
+    copy = Path(str(why.value).rpartition(" in ")[2])
+    assert (copy.read_bytes(), copy.suffix) == (b"x", ".json")
+
+
 def test_a_file_of_one_account_that_cannot_be_written_costs_that_account_only(
     cloud: Cloud, org_with_bucket: Organization, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
