@@ -7138,12 +7138,14 @@ def reject_other_questions(reports: list[Report]) -> list[Report]:
 
 def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
     """The report of each account, and a report for everything that cannot be merged."""
-    files: list[File] = []
+    files: dict[str, File] = {}  # each once, though a folder and a file in it may be named
     for place in map(run.file, run.options.merge):
         with read_errors_as_cannot_run(place):
-            files += place.list_json()
+            files |= {one.absolute(): one for one in place.list_json()}
     with ThreadPoolExecutor(MERGE_THREADS) as pool:
-        futures = [(one, pool.submit(read_report_file, one, run.keeps_ok_rows)) for one in files]
+        futures = [
+            (one, pool.submit(read_report_file, one, run.keeps_ok_rows)) for one in files.values()
+        ]
     found, rejected = dict[str, tuple[File, Report]](), list[Report]()
     for file, future in futures:
         try:

@@ -232,6 +232,15 @@ def test_an_account_that_is_there_twice(
     assert "2 audited, 1 NOT CHECKED" in said.out
 
 
+def test_a_file_that_is_named_twice_is_read_once(
+    copy_runs: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_runs(TOKYO)
+    named = ["runs", f"runs/{TOKYO}.json", f"runs/../runs/{TOKYO}.json"]
+    assert main(["--merge", *named, "--output", "o.xls"]) == 1
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.posix
 @pytest.mark.parametrize(
     "content", ["", "<html>", "[" * 100_000, "[1]", "\x00\udcff"], ids=lambda text: text[:6]
