@@ -6999,7 +6999,8 @@ def write_account_files(run: Run, report: Report, name: str) -> Report:
         tables = csv_files(Overview.of_one(report)) if report.results else ()
         run.write_csv(tables, account, errors)
     if "{account}" in (options.json or ""):
-        run.try_write(to_json([report]), options.json, account, errors)
+        told = replace(report, file_errors=[*errors])
+        run.try_write(to_json([told]), options.json, account, errors)
     return replace(report, file_errors=errors)
 
 
