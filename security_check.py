@@ -6934,6 +6934,9 @@ def known_accounts(run: Run) -> list[str]:
     if "{account}" not in state:
         return sorted(run.state_file("")) if state else []
     folder, _, name = run.filled(state, "{account}").rpartition("/")
+    if "{account}" in folder:
+        warn(f"{state}: {{account}} names a folder, so accounts that left are not told")
+        return []
     pattern = "([0-9]{12})".join(map(re.escape, name.split("{account}")))
     try:
         files = [str(one) for one in run.file(folder or ".").list_json()]

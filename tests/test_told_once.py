@@ -249,3 +249,12 @@ def test_an_account_that_left_is_told_once_whatever_the_state_is_called(
         told(clock, capsys, day, *options)
         (row,) = (one for one in read_sheet("o.xls", "Accounts") if one["Account"] == number)
         assert ("AccountLeft" in row["Result"]) is is_told
+
+
+def test_accounts_that_left_are_not_dropped_in_silence_where_each_has_a_folder(
+    small_org: Organization, cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--organization", "--state", "states/{account}/state.json", "--no-workbook")
+    main([*options, "--check", "ec2-classic", "--json", "o.json"])
+    told = "states/{account}/state.json: {account} names a folder, so accounts that left are not"
+    assert capsys.readouterr().err.count(told) == 1
