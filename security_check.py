@@ -3084,7 +3084,9 @@ def new_session(profile: str | None, base: Any, writes: Collection[str] = ()) ->
 # --- events of botocore ---------------------------------------------------------------
 
 
-WEB_PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b", re.IGNORECASE)
+WEB_PAGE = re.compile(  # or plain text: AWS answers in XML and JSON
+    rb"\s*([^\s<{\[]|<!--|(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b)", re.IGNORECASE
+)
 
 
 def listen(events: Any, account: Callable[[], str]) -> None:
@@ -3312,11 +3314,13 @@ class Account:
     cache: dict[Any, Future[Any]] = field(default_factory=dict)  # results kept by `once`
     # failures in a row: by call, by region, and of credentials
     failures: Counter[Call | str] = field(default_factory=Counter)
-    refused: dict[Call, AwsError] = field(default_factory=dict)  # calls throttled at every attempt
-    throttling_codes: set[str] = field(default_factory=set)  # error codes that meant throttling
+    # calls that are throttled to the end, with their errors
+    refused: dict[Call, AwsError] = field(default_factory=dict)
+    throttling_codes: set[str] = field(default_factory=set)  # error codes by which AWS throttles
     renewed: float = -math.inf  # when credentials that botocore took for valid were last renewed
     fatal_error: AwsError | None = None  # the error after which no further call makes sense
-    lock: Any = field(default_factory=threading.RLock)
+    lock: Any = field(default_factory=threading.RLock)  # the lock is held for moments only
+    renewal_lock: Any = field(default_factory=threading.Lock)  # a renewal may never end
     callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CALLERS))
 
     @functools.cached_property
@@ -3382,6 +3386,7 @@ class Account:
             silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
             raise AwsCallFailed(self.refused.get(call, silent))
         try:
+            self.client(call.service, call.region)  # making one asks nobody, and is not timed
             result = self._wait_for(send)
         except Exception as error:
             raise AwsCallFailed(self._error(error, call)) from error
@@ -3390,7 +3395,7 @@ class Account:
 
     def _wait_for(self, send: Callable[[], T]) -> T:
         """The result of `send`; TimeoutError if an attempt takes longer than CALL_TIMEOUT."""
-        sent: list[float] = []
+        sent = [time.monotonic()]  # if it is never sent, all threads wait for what does not end
 
         def run() -> T:
             IN_CALL.sent = sent
@@ -3398,9 +3403,8 @@ class Account:
 
         future = self.callers.submit(run)
         while True:
-            begun = sent[-1:] or [time.monotonic()]
-            left = begun[0] + CALL_TIMEOUT - time.monotonic()
-            if wait([future], timeout=max(left, 0)).done or sent[-1:] == begun:
+            left = (begun := sent[-1]) + CALL_TIMEOUT - time.monotonic()
+            if wait([future], timeout=max(left, 0)).done or sent[-1] == begun:
                 return future.result(timeout=0)
 
     def _error(self, error: Exception, call: Call) -> AwsError:
@@ -3478,7 +3482,7 @@ class Account:
         if not isinstance(credentials, RefreshableCredentials):
             return False
         renew: Callable[..., None] = getattr(credentials, "_protected_refresh")  # noqa: B009
-        with self.lock:
+        with self.renewal_lock:
             # another thread may have renewed the credentials just now
             if time.monotonic() - self.renewed > CALL_TIMEOUT:
                 renew(is_mandatory=True)
@@ -4157,7 +4161,10 @@ def accounts_in(names: Iterable[str], template: str) -> list[str]:
 # --- files here -----------------------------------------------------------------------
 
 STATE_LOCK = threading.Lock()  # for the state file, shared by accounts audited side by side
-LOCK_PATIENCE = 60  # seconds to wait for the lock of a file; a change takes less than a second
+# Seconds to wait for the lock of a file, and after which the waiting is told: to change a file
+# takes less.
+LOCK_PATIENCE, USUAL_LOCK_TIME = 60, 1
+Tell = Callable[[str], None]  # prints a line for people
 WRITABLE_KINDS = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
 WRITTEN: list[str] = []  # names of files that this run has written, for a message if it is ended
 WRITING: set[str] = set()  # names of files that are being written, for the same message
@@ -4185,6 +4192,7 @@ class LocalFile:
     path: Path
     create_folder: bool = False  # make its folders: {account}, {date} or {time} is in its name
     numbered: bool = False  # if the name is taken, a number is added to it
+    tell: Tell = lambda _: None  # prints that another run is waited for
 
     def __str__(self) -> str:
         return str(self.path)
@@ -4208,11 +4216,13 @@ class LocalFile:
     def ensure_writable(self) -> None:
         """Raises CannotRun if the file cannot be written: asked before an audit, not after it."""
         try:
-            found, folder = file_status(self.path), self.target.parent
-            if found and stat.S_IFMT(found.st_mode) not in WRITABLE_KINDS:
-                raise CannotRun(f"{self} is a folder, a disk or a socket, not a file")
-            if found and not os.access(self.path, os.W_OK):
-                raise CannotRun(f"{self} is write-protected")
+            folder = self.target.parent
+            for place in (self.path, folder / lock_name(self.target)):
+                found = file_status(place)
+                if found and stat.S_IFMT(found.st_mode) not in WRITABLE_KINDS:
+                    raise CannotRun(f"{place} is a folder, a disk or a socket, not a file")
+                if found and not os.access(place, os.W_OK):
+                    raise CannotRun(f"{place} is write-protected")
             while self.create_folder and not folder.exists():
                 folder = folder.parent
             for part in [str(self.path.absolute()), *self.target.parts, lock_name(self.target)]:
@@ -4243,7 +4253,7 @@ class LocalFile:
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
         """Replaces the content with change(content), or change(None) without a file, locked."""
         self._make_folder()
-        with writing(self), locked(self.target):
+        with writing(self), locked(self.target, self.tell):
             self._move_in(change(self.read() if self.path.exists() else None))
 
     def list_json(self) -> list[LocalFile]:
@@ -4311,7 +4321,7 @@ def lock_name(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, tell: Tell) -> Iterator[None]:
     """Keeps other threads and processes out of a file, on Windows only threads.
 
     OSError after LOCK_PATIENCE. An old lock file does not matter: a lock ends with its process.
@@ -4322,19 +4332,28 @@ def locked(path: Path) -> Iterator[None]:
         except ImportError:
             yield
             return
-        lock, until = path.with_name(lock_name(path)), time.monotonic() + LOCK_PATIENCE
+        lock = path.with_name(lock_name(path))
         with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
             keep_rights(file.fileno(), file_status(path))
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() >= until:
-                        why = f"another run has held {lock} for {LOCK_PATIENCE} seconds"
-                        raise OSError(errno.ETIMEDOUT, why) from error
-                time.sleep(0.1)
+            wait_for_lock(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB), lock, tell)
             yield
+
+
+def wait_for_lock(take: Callable[[], None], lock: Path, tell: Tell) -> None:
+    """Takes a lock that another run may hold; OSError if it holds it for too long."""
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            return take()
+        except BlockingIOError as error:
+            waited = time.monotonic() - began
+            if waited >= LOCK_PATIENCE:
+                why = f"another run has held {lock} for {LOCK_PATIENCE} seconds"
+                raise OSError(errno.ETIMEDOUT, why) from error
+        if waited >= USUAL_LOCK_TIME and not told:
+            tell(f"waiting up to {LOCK_PATIENCE} seconds for another run, which holds {lock}")
+            told = True
+        time.sleep(0.1)
 
 
 # --- files in S3 ----------------------------------------------------------------------
@@ -4470,7 +4489,7 @@ def save_copy_and_fail(data: bytes, file: File, error: Exception) -> NoReturn:
     why = f"cannot write {file}: {error_text(error)}"
     try:
         folder = Path(tempfile.mkdtemp(prefix="security_check-"))
-        copy = LocalFile(folder / Path(file.absolute()).name)
+        copy = LocalFile(folder / Path(file.absolute()).name[-60:])  # S3 takes longer names
         copy.write(data)
     except OSError:
         raise CannotRun(f"{why}, and no copy elsewhere: the results are lost") from error
@@ -6483,7 +6502,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,  # a new option would make abbreviations of options ambiguous
     )
     repeated: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
-    named = repeated | {"type": regex_type(".+", "a name")}
+    # argparse gets bytes that are no text as these surrogates
+    named = repeated | {"type": regex_type("[^\n\udc80-\udcff]+", "a name")}
     add = parser.add_argument
     add("--profile", **named, metavar="NAME", help="a profile of the AWS configuration (*)")
     add("--organization", action="store_true", help="audit every account of the organization")
@@ -6521,7 +6541,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--quiet", action="store_true", help="print only if there is news, or an error")
     add("--debug", action="store_true", help="log the calls to AWS on standard error")
     add("--version", action="version", version=f"%(prog)s {__version__}")
-    options = parser.parse_args(argv)
+    try:
+        options = parser.parse_args(argv)
+    except (UnicodeError, RecursionError) as error:
+        parser.error(f"a file of options is no text, or names itself: {error}")
     if options.json == options.ocsf == "-":
         parser.error("--json and --ocsf cannot both be standard output")
     if options.exclude_account and not options.organization:
@@ -6719,10 +6742,13 @@ class Run:
         if match := S3_NAME.fullmatch(full):
             return S3Object(self.files_account, match[1], match[2] or "")
         default = name.endswith(".xls") and name != self.options.output
-        return LocalFile(Path(full), create_folder=full != name, numbered=default)
+        return LocalFile(Path(full), create_folder=full != name, numbered=default, tell=warn)
 
     def write(self, data: bytes, name: str, account: str = OVERVIEW) -> str:
-        """Writes a file and returns its absolute name; raises CannotRun if that fails."""
+        """Writes or prints a file and returns its absolute name; CannotRun if that fails."""
+        if name == "-":
+            print_result(data.decode().rstrip("\n"))
+            return name
         self.written.append(written := write_or_save_copy(self.file(name, account), data))
         return written
 
@@ -6733,6 +6759,20 @@ class Run:
         except CannotRun as why:
             errors.append(str(why))
         return ""
+
+    def write_csv(
+        self, tables: Iterable[tuple[str, bytes]], account: str, errors: list[str]
+    ) -> None:
+        """Writes sheets as CSV files, and warns of files of earlier runs beside them."""
+        written = set()
+        for title, data in tables:
+            name = csv_name(self.options.csv, title)
+            self.try_write(data, name, account, errors)
+            written.add(Path(self.filled(name, account)).name)
+        folder = Path(self.filled(self.options.csv, account))
+        found = sorted(one.name for one in folder.glob(f"{account}-*.csv"))
+        if not self.options.quiet and (old := [name for name in found if name not in written]):
+            warn(f"{folder} also has {in_words(old)} of an earlier run")
 
     def acceptances(self, account: str) -> list[Acceptance]:
         """The acceptances in the accept file for an account; empty without --accept."""
@@ -7050,11 +7090,13 @@ def write_account_files(run: Run, report: Report, name: str) -> Report:
         remarks = [] if run.multi_account else run.accept_remarks([report])
         data = build_workbook(replace(Overview.of_one(report), remarks=remarks))
         report = replace(report, workbook=run.try_write(data, name, account, errors))
-    if report.results and options.csv and (not run.multi_account or "{account}" in options.csv):
-        for title, data in csv_files(Overview.of_one(report)):
-            run.try_write(data, csv_name(options.csv, title), account, errors)
+    audited = report.results or report.error
+    if audited and options.csv and (not run.multi_account or "{account}" in options.csv):
+        tables = csv_files(Overview.of_one(report)) if report.results else ()
+        run.write_csv(tables, account, errors)
     if "{account}" in (options.json or ""):
-        run.try_write(to_json([report]), options.json, account, errors)
+        told = replace(report, file_errors=[*errors])
+        run.try_write(to_json([told]), options.json, account, errors)
     return replace(report, file_errors=errors)
 
 
@@ -7193,12 +7235,14 @@ def reject_other_questions(reports: list[Report]) -> list[Report]:
 
 def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
     """Reads the reports of --merge: one for each account, and errors for what cannot be merged."""
-    files: list[File] = []
+    files: dict[str, File] = {}  # each file once, though it and its folder may be named
     for place in map(run.file, run.options.merge):
         with read_errors_as_cannot_run(place):
-            files += place.list_json()
+            files |= {one.absolute(): one for one in place.list_json()}
     with ThreadPoolExecutor(MERGE_THREADS) as pool:
-        futures = [(one, pool.submit(read_report_file, one, run.keeps_ok_rows)) for one in files]
+        futures = [
+            (one, pool.submit(read_report_file, one, run.keeps_ok_rows)) for one in files.values()
+        ]
     found, rejected = dict[str, tuple[File, Report]](), list[Report]()
     for file, future in futures:
         try:
@@ -7231,13 +7275,7 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
         reports[job.account] = replace(report, name=job.name or report.name)
     if not reports and not rejected:
         raise CannotRun("there is no report to merge")
-    accepted = (
-        replace(one, error_acceptance=account_acceptance(run, one.account, one.error))
-        if one.error
-        else one
-        for one in reports.values()
-    )
-    return [*accepted, *rejected]
+    return [*reports.values(), *rejected]
 
 
 def missing_report(run: Run, job: AccountJob) -> Report:
@@ -7284,11 +7322,7 @@ class Outcome(NamedTuple):
 
 def write_list(run: Run, numbers: list[str]) -> Outcome:
     """Writes the numbers of the accounts to audit, one a line, or prints them."""
-    text = "\n".join(numbers)
-    if run.options.list == "-":
-        print_result(text)
-    else:
-        run.write(f"{text}\n".encode(), run.options.list)
+    run.write("".join(f"{number}\n" for number in numbers).encode(), run.options.list)
     return Outcome(0, counted(len(numbers), "account"), False, run.written)
 
 
@@ -7341,8 +7375,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
         path = run.try_write(build_workbook(overview), name, OVERVIEW, failures) if name else ""
         overview = replace(overview, path=path)
         if options.csv and "{account}" not in options.csv:
-            for title, data in csv_files(overview):
-                run.try_write(data, csv_name(options.csv, title), OVERVIEW, failures)
+            run.write_csv(csv_files(overview), OVERVIEW, failures)
     attention = overview.needs_attention()
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
@@ -7353,9 +7386,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
             failures += [] if run.written else [str(why)]
     for remark in () if options.quiet else overview.remarks:
         warn(remark)
-    if options.json == "-":
-        print_result(to_json(reports, bool(options.merge)).decode())
-    elif options.json and (options.merge or "{account}" not in options.json):
+    if options.json and (options.merge or "{account}" not in options.json):
         run.try_write(to_json(reports, bool(options.merge)), options.json, OVERVIEW, failures)
     if options.ocsf:
         write_ocsf(run, reports, failures)
@@ -7371,9 +7402,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
 def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
     """Writes findings and gaps as OCSF: to standard output, one file, or one an account."""
     name = run.options.ocsf
-    if name == "-":
-        print_result(to_ocsf(reports).decode().rstrip("\n"))
-    elif "{account}" not in name:
+    if "{account}" not in name:
         run.try_write(to_ocsf(reports), name, OVERVIEW, failures)
     for one in reports if "{account}" in name else ():
         run.try_write(to_ocsf([one]), name, one.account or file_name(one.name), failures)
@@ -7496,17 +7525,20 @@ def exit_now(code: int) -> None:
     audit.
     """
     restore_terminal()
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
     os._exit(code)
+
+
+READER_PATIENCE = 1  # seconds, for a reader of standard error who has stopped reading
 
 
 def on_signal(number: int, _: object) -> None:
     """Says what was written, and ends the process with 128 plus the signal as exit code."""
     done = f"{in_words(WRITTEN)} written" if WRITTEN else "nothing was written"
     perhaps = f"; perhaps {in_words(sorted(WRITING))}" if WRITING else ""
-    warn(f"interrupted by {signal.Signals(number).name}: {done}{perhaps}")
+    text = f"interrupted by {signal.Signals(number).name}: {done}{perhaps}"
+    telling = threading.Thread(target=warn, args=[text], daemon=True)
+    telling.start()
+    telling.join(READER_PATIENCE)
     exit_now(128 + number)  # shells report a signal as 128 plus its number
 
 
@@ -7525,6 +7557,9 @@ def run_process() -> None:
     code, error = 2, running.exception()
     if isinstance(error, SystemExit):  # argparse raises this
         code = error.code if isinstance(error.code, int) else 2
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     exit_now(code if error else running.result())
 
 

@@ -163,6 +163,22 @@ def test_what_follows_on_standard_output_follows_in_its_file(
     assert accounts(text[text.index("{\n") :]) == [DEFAULT_ACCOUNT_ID]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+@pytest.mark.parametrize("option", ["--json", "--ocsf"])
+def test_standard_output_that_is_full_hides_no_other_failure(
+    cloud: Cloud, copies: Path, option: str
+) -> None:
+    names = ["--output", "/dev/full", option, "-", "--state", "s.json"]
+    with Path("/dev/full").open("w") as full:
+        process = started(cloud, copies, *names, *QUICK, stdout=full)
+        _, err = process.communicate()
+    assert process.returncode == 2
+    copy, _, rest = err.partition("the results are in ")[2].partition("; ")
+    assert copies in Path(copy).parents
+    assert rest.startswith("cannot write to standard output: ")
+    assert not Path("s.json").exists()
+
+
 # --- pipes ----------------------------------------------------------------------------
 
 PIPE_SIZE = 4096  # bytes, less than any report

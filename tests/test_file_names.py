@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,7 +36,7 @@ def snapshot() -> dict[str, tuple[int, str]]:
     found = {}
     for path in Path().rglob("*"):
         mode = path.lstat().st_mode
-        text = path.read_text() if stat.S_ISREG(mode) else ""
+        text = path.read_text("latin-1") if stat.S_ISREG(mode) else ""
         found[str(path)] = mode, str(path.readlink()) if stat.S_ISLNK(mode) else text
     return found
 
@@ -106,6 +107,7 @@ REFUSED = {
     "reports that are not there, of an organization": ["--organization", "--merge", "nowhere"],
     "socket for a file": ["--json", "socket"],
     "pipe for the state": ["--state", "pipe"],
+    "state whose lock is a folder": ["--state", "locked.json"],
     "accept file for JSON": ["--accept", "acc.txt", "--json", "acc.txt"],
     "accept file for JSON, by another way": ["--accept", "acc.txt", "--json", "folder/../acc.txt"],
     "accept file for JSON, by a link": ["--accept", "acc.txt", "--json", "link.txt"],
@@ -118,6 +120,9 @@ REFUSED = {
     "report for what is merged": ["--merge", "s.json", "--json", "s.json"],
     "no workbook, and its name": ["--no-workbook", "--output", "x.xls"],
     "role by its ARN": ["--account", "111111111111", "--role", "arn:aws:iam::111111111111:role/x"],
+    "profile that is no text": ["--profile", "\udcff", "other"],
+    "options in UTF-16": ["@utf16.txt"],
+    "options that name themselves": ["@itself.txt"],
     "abbreviated option": ["--out", "x.xls"],
     "abbreviated option with a value": ["--organ"],
     **{
@@ -149,12 +154,15 @@ def things(cloud: Cloud) -> Iterator[None]:
     Path("acc.txt").write_text("mfa/alice # leaves\n")
     Path("s.json").write_text('{"schema": 2, "accounts": {}}')
     Path("folder").mkdir()
+    Path("itself.txt").write_text("--quiet\n@itself.txt\n")
+    Path("utf16.txt").write_bytes("--quiet\n".encode("utf-16"))
     Path("tables/111111111111-mfa.csv").mkdir(parents=True)
     for name in ("loop.json", "loop.xls"):
         Path(name).symlink_to(name)
     Path("dangling.json").symlink_to("nowhere/x.json")
     Path("link.txt").symlink_to("acc.txt")
     os.mkfifo("pipe")
+    Path(".locked.json.lock").mkdir()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")
         yield
@@ -415,6 +423,30 @@ def test_an_overview_leads_to_a_workbook_of_any_name(cloud: Cloud, name: str) ->
     }
 
 
+def test_csv_files_of_an_earlier_run_are_named(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("csv").mkdir()
+    for name in (f"{DEFAULT_ACCOUNT_ID}-mfa.csv", "111111111111-mfa.csv", "notes.csv"):
+        Path("csv", name).write_text("last month's")
+    told = f"security_check.py: csv also has {DEFAULT_ACCOUNT_ID}-mfa.csv of an earlier run\n"
+    for options, words in ((QUICK, told), (["--quiet", *QUICK], ""), (["--check", "mfa"], "")):
+        Path("csv", f"{DEFAULT_ACCOUNT_ID}-ec2-classic.csv").unlink(missing_ok=True)
+        main(["--csv", "csv", "--no-workbook", *options])
+        assert capsys.readouterr().err == words
+
+
+def test_csv_files_of_an_account_that_cannot_be_opened_are_of_an_earlier_run(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("csv").mkdir()
+    Path("csv/111111111111-mfa.csv").write_text("last month's")
+    cloud.layer.faults = [Fault("AccessDenied", "sts", "AssumeRole", status=403)]
+    arguments = ["--account", "111111111111", "--csv", "csv", "--json", "x.json"]
+    assert main([*arguments, "--no-workbook", *QUICK]) == 3
+    assert "csv also has 111111111111-mfa.csv of an earlier run" in capsys.readouterr().err
+
+
 # --- the lock -------------------------------------------------------------------------
 
 
@@ -450,14 +482,35 @@ def test_a_state_that_another_run_holds_is_waited_for_and_then_told(
     monkeypatch.setattr(security_check, "time", fake)
     hold(".s.json.lock")
     assert main(["--state", "s.json", "--output", "x.xls", *QUICK]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    waiting, line = capsys.readouterr().err.splitlines()
     where = str(Path(".s.json.lock").resolve())
+    told = f"waiting up to 60 seconds for another run, which holds {where}"
+    assert waiting == f"security_check.py: {told}"
     assert f"cannot write s.json: another run has held {where} for 60 seconds" in line
     copy = re.search(r"the results are in (\S+)", line)
     assert copy
     assert DEFAULT_ACCOUNT_ID in json.loads(Path(copy[1]).read_text())["accounts"]
     assert 60 <= sum(waited) < 61
     assert not Path("s.json").exists()
+
+
+def test_a_state_that_is_held_as_long_as_usual_is_waited_for_in_silence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    slept: list[float] = []
+    told: list[str] = []
+    with (tmp_path / ".s.json.lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(security_check, "time", SimpleNamespace(sleep=sleep, monotonic=int))
+        LocalFile(tmp_path / "s.json", tell=told.append).update(lambda before: b"x")
+    assert (len(slept), told) == (1, [])
+    assert (tmp_path / "s.json").read_bytes() == b"x"
 
 
 def test_a_folder_that_somebody_holds_holds_up_nobody(
@@ -593,6 +646,20 @@ def test_a_signal_says_what_was_written_and_what_may_be(
     assert line.startswith("security_check.py: interrupted by SIGTERM: ")
     assert line.endswith(words)
     assert ends == [143]
+
+
+def test_a_signal_ends_the_run_though_nobody_reads_what_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends: list[int] = []
+    told: list[bool] = []
+    read = threading.Event()
+    monkeypatch.setattr(security_check, "exit_now", ends.append)
+    monkeypatch.setattr(security_check, "READER_PATIENCE", 0.01)
+    monkeypatch.setattr(security_check, "print_message", lambda *_: told.append(read.wait(10)))
+    security_check.on_signal(15, None)
+    assert (ends, told) == ([143], [])
+    read.set()
 
 
 def test_all_files_of_a_run_are_known_as_written(cloud: Cloud) -> None:

@@ -286,6 +286,17 @@ def test_a_report_that_cannot_be_put_is_kept_here(
     assert Path(where).name == "x.xls"
 
 
+def test_what_cannot_be_put_is_kept_whatever_the_name_of_its_object(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    file: Any = S3Object(None, BUCKET, f"{'報' * 300}.json")  # type: ignore[arg-type]
+    with pytest.raises(CannotRun, match="the results are in ") as why:
+        security_check.save_copy_and_fail(b"x", file, OSError())
+    copy = Path(str(why.value).rpartition(" in ")[2])
+    assert (copy.read_bytes(), copy.suffix) == (b"x", ".json")
+
+
 def test_a_file_of_one_account_that_cannot_be_written_costs_that_account_only(
     cloud: Cloud, org_with_bucket: Organization, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -306,6 +317,17 @@ def test_a_file_of_one_account_that_cannot_be_written_costs_that_account_only(
     assert results[TOKYO] == why
     # what was not told to anybody is not remembered: the next run tells it
     assert json.loads(Path("state.json").read_text())["accounts"].keys() == {SOEHNE}
+
+
+def test_the_json_of_an_account_says_what_could_not_be_written(
+    cloud: Cloud, bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cloud.layer.faults = [Fault("AccessDenied", "s3", "PutObject", after=1, status=403)]
+    names = ["--output", f"s3://{BUCKET}/x.xls", "--json", "{account}.json"]
+    assert main([*names, "--check", "ec2-classic"]) == 2
+    (why,) = read_accounts(f"{DEFAULT_ACCOUNT_ID}.json")[DEFAULT_ACCOUNT_ID]["file_errors"]
+    assert why.startswith(f"cannot write s3://{BUCKET}/x.xls: AccessDenied: s3 PutObject; the res")
 
 
 def test_the_policy_for_s3_allows_what_a_run_asks_of_it_and_nothing_else(

@@ -17,12 +17,13 @@ from typing import Any
 import making
 import pytest
 import readme
-from cloud import DEFAULT_ACCOUNT_ID, Cloud
+from cloud import DEFAULT_ACCOUNT_ID, Cloud, Fault
 from conftest import BUCKET, Clock, fill_small_org, in_an_account
 from example import CLOSED, SOEHNE, TOKYO, Organization
 from reading import (
     CHECKS_BY_NAME,
     NOW,
+    read_accounts,
     read_cells,
     read_column,
     read_sheet,
@@ -230,6 +231,26 @@ def test_an_account_that_is_there_twice(
     (line,) = said.err.splitlines()
     assert f"{TOKYO} is in runs/{TOKYO}.json and in runs/again.json: the later one counts" in line
     assert "2 audited, 1 NOT CHECKED" in said.out
+
+
+def test_an_account_that_was_accepted_stays_accepted(cloud: Cloud) -> None:
+    Path("accept.txt").write_text(f"{TOKYO}/not-checked # closes soon\n")
+    Path("runs").mkdir()
+    cloud.layer.faults = [Fault("AccessDenied", "sts", "AssumeRole", status=403)]
+    for number in (TOKYO, DEFAULT_ACCOUNT_ID):
+        options = ["--account", number, "--accept", "accept.txt", "--check", "ec2-classic"]
+        main([*options, "--json", f"runs/{number}.json", "--no-workbook"])
+    assert main(["--merge", "runs", "--json", "all.json", "--no-workbook"]) == 0
+    assert read_accounts("all.json")[TOKYO]["error_acceptance"]["reason"] == "closes soon"
+
+
+def test_a_file_that_is_named_twice_is_read_once(
+    copy_runs: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_runs(TOKYO)
+    named = ["runs", f"runs/{TOKYO}.json", f"runs/../runs/{TOKYO}.json"]
+    assert main(["--merge", *named, "--output", "o.xls"]) == 1
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.posix

@@ -8,12 +8,15 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import timedelta
 from typing import Any
 
 import boto3
 import cloud as cloud_module
 import pytest
 from botocore.auth import SigV4Auth
+from botocore.credentials import RefreshableCredentials
 from botocore.retries.standard import ThrottledRetryableChecker
 from cloud import Bucket, Cloud, Fault
 
@@ -227,6 +230,9 @@ PAGES = [
     "<!DOCTYPE html>\n<html lang=en><br><p>Please sign in",
     "<?xml version='1.0'?><!DOCTYPE html PUBLIC '-//W3C//DTD XHTML 1.0 Strict//EN'><html></html>",
     "  <HTML>\n",
+    "\ufeff<!DOCTYPE html><html><br></html>",
+    "<!-- sign in --><html><body><br></body></html>",
+    "Blocked by policy 17",
 ]
 
 
@@ -238,7 +244,7 @@ class Page(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer."""
         self.send_response(self.status)
-        self.send_header("Content-Length", str(len(self.page)))
+        self.send_header("Content-Length", str(len(self.page.encode())))
         self.end_headers()
         self.wfile.write(self.page.encode())
 
@@ -307,3 +313,42 @@ def test_a_response_in_drops_is_given_up(cloud: Cloud, monkeypatch: pytest.Monke
                 account.ask("iam", "GetAccountSummary")
         ended.set()
     account.close()
+
+
+def test_a_call_that_no_thread_is_left_for_is_given_up(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(security_check, "CALL_TIMEOUT", 0.02)
+    monkeypatch.setattr(account, "callers", ThreadPoolExecutor(1))
+    account.callers.submit(ended.wait)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(account.ask, "iam", "GetAccountSummary")
+        done = wait([asked], timeout=10).done
+        ended.set()
+    assert done
+    with pytest.raises(AwsCallFailed, match=r"^NoResponse: iam GetAccountSummary"):
+        asked.result()
+
+
+def test_a_renewal_of_credentials_that_does_not_end_holds_up_nobody(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    def program() -> dict[str, str]:
+        began.set()
+        ended.wait()
+        raise RuntimeError
+
+    later = security_check.utc_now() + timedelta(days=1)
+    credentials = RefreshableCredentials("AKIA", "secret", "token", later, program, "x")
+    monkeypatch.setattr(account.session, "get_credentials", lambda: credentials)
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(account._renew_credentials)
+        began.wait()
+        asked = pool.submit(account.ask, "sts", "GetCallerIdentity")
+        done = wait([asked], timeout=10).done
+        ended.set()
+    assert done
+    assert asked.result()["Account"]

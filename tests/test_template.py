@@ -83,6 +83,14 @@ def test_an_alarm_may_use_the_topic_and_its_key() -> None:
     assert properties("TopicPolicy")["Topics"] == [topic()]
 
 
+def test_the_readme_says_how_to_know_that_mail_arrives() -> None:
+    text = " ".join((DEPLOY / "README.md").read_text("utf-8").split())
+    assert "only once the subscription is confirmed" in text
+    output = cfn_yaml.load(str(DEPLOY / "organization.yaml"))["Outputs"]["TryAlarm"]
+    assert "`TryAlarm`" in text
+    assert "set-alarm-state --alarm-name ${RunFailed}" in output["Value"]["Fn::Sub"]
+
+
 def test_an_execution_ends_while_its_reports_are_of_one_run() -> None:
     machine = definition()
     assert timedelta(seconds=machine["TimeoutSeconds"]) <= security_check.MAX_RUN_DURATION
