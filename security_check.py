@@ -28,8 +28,9 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     Account.excluded_regions, Account.max_key_age, Account.fatal_error,
                     Account.cache
     audit         runs the checks on one account, compares with the state, applies acceptances
-                  offers: AuditInput, audit, to_aws_error, rank_of, StateChange, apply_change,
-                    merge_history, merge_statuses, drop_ok_rows, drop_repeated_rows
+                  offers: AuditInput, audit, print_traceback, to_aws_error, rank_of, StateChange,
+                    apply_change, merge_history, merge_statuses, drop_ok_rows,
+                    drop_repeated_rows
     storage       files here and in S3; the accept file, the state and the report as JSON
                   offers: WRITTEN, WRITING, LocalFile, S3_NAME, S3Object, File, FILE_ERRORS,
                     error_text, read_errors_as_cannot_run, write_or_save_copy, read_accept_file,
@@ -3554,14 +3555,25 @@ def require_declared_controls(definition: Check, row: Row) -> None:
         raise ValueError(f"{definition.title} does not declare {', '.join(sorted(unknown))}")
 
 
+def print_traceback(error: Exception) -> None:
+    """Print the traceback of a bug, without what a library says of it: that may hold a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and frames[-1].filename != __file__:
+        error.args = ()
+    error.__cause__, error.__suppress_context__ = None, True
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exc()
+
+
 def to_aws_error(error: Exception) -> AwsError:
     """Any exception as an AwsError. The traceback of a bug goes to standard error."""
     if isinstance(error, AwsCallFailed):
         return error.error
     if isinstance(error, CannotRun):
         return AwsError("CannotRun", detail=str(error))
-    traceback.print_exc()
-    return AwsError("InternalError", detail=f"{type(error).__name__}: {error}")
+    print_traceback(error)
+    return AwsError("InternalError", detail=f"{type(error).__name__}: {error}".removesuffix(": "))
 
 
 def failed_target_row(definition: Check, target: str, error: Exception) -> Row:
@@ -6276,17 +6288,6 @@ def log_calls(wanted: bool) -> None:
         logger.handlers, logger.propagate = [logging.NullHandler()], False
     CALL_LOG.handlers = [CallLogHandler()]
     CALL_LOG.setLevel(logging.DEBUG if wanted else logging.CRITICAL)
-
-
-def print_traceback(error: Exception) -> None:
-    """Print the traceback of a bug, without what a library says of it: that may hold a secret."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if frames and frames[-1].filename != __file__:
-        error.args = ()
-    error.__cause__, error.__suppress_context__ = None, True
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            traceback.print_exc()
 
 
 # --- arguments ------------------------------------------------------------------------
