@@ -2754,6 +2754,9 @@ CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
 CALL_TIMEOUT = (
     60  # for all attempts of a call (pauses of the pace do not count), and for one response
 )
+# To sign in, somebody may have to type a code or open a browser. Credentials that are refreshed in
+# mid-audit keep a call waiting, which is given up by CALL_TIMEOUT.
+SIGN_IN_TIMEOUT, REFRESH_TIMEOUT = 300, 45
 ATTEMPTS = 8  # with the waits of botocore's `standard` mode, about a minute
 MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2  # seconds; as for a dropped connection
 MAX_FAILURES = 3  # of one call in one region, in a row, before it is not made any more
@@ -2988,13 +2991,44 @@ def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
     try:
         roles = core.get_component("credential_provider").get_provider("assume-role")
         roles.cache, roles._prompter = RoleCache(), ask_mfa_code
-        if credentials := core.get_credentials():
-            credentials.get_frozen_credentials()  # may ask for a code, or run a program
+        load_credentials(core)
     except ProfileNotFound:
         raise
     except Exception as error:
         raise AwsCallFailed(describe_failure(error, SIGN_IN)) from error
     return core
+
+
+def load_credentials(core: Any) -> None:
+    """Gets the credentials of a session, and sees to it that to refresh them ends too."""
+
+    def load() -> Any:
+        if credentials := core.get_credentials():
+            credentials.get_frozen_credentials()  # may ask for a code, or run a program
+        return credentials
+
+    credentials = in_time(load, SIGN_IN_TIMEOUT)()
+    if refresh := getattr(credentials, "_refresh_using", None):
+        credentials._refresh_using = in_time(refresh, REFRESH_TIMEOUT)
+
+
+def in_time(get: Callable[[], T], seconds: float) -> Callable[[], T]:
+    """A function that is not waited for without end: then it raises AwsCallFailed.
+
+    While it hangs it is not called again, so that a program is not started over and over.
+    """
+    running: list[Future[T]] = []
+
+    def call() -> T:
+        pause = 0 if running else seconds
+        if not running:
+            running.append(ThreadPoolExecutor(1).submit(get))
+        if not wait(running, timeout=pause).done:
+            why = f"(no credentials within {seconds} seconds)"
+            raise AwsCallFailed(SIGN_IN.error("CredentialRetrievalError", why))
+        return running.pop().result()
+
+    return call
 
 
 def ask_mfa_code(prompt: str) -> str:
@@ -3419,10 +3453,10 @@ class Account:
         credentials: Any = self.session.get_credentials()
         if not isinstance(credentials, RefreshableCredentials):
             return False
-        renew: Callable[..., None] = getattr(credentials, "_protected_refresh")  # noqa: B009
-        with self.lock:
+        private: Any = credentials
+        with self.lock, private._refresh_lock:
             if time.monotonic() - self.renewed > CALL_TIMEOUT:  # another thread may have done it
-                renew(is_mandatory=True)
+                private._protected_refresh(is_mandatory=True)
                 self.renewed = time.monotonic()
         return True
 

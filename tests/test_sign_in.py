@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import stat
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -42,6 +44,7 @@ class Desk:
 
     def __init__(self, home: Path, door: Entrance, patch: pytest.MonkeyPatch) -> None:
         self.home, self.door, self.patch = home, door, patch
+        self.closed = threading.Event()
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.delenv(name)
         patch.setenv("HOME", str(home))
@@ -82,7 +85,8 @@ class Desk:
 @pytest.fixture
 def desk(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     with entrance(cloud.credentials()) as door:
-        yield Desk(tmp_path, door, monkeypatch)
+        yield (desk := Desk(tmp_path, door, monkeypatch))
+        desk.closed.set()
 
 
 # --- every way audits ---------------------------------------------------------------------
@@ -505,6 +509,62 @@ def test_a_program_that_fails_at_once_is_one_line_with_its_words(
     error = capsys.readouterr().err
     assert "the vault is sealed" in error
     assert error.count("\n") == 1
+
+
+def hangs(desk: Desk, answers: int, left: timedelta) -> list[int]:
+    """A program that stops to answer, and how often it was run; it ends with the test."""
+    runs: list[int] = []
+    known = {"access_key": "AKIA", "secret_key": "secret", "token": "t"}
+
+    def program(*_: Any) -> dict[str, str]:
+        runs.append(len(runs))
+        if len(runs) > answers:
+            desk.closed.wait()
+        return known | {"expiry_time": in_future(left)}
+
+    desk.config("[default]\ncredential_process = hangs\n")
+    provider = botocore.credentials.ProcessProvider
+    desk.patch.setattr(provider, "_retrieve_credentials_using", program)
+    for name in ("SIGN_IN_TIMEOUT", "REFRESH_TIMEOUT"):
+        desk.patch.setattr(security_check, name, 0.1)
+    return runs
+
+
+def test_a_program_that_hangs_at_once_is_one_line(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hangs(desk, 0, timedelta(hours=1))
+    assert main(QUICK) == 2
+    error = capsys.readouterr().err
+    assert "CredentialRetrievalError: sign-in (no credentials within" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", ["", "ExpiredToken"])
+def test_a_program_that_hangs_in_mid_audit_is_run_once_and_ends_it(
+    code: str, desk: Desk, cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = 1 if code else 6
+    runs = hangs(desk, answers, timedelta(hours=1) if code else timedelta(seconds=30))
+    cloud.layer.faults += [Fault(code, "iam"), Fault(code, "ec2")] if code else []
+    assert main(["--output", "x.xls"]) == 3
+    assert "no credentials within" in capsys.readouterr().out
+    assert len(runs) == answers + 1
+
+
+def test_a_program_that_is_slow_is_waited_for_by_the_next_call(desk: Desk) -> None:
+    runs = hangs(desk, 2, timedelta(seconds=30))
+    credentials = security_check.sign_in(None).get_credentials()
+    with pytest.raises(security_check.AwsCallFailed):
+        credentials.get_frozen_credentials()
+    with pytest.raises(security_check.AwsCallFailed):
+        credentials.get_frozen_credentials()
+    desk.closed.set()
+    while True:
+        with contextlib.suppress(security_check.AwsCallFailed):
+            assert credentials.get_frozen_credentials().access_key == "AKIA"
+            break
+    assert len(runs) == 3
 
 
 # --- roles in other accounts --------------------------------------------------------------
