@@ -3378,6 +3378,8 @@ class Account:
             left = begun[0] + CALL_TIMEOUT - time.monotonic()
             if wait([future], timeout=max(left, 0)).done or sent[-1:] == begun:
                 return future.result(timeout=0)
+            if future.cancel():  # all threads wait for responses
+                raise FutureTimeout
 
     def _error(self, error: Exception, call: Call) -> AwsError:
         """The error of a call; those that no further call can survive are kept."""

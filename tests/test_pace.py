@@ -7,7 +7,10 @@ import http.server
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 import boto3
@@ -307,3 +310,21 @@ def test_a_response_in_drops_is_given_up(cloud: Cloud, monkeypatch: pytest.Monke
                 account.ask("iam", "GetAccountSummary")
         ended.set()
     account.close()
+
+
+def test_a_call_that_finds_every_thread_waiting_is_given_up_too(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(security_check, "CALL_TIMEOUT", 0.05)
+    account.callers = ThreadPoolExecutor(1)
+
+    def wait_for_drops() -> bool:
+        security_check.IN_CALL.sent.append(time.monotonic())
+        return ended.wait()
+
+    for send in (wait_for_drops, lambda: True):
+        with pytest.raises(FutureTimeout):
+            account._wait_for(send)
+    ended.set()
+    assert account._wait_for(lambda: True)
