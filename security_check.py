@@ -6463,7 +6463,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--quiet", action="store_true", help="print only if there is news, or an error")
     add("--debug", action="store_true", help="log the calls to AWS on standard error")
     add("--version", action="version", version=f"%(prog)s {__version__}")
-    options = parser.parse_args(argv)
+    try:
+        options = parser.parse_args(argv)
+    except (ValueError, RecursionError):
+        parser.error("a file of options is no text, or names itself")
     if options.json == options.ocsf == "-":
         parser.error("--json and --ocsf cannot both be standard output")
     if options.exclude_account and not options.organization:
