@@ -7393,6 +7393,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
+def event_arguments(event: object) -> list[str]:
+    """The command line in an event of Lambda. Raises CannotRun."""
+    arguments = event.get("arguments") if isinstance(event, dict) else None
+    if isinstance(arguments, list) and all(isinstance(one, str) for one in arguments):
+        return arguments
+    raise CannotRun('bad event: it has to be {"arguments": [...]}, a list of texts')
+
+
 def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001
     """The function that AWS Lambda calls: `{"arguments": ["--json", "s3://b/{account}.json"]}`.
 
@@ -7404,7 +7412,7 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # the only place where a function may write
         try:
-            outcome = run_program([*event["arguments"]])
+            outcome = run_program(event_arguments(event))
         except SystemExit:
             raise CannotRun("bad arguments: the log tells which") from None
         except CannotRun as why:
