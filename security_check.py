@@ -7469,7 +7469,17 @@ def on_signal(number: int, _: object) -> None:
 
 
 def run_process() -> None:
-    """The program as a process: signals are heard while the audit runs in a thread."""
+    """The program as a process. Python itself would end with 1, which stands for findings."""
+    try:
+        code = exit_code_of_process()
+    except Exception as error:
+        code = 2
+        warn(report_bug(error))
+    exit_now(code)
+
+
+def exit_code_of_process() -> int:
+    """Hears signals while the audit runs in a thread."""
     if sys.stderr is None:  # argparse would take standard output in its place
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     keep_terminal_settings()
@@ -7483,7 +7493,7 @@ def run_process() -> None:
     code, error = 2, running.exception()
     if isinstance(error, SystemExit):  # of argparse
         code = error.code if isinstance(error.code, int) else 2
-    exit_now(code if error else running.result())
+    return code if error else running.result()
 
 
 if __name__ == "__main__":

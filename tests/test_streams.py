@@ -106,6 +106,14 @@ def test_a_bug_with_every_stream_closed_is_2() -> None:
     assert shell("script --check mfa --profile gone >&- 2>&-")[0] == 2
 
 
+def test_a_process_that_cannot_even_start_a_thread_ends_with_2() -> None:
+    no_thread = "threading.Thread.start = lambda _: exec('raise RuntimeError')"
+    run = f"import runpy, threading; {no_thread}; runpy.run_path({str(SCRIPT)!r}, {{}}, '__main__')"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "this is a bug of the script (RuntimeError)" in done.stderr.splitlines()[-1]
+
+
 class Broken(io.StringIO):
     """A stream on a full disk."""
 
