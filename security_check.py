@@ -3213,10 +3213,13 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
     name = error.operation_name
     if name != call.operation:
         call = Call(SIGN_IN_SERVICES.get(name, "sts"), name, call.region)
-    code = str(error.response.get("Error", {}).get("Code", ""))
+    about = error.response.get("Error", {})
+    code, message = str(about.get("Code", "")), str(about.get("Message", ""))
     if code == "NotAws" or not ERROR_CODE.fullmatch(code):
         return call.error("MalformedResponse", NOT_AWS)
-    denier = DENIER.search(str(error.response["Error"].get("Message", "")))
+    if message.startswith("MultiFactorAuthentication failed"):
+        return call.error("MfaCodeRefused")  # for AWS it is AccessDenied
+    denier = DENIER.search(message)
     detail = f"{DENIED_BY}{denier[1] or denier[2]})" if denier else ""
     return call.error(code, "(cut off)" if code == "MalformedResponse" else detail)
 
@@ -6493,6 +6496,8 @@ CREDENTIALS_HELP = {  # by error code; {option} is --profile
     "run `aws configure{option}` or set AWS_PROFILE",
     "MissingDependencyException": "`aws login` needs one package more: "
     "run `pip install 'boto3[crt]'`",
+    "MfaCodeRefused": "AWS does not accept the MFA code: run again with the next one, "
+    "or check mfa_serial",
     "NoTerminal": "the profile asks for an MFA code, and there is no terminal to type it",
     **dict.fromkeys(
         ("LoginRefreshRequired", "LoginTokenLoadError", "LoginError"),
@@ -6516,6 +6521,8 @@ CONNECTION_HELP = {
     "HTTPClientError": "check the access key and the token for characters that do not belong there",
     "FileNotFoundError": "check credential_process",
     "JSONDecodeError": "check what credential_process prints",
+    "RuntimeError": "the credentials that were given have expired already",
+    "CredentialRetrievalError": "",
 }
 
 
@@ -6524,7 +6531,8 @@ def credentials_help(error: AwsError, profile: str | None) -> str:
     option = f" --profile {profile}" if profile else ""
     if text := CREDENTIALS_HELP.get(error.code):
         return text.format(option=option)
-    hint = CONNECTION_HELP.get(error.code, "")
+    otherwise = "check the AWS CLI's configuration" if error.service == SIGN_IN.service else ""
+    hint = CONNECTION_HELP.get(error.code, otherwise)
     return f"cannot reach the account: {error}{needed_permission(error)}{hint and f': {hint}'}"
 
 

@@ -385,6 +385,39 @@ def test_who_has_no_home_signs_in_too(desk: Desk) -> None:
     assert main(QUICK) == 1
 
 
+def test_a_code_that_aws_refuses_is_no_missing_permission(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_mfa(desk)
+    message = "MultiFactorAuthentication failed with invalid MFA one time pass code. "
+    error = f"<Error><Code>AccessDenied</Code><Message>{message}</Message></Error>"
+    desk.door.refuses = {"AssumeRole": (403, f"<ErrorResponse>{error}</ErrorResponse>")}
+    assert main(QUICK) == 2
+    assert capsys.readouterr().err == (
+        "security_check.py: AWS does not accept the MFA code: run again with the next one, "
+        "or check mfa_serial\n"
+    )
+
+
+WRONG_PROFILES = {
+    "no configuration": "[default",
+    "a role of nobody": f"[default]\n{ROLE}",
+    "a role of a profile that is not there": f"[default]\n{ROLE}source_profile = gone\n",
+    "roles in a circle": f"[default]\n{ROLE}source_profile = a\n[profile a]\n{ROLE}"
+    "source_profile = default\n",
+    "a program without its last quote": "[default]\ncredential_process = 'helper\n",
+}
+
+
+@pytest.mark.parametrize("what", WRONG_PROFILES)
+def test_a_wrong_profile_is_one_line_that_says_where_to_look(
+    what: str, desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.config(WRONG_PROFILES[what])
+    assert main(QUICK) == 2
+    assert capsys.readouterr().err.endswith(": sign-in: check the AWS CLI's configuration\n")
+
+
 def program(desk: Desk) -> list[str]:
     desk.config(f"[default]\n{ROLE}{MFA}source_profile = base\n{BASE}")
     return [sys.executable, str(SCRIPT), *QUICK]
