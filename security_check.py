@@ -3013,7 +3013,7 @@ def load_credentials(core: Any) -> None:
 
 
 def in_time(get: Callable[[], T], seconds: float) -> Callable[[], T]:
-    """A function that is not waited for without end: then it raises AwsCallFailed.
+    """A function that is not waited for without end; whatever it raises is AwsCallFailed.
 
     While it hangs it is not called again, so that a program is not started over and over.
     """
@@ -3026,7 +3026,10 @@ def in_time(get: Callable[[], T], seconds: float) -> Callable[[], T]:
         if not wait(running, timeout=pause).done:
             why = f"(no credentials within {seconds} seconds)"
             raise AwsCallFailed(SIGN_IN.error("CredentialRetrievalError", why))
-        return running.pop().result()
+        try:
+            return running.pop().result()
+        except Exception as error:
+            raise AwsCallFailed(describe_failure(error, SIGN_IN)) from error
 
     return call
 
@@ -3201,6 +3204,8 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
 
     if isinstance(error, AwsCallFailed):
         return error.error
+    if isinstance(error, RuntimeError) and "still expired" in str(error):  # though just refreshed
+        return call.error("ExpiredToken")
     if isinstance(error, CredentialRetrievalError):
         return call.error("CredentialRetrievalError", program_words(error))
     if isinstance(error, BotoCoreError) or (call == SIGN_IN and not isinstance(error, ClientError)):
@@ -3393,7 +3398,7 @@ class Account:
             if failure.code in self.throttling_codes:
                 self.refused[call] = failure = replace(failure, detail=LIMITS_USED_UP)
                 self.failures.update([call])
-            if failure.code == "CredentialRetrievalError":
+            if failure.service == SIGN_IN.service:
                 self.failures.update([CREDENTIALS])
             if failure.code in EXPIRED_CODES or self.failures[CREDENTIALS] >= MAX_FAILURES:
                 self.fatal_error = failure = self.fatal_error or failure
@@ -6521,7 +6526,6 @@ CONNECTION_HELP = {
     "HTTPClientError": "check the access key and the token for characters that do not belong there",
     "FileNotFoundError": "check credential_process",
     "JSONDecodeError": "check what credential_process prints",
-    "RuntimeError": "the credentials that were given have expired already",
     "CredentialRetrievalError": "",
 }
 

@@ -519,7 +519,7 @@ def test_a_program_that_fails_once_costs_one_call_and_its_words_are_told(desk: D
     helper(desk, [len((desk.home / "count").read_text()) + 1])
     with pytest.raises(security_check.AwsCallFailed) as failed:
         aws.ask("iam", "GetAccountSummary")
-    code = "CredentialRetrievalError: iam GetAccountSummary the vault is sealed, ***"
+    code = "CredentialRetrievalError: sign-in the vault is sealed, ***"
     assert str(failed.value.error) == code
     assert code.partition(":")[0] not in security_check.EXPIRED_CODES
     assert aws.ask("iam", "GetAccountSummary")["SummaryMap"]
@@ -542,6 +542,27 @@ def test_a_program_that_fails_at_once_is_one_line_with_its_words(
     error = capsys.readouterr().err
     assert "the vault is sealed" in error
     assert error.count("\n") == 1
+
+
+BAD_ANSWERS = {
+    "rubbish": ("no JSON", "JSONDecodeError: sign-in"),
+    "a list": ("[]", "AttributeError: sign-in"),
+    "what has expired": ({"Expiration": "2020-01-01T00:00:00Z"}, "ExpiredToken: iam GetAcc"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ANSWERS)
+def test_a_program_that_gives_rubbish_in_mid_audit_is_not_called_a_proxy(
+    what: str, desk: Desk
+) -> None:
+    given, words = BAD_ANSWERS[what]
+    helper(desk, [])
+    aws = security_check.connect(security_check.parse_arguments([]), None)
+    known = {"Version": 1, **desk.door.credentials()}
+    text = json.dumps({**known, **given}) if isinstance(given, dict) else given
+    (desk.home / "helper.py").write_text(f"print({text!r})")
+    with pytest.raises(security_check.AwsCallFailed, match=f"^{words}"):
+        aws.ask("iam", "GetAccountSummary")
 
 
 def hangs(desk: Desk, answers: int, left: timedelta) -> list[int]:
