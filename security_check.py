@@ -2760,6 +2760,7 @@ SIGN_IN_TIMEOUT, REFRESH_TIMEOUT = 300, 45
 ATTEMPTS = 8  # with the waits of botocore's `standard` mode, about a minute
 MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2  # seconds; as for a dropped connection
 MAX_FAILURES = 3  # of one call in one region, in a row, before it is not made any more
+NEVER_GIVEN_UP = {"AssumeRole", "GetObject", "PutObject"}  # each is for another account
 CONNECTIONS = 32  # as many as a check has threads
 CALLERS = 128  # threads: those of a check, of all prefetch calls, and some for slow calls
 
@@ -3362,7 +3363,7 @@ class Account:
         """
         if self.fatal_error:
             raise AwsCallFailed(self.fatal_error)
-        if self.failures[call] >= MAX_FAILURES:
+        if self.failures[call] >= MAX_FAILURES and call.operation not in NEVER_GIVEN_UP:
             silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
             raise AwsCallFailed(self.refused.get(call, silent))
         try:
