@@ -28,8 +28,9 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     Account.excluded_regions, Account.max_key_age, Account.fatal_error,
                     Account.cache
     audit         runs the checks on one account, compares with the state, applies acceptances
-                  offers: AuditInput, audit, to_aws_error, rank_of, StateChange, apply_change,
-                    merge_history, merge_statuses, drop_ok_rows, drop_repeated_rows
+                  offers: AuditInput, audit, print_traceback, to_aws_error, rank_of, StateChange,
+                    apply_change, merge_history, merge_statuses, drop_ok_rows,
+                    drop_repeated_rows
     storage       files here and in S3; the accept file, the state and the report as JSON
                   offers: WRITTEN, WRITING, ACCOUNT_FIELD, LocalFile, S3_NAME, S3Object, File,
                     FILE_ERRORS, error_text, read_errors_as_cannot_run, write_or_save_copy,
@@ -2808,10 +2809,14 @@ def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
 # twice when nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
 CALL_TIMEOUT = 60  # seconds for all attempts, and for one response; pauses of the pace do not count
+# Seconds to sign in, as somebody may type a code or open a browser; and to refresh credentials in
+# mid-audit, while a call waits that is given up after CALL_TIMEOUT.
+SIGN_IN_TIMEOUT, REFRESH_TIMEOUT = 300, 45
 ATTEMPTS = 8  # attempts of a call: about a minute with the waits of botocore's `standard` mode
 # Attempts if a response is malformed, and seconds between them, as for a dropped connection
 MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2
 MAX_FAILURES = 3  # failures in a row after which a call is not made any more in a region
+NEVER_GIVEN_UP = {"AssumeRole", "GetObject", "PutObject"}  # calls that differ in account or file
 CONNECTIONS = 32  # connections of a client: as many as a check has threads
 CALLERS = 128  # threads for calls: of a check, of all prefetch calls, and some for slow calls
 
@@ -3045,13 +3050,47 @@ def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
     try:
         roles = core.get_component("credential_provider").get_provider("assume-role")
         roles.cache, roles._prompter = RoleCache(), ask_mfa_code
-        if credentials := core.get_credentials():
-            credentials.get_frozen_credentials()  # signing in may ask for a code or run a program
+        load_credentials(core)
     except ProfileNotFound:
         raise
     except Exception as error:
         raise AwsCallFailed(describe_failure(error, SIGN_IN)) from error
     return core
+
+
+def load_credentials(core: Any) -> None:
+    """Loads the credentials of a session; to load and later to refresh them takes limited time."""
+
+    def load() -> Any:
+        if credentials := core.get_credentials():
+            credentials.get_frozen_credentials()  # signing in may ask for a code or run a program
+        return credentials
+
+    credentials = in_time(load, SIGN_IN_TIMEOUT)()
+    if refresh := getattr(credentials, "_refresh_using", None):
+        credentials._refresh_using = in_time(refresh, REFRESH_TIMEOUT)
+
+
+def in_time(get: Callable[[], T], seconds: float) -> Callable[[], T]:
+    """The function with a limit of time; every failure in it becomes AwsCallFailed.
+
+    While it hangs it is not called again, so that a program is not started over and over.
+    """
+    running: list[Future[T]] = []
+
+    def call() -> T:
+        pause = 0 if running else seconds
+        if not running:
+            running.append(ThreadPoolExecutor(1).submit(get))
+        if not wait(running, timeout=pause).done:
+            why = f"(no credentials within {seconds} seconds)"
+            raise AwsCallFailed(SIGN_IN.error("CredentialRetrievalError", why))
+        try:
+            return running.pop().result()
+        except Exception as error:
+            raise AwsCallFailed(describe_failure(error, SIGN_IN)) from error
+
+    return call
 
 
 def ask_mfa_code(prompt: str) -> str:
@@ -3226,6 +3265,8 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
 
     if isinstance(error, AwsCallFailed):
         return error.error
+    if isinstance(error, RuntimeError) and "still expired" in str(error):  # though just refreshed
+        return call.error("ExpiredToken")
     if isinstance(error, CredentialRetrievalError):
         return call.error("CredentialRetrievalError", program_words(error))
     if isinstance(error, BotoCoreError) or (call == SIGN_IN and not isinstance(error, ClientError)):
@@ -3238,10 +3279,13 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
     name = error.operation_name
     if name != call.operation:
         call = Call(SIGN_IN_SERVICES.get(name, "sts"), name, call.region)
-    code = str(error.response.get("Error", {}).get("Code", ""))
+    about = error.response.get("Error", {})
+    code, message = str(about.get("Code", "")), str(about.get("Message", ""))
     if code == "NotAws" or not ERROR_CODE.fullmatch(code):
         return call.error("MalformedResponse", NOT_AWS)
-    denier = DENIER.search(str(error.response["Error"].get("Message", "")))
+    if message.startswith("MultiFactorAuthentication failed"):
+        return call.error("MfaCodeRefused")  # for AWS it is AccessDenied
+    denier = DENIER.search(message)
     detail = f"{DENIED_BY}{denier[1] or denier[2]})" if denier else ""
     return call.error(code, "(cut off)" if code == "MalformedResponse" else detail)
 
@@ -3320,7 +3364,6 @@ class Account:
     renewed: float = -math.inf  # when credentials that botocore took for valid were last renewed
     fatal_error: AwsError | None = None  # the error after which no further call makes sense
     lock: Any = field(default_factory=threading.RLock)  # the lock is held for moments only
-    renewal_lock: Any = field(default_factory=threading.Lock)  # a renewal may never end
     callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CALLERS))
 
     @functools.cached_property
@@ -3382,7 +3425,7 @@ class Account:
         """
         if self.fatal_error:
             raise AwsCallFailed(self.fatal_error)
-        if self.failures[call] >= MAX_FAILURES:
+        if self.failures[call] >= MAX_FAILURES and call.operation not in NEVER_GIVEN_UP:
             silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
             raise AwsCallFailed(self.refused.get(call, silent))
         try:
@@ -3395,7 +3438,7 @@ class Account:
 
     def _wait_for(self, send: Callable[[], T]) -> T:
         """The result of `send`; TimeoutError if an attempt takes longer than CALL_TIMEOUT."""
-        sent = [time.monotonic()]  # if it is never sent, all threads wait for what does not end
+        sent = [time.monotonic()]  # times of attempts, after that of now: no thread may be free
 
         def run() -> T:
             IN_CALL.sent = sent
@@ -3405,6 +3448,8 @@ class Account:
         while True:
             left = (begun := sent[-1]) + CALL_TIMEOUT - time.monotonic()
             if wait([future], timeout=max(left, 0)).done or sent[-1] == begun:
+                if future.cancel():  # no thread was free to begin with it
+                    raise FutureTimeout
                 return future.result(timeout=0)
 
     def _error(self, error: Exception, call: Call) -> AwsError:
@@ -3416,7 +3461,7 @@ class Account:
             if failure.code in self.throttling_codes:
                 self.refused[call] = failure = replace(failure, detail=LIMITS_USED_UP)
                 self.failures.update([call])
-            if failure.code == "CredentialRetrievalError":
+            if failure.service == SIGN_IN.service:
                 self.failures.update([CREDENTIALS])
             if failure.code in EXPIRED_CODES or self.failures[CREDENTIALS] >= MAX_FAILURES:
                 self.fatal_error = failure = self.fatal_error or failure
@@ -3481,11 +3526,11 @@ class Account:
         credentials: Any = self.session.get_credentials()
         if not isinstance(credentials, RefreshableCredentials):
             return False
-        renew: Callable[..., None] = getattr(credentials, "_protected_refresh")  # noqa: B009
-        with self.renewal_lock:
+        private: Any = credentials
+        with private._refresh_lock:
             # another thread may have renewed the credentials just now
             if time.monotonic() - self.renewed > CALL_TIMEOUT:
-                renew(is_mandatory=True)
+                private._protected_refresh(is_mandatory=True)
                 self.renewed = time.monotonic()
         return True
 
@@ -3618,14 +3663,25 @@ def require_declared_controls(definition: Check, row: Row) -> None:
         raise ValueError(f"{definition.title} does not declare {', '.join(sorted(unknown))}")
 
 
+def print_traceback(error: Exception) -> None:
+    """Prints the traceback of a bug, without the message of a library: it may hold a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and frames[-1].filename != __file__:
+        error.args = ()
+    error.__cause__, error.__suppress_context__ = None, True
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exc()
+
+
 def to_aws_error(error: Exception) -> AwsError:
     """Any exception as an AwsError; the traceback of a bug goes to standard error."""
     if isinstance(error, AwsCallFailed):
         return error.error
     if isinstance(error, CannotRun):
         return AwsError("CannotRun", detail=str(error))
-    traceback.print_exc()
-    return AwsError("InternalError", detail=f"{type(error).__name__}: {error}")
+    print_traceback(error)
+    return AwsError("InternalError", detail=f"{type(error).__name__}: {error}".removesuffix(": "))
 
 
 def failed_target_row(definition: Check, target: str, error: Exception) -> Row:
@@ -6391,17 +6447,6 @@ def log_calls(wanted: bool) -> None:
     CALL_LOG.setLevel(logging.DEBUG if wanted else logging.CRITICAL)
 
 
-def print_traceback(error: Exception) -> None:
-    """Prints the traceback of a bug, without the message of a library: it may hold a secret."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if frames and frames[-1].filename != __file__:
-        error.args = ()
-    error.__cause__, error.__suppress_context__ = None, True
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            traceback.print_exc()
-
-
 # --- arguments ------------------------------------------------------------------------
 
 DEFAULT_ROLE = "security-check"  # the name of the role to assume in other accounts
@@ -6543,8 +6588,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--version", action="version", version=f"%(prog)s {__version__}")
     try:
         options = parser.parse_args(argv)
-    except (UnicodeError, RecursionError) as error:
-        parser.error(f"a file of options is no text, or names itself: {error}")
+    except (ValueError, RecursionError):
+        parser.error("a file of options is no text, or names itself")
     if options.json == options.ocsf == "-":
         parser.error("--json and --ocsf cannot both be standard output")
     if options.exclude_account and not options.organization:
@@ -6571,6 +6616,8 @@ CREDENTIALS_HELP = {  # advice by error code; {option} becomes --profile and its
     "run `aws configure{option}` or set AWS_PROFILE",
     "MissingDependencyException": "`aws login` needs one package more: "
     "run `pip install 'boto3[crt]'`",
+    "MfaCodeRefused": "AWS does not accept the MFA code: run again with the next one, "
+    "or check mfa_serial",
     "NoTerminal": "the profile asks for an MFA code, and there is no terminal to type it",
     **dict.fromkeys(
         ("LoginRefreshRequired", "LoginTokenLoadError", "LoginError"),
@@ -6594,6 +6641,7 @@ CONNECTION_HELP = {
     "HTTPClientError": "check the access key and the token for characters that do not belong there",
     "FileNotFoundError": "check credential_process",
     "JSONDecodeError": "check what credential_process prints",
+    "CredentialRetrievalError": "",
 }
 
 
@@ -6602,7 +6650,8 @@ def credentials_help(error: AwsError, profile: str | None) -> str:
     option = f" --profile {profile}" if profile else ""
     if text := CREDENTIALS_HELP.get(error.code):
         return text.format(option=option)
-    hint = CONNECTION_HELP.get(error.code, "")
+    otherwise = "check the AWS CLI's configuration" if error.service == SIGN_IN.service else ""
+    hint = CONNECTION_HELP.get(error.code, otherwise)
     return f"cannot reach the account: {error}{needed_permission(error)}{hint and f': {hint}'}"
 
 
@@ -7472,6 +7521,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
+def event_arguments(event: object) -> list[str]:
+    """The command line in an event of Lambda. Raises CannotRun."""
+    arguments = event.get("arguments") if isinstance(event, dict) else None
+    if isinstance(arguments, list) and all(isinstance(one, str) for one in arguments):
+        return arguments
+    raise CannotRun('bad event: it has to be {"arguments": [...]}, a list of texts')
+
+
 def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001
     """The function that AWS Lambda calls: `{"arguments": ["--json", "s3://b/{account}.json"]}`.
 
@@ -7483,7 +7540,7 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # AWS Lambda lets a function write only under /tmp
         try:
-            outcome = run_program([*event["arguments"]])
+            outcome = run_program(event_arguments(event))
         except SystemExit:
             raise CannotRun("bad arguments: the log tells which") from None
         except CannotRun as why:
@@ -7543,7 +7600,17 @@ def on_signal(number: int, _: object) -> None:
 
 
 def run_process() -> None:
-    """Runs the program as a process; signals are heard, as the audit is in a thread."""
+    """Runs the program as a process, and ends it with 2 for a bug: Python would end with 1."""
+    try:
+        code = exit_code_of_process()
+    except Exception as error:
+        code = 2
+        warn(report_bug(error))
+    exit_now(code)
+
+
+def exit_code_of_process() -> int:
+    """Runs main in a thread, so that signals are heard meanwhile; the exit code."""
     if sys.stderr is None:  # without standard error argparse would print on standard output
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     keep_terminal_settings()
@@ -7560,7 +7627,7 @@ def run_process() -> None:
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    exit_now(code if error else running.result())
+    return code if error else running.result()
 
 
 if __name__ == "__main__":

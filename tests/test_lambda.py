@@ -126,6 +126,23 @@ def test_what_no_report_can_be_written_for_is_raised(
     assert Path.cwd() == here
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        None,
+        [],
+        {"arguments": None},
+        {"arguments": "--quiet"},
+        {"arguments": ["--max-key-age", 9]},
+    ],
+    ids=str,
+)
+def test_an_event_that_is_none_is_told(event: Any) -> None:
+    with pytest.raises(CannotRun, match=r'^bad event: it has to be {"arguments": \[...\]}'):
+        security_check.lambda_handler(event, None)
+
+
 def test_a_warm_start_keeps_nothing_of_the_last_account(
     cloud: Cloud, org_with_bucket: Organization, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -352,3 +352,22 @@ def test_a_renewal_of_credentials_that_does_not_end_holds_up_nobody(
         ended.set()
     assert done
     assert asked.result()["Account"]
+
+
+def test_accounts_that_could_not_be_entered_do_not_keep_others_from_it(
+    account: Account, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = account.client("sts", account.home_region)
+    enter, silent = client.assume_role, [TimeoutError()] * 5
+
+    def assume_role(**params: Any) -> Any:
+        if silent:
+            raise silent.pop()
+        return enter(**params)
+
+    monkeypatch.setattr(client, "assume_role", assume_role)
+    numbers = [f"{number:012}" for number in range(6)]
+    for number in numbers[:5]:
+        with pytest.raises(AwsCallFailed, match=r"^NoResponse: sts AssumeRole .* within"):
+            security_check.assume_role(account, None, "security-check", number)
+    security_check.assume_role(account, None, "security-check", numbers[5])

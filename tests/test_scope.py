@@ -146,6 +146,9 @@ REFUSED = {
     "fail-on of a merge": ["--merge", ".", "--fail-on", "High"],
     "no file of options": ["@nothing"],
     "a quote without its end": ["@broken"],
+    "a file of options that is no text": ["@picture"],
+    "a file of options with a name that is none": ["@null"],
+    "a file of options that names itself": ["@itself"],
 }
 
 
@@ -154,6 +157,9 @@ def test_bad_arguments_are_one_line_and_exit_code_2(
     what: str, cloud: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken").write_text("--output 'a b\n")
+    (tmp_path / "picture").write_bytes(b"\xff\xfe")
+    (tmp_path / "null").write_text("@\0\n")
+    (tmp_path / "itself").write_text("@itself\n")
     try:
         code: Any = main(REFUSED[what])
     except SystemExit as stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import stat
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -42,6 +44,7 @@ class Desk:
 
     def __init__(self, home: Path, door: Entrance, patch: pytest.MonkeyPatch) -> None:
         self.home, self.door, self.patch = home, door, patch
+        self.closed = threading.Event()
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.delenv(name)
         patch.setenv("HOME", str(home))
@@ -82,7 +85,8 @@ class Desk:
 @pytest.fixture
 def desk(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     with entrance(cloud.credentials()) as door:
-        yield Desk(tmp_path, door, monkeypatch)
+        yield (desk := Desk(tmp_path, door, monkeypatch))
+        desk.closed.set()
 
 
 # --- every way audits ---------------------------------------------------------------------
@@ -381,6 +385,39 @@ def test_who_has_no_home_signs_in_too(desk: Desk) -> None:
     assert main(QUICK) == 1
 
 
+def test_a_code_that_aws_refuses_is_no_missing_permission(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_mfa(desk)
+    message = "MultiFactorAuthentication failed with invalid MFA one time pass code. "
+    error = f"<Error><Code>AccessDenied</Code><Message>{message}</Message></Error>"
+    desk.door.refuses = {"AssumeRole": (403, f"<ErrorResponse>{error}</ErrorResponse>")}
+    assert main(QUICK) == 2
+    assert capsys.readouterr().err == (
+        "security_check.py: AWS does not accept the MFA code: run again with the next one, "
+        "or check mfa_serial\n"
+    )
+
+
+WRONG_PROFILES = {
+    "no configuration": "[default",
+    "a role of nobody": f"[default]\n{ROLE}",
+    "a role of a profile that is not there": f"[default]\n{ROLE}source_profile = gone\n",
+    "roles in a circle": f"[default]\n{ROLE}source_profile = a\n[profile a]\n{ROLE}"
+    "source_profile = default\n",
+    "a program without its last quote": "[default]\ncredential_process = 'helper\n",
+}
+
+
+@pytest.mark.parametrize("what", WRONG_PROFILES)
+def test_a_wrong_profile_is_one_line_that_says_where_to_look(
+    what: str, desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.config(WRONG_PROFILES[what])
+    assert main(QUICK) == 2
+    assert capsys.readouterr().err.endswith(": sign-in: check the AWS CLI's configuration\n")
+
+
 def program(desk: Desk) -> list[str]:
     desk.config(f"[default]\n{ROLE}{MFA}source_profile = base\n{BASE}")
     return [sys.executable, str(SCRIPT), *QUICK]
@@ -482,7 +519,7 @@ def test_a_program_that_fails_once_costs_one_call_and_its_words_are_told(desk: D
     helper(desk, [len((desk.home / "count").read_text()) + 1])
     with pytest.raises(security_check.AwsCallFailed) as failed:
         aws.ask("iam", "GetAccountSummary")
-    code = "CredentialRetrievalError: iam GetAccountSummary the vault is sealed, ***"
+    code = "CredentialRetrievalError: sign-in the vault is sealed, ***"
     assert str(failed.value.error) == code
     assert code.partition(":")[0] not in security_check.EXPIRED_CODES
     assert aws.ask("iam", "GetAccountSummary")["SummaryMap"]
@@ -505,6 +542,83 @@ def test_a_program_that_fails_at_once_is_one_line_with_its_words(
     error = capsys.readouterr().err
     assert "the vault is sealed" in error
     assert error.count("\n") == 1
+
+
+BAD_ANSWERS = {
+    "rubbish": ("no JSON", "JSONDecodeError: sign-in"),
+    "a list": ("[]", "AttributeError: sign-in"),
+    "what has expired": ({"Expiration": "2020-01-01T00:00:00Z"}, "ExpiredToken: iam GetAcc"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ANSWERS)
+def test_a_program_that_gives_rubbish_in_mid_audit_is_not_called_a_proxy(
+    what: str, desk: Desk
+) -> None:
+    given, words = BAD_ANSWERS[what]
+    helper(desk, [])
+    aws = security_check.connect(security_check.parse_arguments([]), None)
+    known = {"Version": 1, **desk.door.credentials()}
+    text = json.dumps({**known, **given}) if isinstance(given, dict) else given
+    (desk.home / "helper.py").write_text(f"print({text!r})")
+    with pytest.raises(security_check.AwsCallFailed, match=f"^{words}"):
+        aws.ask("iam", "GetAccountSummary")
+
+
+def hangs(desk: Desk, answers: int, left: timedelta) -> list[int]:
+    """A program that stops to answer, and how often it was run; it ends with the test."""
+    runs: list[int] = []
+    known = {"access_key": "AKIA", "secret_key": "secret", "token": "t"}
+
+    def program(*_: Any) -> dict[str, str]:
+        runs.append(len(runs))
+        if len(runs) > answers:
+            desk.closed.wait()
+        return known | {"expiry_time": in_future(left)}
+
+    desk.config("[default]\ncredential_process = hangs\n")
+    provider = botocore.credentials.ProcessProvider
+    desk.patch.setattr(provider, "_retrieve_credentials_using", program)
+    for name in ("SIGN_IN_TIMEOUT", "REFRESH_TIMEOUT"):
+        desk.patch.setattr(security_check, name, 0.1)
+    return runs
+
+
+def test_a_program_that_hangs_at_once_is_one_line(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hangs(desk, 0, timedelta(hours=1))
+    assert main(QUICK) == 2
+    error = capsys.readouterr().err
+    assert "CredentialRetrievalError: sign-in (no credentials within" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", ["", "ExpiredToken"])
+def test_a_program_that_hangs_in_mid_audit_is_run_once_and_ends_it(
+    code: str, desk: Desk, cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = 1 if code else 6
+    runs = hangs(desk, answers, timedelta(hours=1) if code else timedelta(seconds=30))
+    cloud.layer.faults += [Fault(code, "iam"), Fault(code, "ec2")] if code else []
+    assert main(["--output", "x.xls"]) == 3
+    assert "no credentials within" in capsys.readouterr().out
+    assert len(runs) == answers + 1
+
+
+def test_a_program_that_is_slow_is_waited_for_by_the_next_call(desk: Desk) -> None:
+    runs = hangs(desk, 2, timedelta(seconds=30))
+    credentials = security_check.sign_in(None).get_credentials()
+    with pytest.raises(security_check.AwsCallFailed):
+        credentials.get_frozen_credentials()
+    with pytest.raises(security_check.AwsCallFailed):
+        credentials.get_frozen_credentials()
+    desk.closed.set()
+    while True:
+        with contextlib.suppress(security_check.AwsCallFailed):
+            assert credentials.get_frozen_credentials().access_key == "AKIA"
+            break
+    assert len(runs) == 3
 
 
 # --- roles in other accounts --------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import io
 import json
 import os
 import re
@@ -102,6 +104,44 @@ def test_what_a_library_says_of_a_bug_is_left_out(
 @pytest.mark.survives_bugs
 def test_a_bug_with_every_stream_closed_is_2() -> None:
     assert shell("script --check mfa --profile gone >&- 2>&-")[0] == 2
+
+
+def test_a_process_that_cannot_even_start_a_thread_ends_with_2() -> None:
+    no_thread = "threading.Thread.start = lambda _: exec('raise RuntimeError')"
+    run = f"import runpy, threading; {no_thread}; runpy.run_path({str(SCRIPT)!r}, {{}}, '__main__')"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "this is a bug of the script (RuntimeError)" in done.stderr.splitlines()[-1]
+
+
+class Broken(io.StringIO):
+    """A stream on a full disk."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.survives_bugs
+@pytest.mark.parametrize("stream", [None, Broken()], ids=["closed", "full"])
+def test_a_bug_in_a_check_that_cannot_be_printed_costs_its_target_only(
+    stream: Any, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(security_check, "root_mfa_row", raise_bug)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert main([*QUICK, "--json", "-"]) == 3
+    assert "InternalError" in str(json.loads(capsys.readouterr().out))
+
+
+@pytest.mark.survives_bugs
+def test_what_a_library_says_of_a_bug_in_a_check_is_left_out_of_the_report(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = "IQo" + "J"
+    monkeypatch.setattr(security_check, "root_mfa_row", lambda _: int(token))
+    assert main([*QUICK, "--json", "-"]) == 3
+    out, error = capsys.readouterr()
+    assert "'detail': 'ValueError'" in str(json.loads(out))
+    assert "IQoJ" not in out + error
 
 
 # --- results and messages -----------------------------------------------------------------
