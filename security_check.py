@@ -7553,6 +7553,7 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
     return outcome._replace(files=kept)._asdict()
 
 
+OPEN_FILES = 4096  # files and connections: accounts audited at once have up to CALLERS calls each
 TERMINAL: dict[int, Any] = {}  # the terminal's settings when the run began, by descriptor
 
 
@@ -7609,10 +7610,22 @@ def run_process() -> None:
     exit_now(code)
 
 
+def allow_open_files() -> None:
+    """Raises the limit of open files, which on macOS is 256, as far as the system lets us."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def exit_code_of_process() -> int:
     """Runs main in a thread, so that signals are heard meanwhile; the exit code."""
     if sys.stderr is None:  # without standard error argparse would print on standard output
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    allow_open_files()
     keep_terminal_settings()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         number = getattr(signal, name, None)

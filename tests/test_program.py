@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -145,3 +146,38 @@ def test_a_package_that_is_missing_is_named_before_the_audit(cloud: Cloud) -> No
         "security_check.py: boto3 is not installed: "
         f"run `{sys.executable} -m pip install --upgrade boto3 xlwt`\n"
     )
+
+
+INFINITE = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised"),
+    [
+        pytest.param(256, INFINITE, [(4096, INFINITE)], id="macOS"),
+        pytest.param(1024, 524_288, [(4096, 524_288)], id="Linux"),
+        pytest.param(256, 1024, [(1024, 1024)], id="no more than the system lets us"),
+        pytest.param(8192, INFINITE, [], id="enough already"),
+        pytest.param(INFINITE, INFINITE, [], id="no limit"),
+    ],
+)
+def test_many_connections_may_be_open(
+    soft: int, hard: int, raised: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = list[tuple[int, int]]()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    security_check.allow_open_files()
+    assert limits == raised
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux tells another's limits")
+def test_the_limit_is_raised_before_the_audit(cloud: Cloud) -> None:
+    cloud.layer.faults = [Fault("hang", "iam", "GetAccountSummary")]
+    process = started(cloud, "--check", "mfa", "--no-workbook")
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (64, 512))
+    cloud.layer.wait_for("GetAccountSummary")
+    limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    process.kill()
+    process.communicate()
+    assert limits == (512, 512)
