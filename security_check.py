@@ -2986,7 +2986,7 @@ def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
         core.set_config_variable("region", default_region(core, only_regions))
     core.set_default_client_config(client_config())
     events = core.get_component("event_emitter")
-    listen(events, lambda: "")
+    register_handlers(events, lambda: "")
     events.register("needs-retry", stop_after_timeouts)
     try:
         roles = core.get_component("credential_provider").get_provider("assume-role")
@@ -3033,7 +3033,7 @@ def new_session(profile: str | None, base: Any, writes: Collection[str] = ()) ->
 WEB_PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b", re.IGNORECASE)
 
 
-def listen(events: Any, account: Callable[[], str]) -> None:
+def register_handlers(events: Any, account: Callable[[], str]) -> None:
     """Logs the calls of a client or session, and turns responses not from AWS into errors."""
     events.register("before-sign", note_start)
     events.register("before-parse", check_body)
@@ -3258,9 +3258,10 @@ class Account:
     cache: dict[Any, Future[Any]] = field(default_factory=dict)  # results kept by `once`
     # failures in a row: by call, by region, and of credentials
     failures: Counter[Call | str] = field(default_factory=Counter)
-    refused: dict[Call, AwsError] = field(default_factory=dict)  # calls throttled at every attempt
+    # calls throttled at every attempt
+    throttled_calls: dict[Call, AwsError] = field(default_factory=dict)
     throttling_codes: set[str] = field(default_factory=set)  # error codes that meant throttling
-    renewed: float = -math.inf  # when credentials that botocore took for valid were last renewed
+    renewed_at: float = -math.inf  # when credentials that botocore took for valid were last renewed
     fatal_error: AwsError | None = None  # the error after which no further call makes sense
     lock: Any = field(default_factory=threading.RLock)
     callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CALLERS))
@@ -3326,7 +3327,7 @@ class Account:
             raise AwsCallFailed(self.fatal_error)
         if self.failures[call] >= MAX_FAILURES:
             silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
-            raise AwsCallFailed(self.refused.get(call, silent))
+            raise AwsCallFailed(self.throttled_calls.get(call, silent))
         try:
             result = self._wait_for(send)
         except Exception as error:
@@ -3356,7 +3357,7 @@ class Account:
             if is_timeout(error):
                 self.failures.update([call, call.region])
             if failure.code in self.throttling_codes:
-                self.refused[call] = failure = replace(failure, detail=LIMITS_USED_UP)
+                self.throttled_calls[call] = failure = replace(failure, detail=LIMITS_USED_UP)
                 self.failures.update([call])
             if failure.code == "CredentialRetrievalError":
                 self.failures.update([CREDENTIALS])
@@ -3372,7 +3373,7 @@ class Account:
                 client = make(service, region, config=client_config())
                 pace, events = Pace(), client.meta.events
                 events.register("before-sign", pace.wait)
-                listen(events, lambda: self.number)
+                register_handlers(events, lambda: self.number)
                 on_attempt = functools.partial(self._on_attempt, region, pace)
                 events.register_first("needs-retry", on_attempt)
                 self.clients[service, region] = client
@@ -3426,9 +3427,9 @@ class Account:
         renew: Callable[..., None] = getattr(credentials, "_protected_refresh")  # noqa: B009
         with self.lock:
             # another thread may have renewed the credentials just now
-            if time.monotonic() - self.renewed > CALL_TIMEOUT:
+            if time.monotonic() - self.renewed_at > CALL_TIMEOUT:
                 renew(is_mandatory=True)
-                self.renewed = time.monotonic()
+                self.renewed_at = time.monotonic()
         return True
 
 
@@ -3593,7 +3594,7 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
             evaluated += number
     finally:  # after an interruption, threads that still wait for AWS must not delay the end
         pool.shutdown(wait=False, cancel_futures=True)
-    rows, failed = collapse_expired(definition, [*rows, *unlisted], aws.fatal_error)
+    rows, failed = collapse_fatal_errors(definition, [*rows, *unlisted], aws.fatal_error)
     targets = len(futures.keys() - failed)
     if all(row.error for row in rows) and (targets or not rows):
         text = definition.empty_message.format(targets=targets, evaluated=evaluated[""])
@@ -3609,11 +3610,13 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
     )
 
 
-def collapse_expired(
+def collapse_fatal_errors(
     definition: Check, rows: list[Row], fatal_error: AwsError | None
 ) -> tuple[list[Row], set[str]]:
-    """The rows, with all that expired credentials cost as a single one, and the failed targets."""
+    """The rows, with all that a fatal error cost as a single one, and the failed targets.
 
+    Expired credentials are such an error.
+    """
     failed = {row.target for row in rows if row.error and not row.item}
     lost = {row.target for row in rows if fatal_error and row.error == fatal_error}
     if lost and fatal_error:
@@ -4195,7 +4198,7 @@ class LocalFile:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 keep_rights(handle, file_status(self.path))
-            target = unused(target) if self.numbered else target
+            target = reserve_name(target) if self.numbered else target
             Path(temporary).replace(target)
         except BaseException:
             Path(temporary).unlink()
@@ -4210,13 +4213,13 @@ def file_status(place: Path | int) -> os.stat_result | None:
     return None
 
 
-def unused(path: Path, number: int = 1) -> Path:
+def reserve_name(path: Path, number: int = 1) -> Path:
     """Makes an empty file and returns its path: with a number added if the name is taken."""
     free = path.with_stem(f"{path.stem}-{number}") if number > 1 else path
     try:
         free.touch(0o600, exist_ok=False)
     except FileExistsError:
-        return unused(path, number + 1)
+        return reserve_name(path, number + 1)
     return free
 
 
