@@ -20,7 +20,7 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     once, for_each, counted, in_words, yes_no, not_checked_row, utc_now,
                     start_of_day
     checks        the targets of checks, then six checks, each below its rules
-                  offers: enabled_regions, regions, account_aliases
+                  offers: answer_or_error, enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
                   offers: LIMITS_USED_UP, READ_POLICY, CALL_LOG, SIGN_IN, sign_in, new_session,
                     describe_failure, Account, Account.ask, Account.fetch, Account.close,
@@ -3466,7 +3466,8 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
     results, coverage = apply_acceptances(results, aws.number, given.acceptances, state, today)
     results = [apply_state(result, state, today) for result in results] if given.state else results
     change = diff_with_state(results, state, aws, today, coverage)
-    enabled = value_or_error(enabled_regions, aws)
+    enabled = answer_or_error(lambda: enabled_regions(aws))
+    aliases = answer_or_error(lambda: account_aliases(aws))
     report = Report(
         account=aws.number,
         started=aws.now.replace(microsecond=0),
@@ -3478,8 +3479,8 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
             [one.name for one in given.checks], sorted(aws.only_regions), aws.max_key_age,
             __version__,
         ),
-        aliases=names_or_none(account_aliases, aws),
-        regions=value_or_error(regions, aws),
+        aliases=aliases if isinstance(aliases, list) else [],
+        regions=answer_or_error(lambda: regions(aws)),
         enabled_regions=len(enabled) if isinstance(enabled, list) else 0,
         seconds=round(time.monotonic() - began, 1),
         results=results,
@@ -3515,20 +3516,6 @@ def limit_regions(aws: Account) -> None:
     aws.only_regions = (wanted or {*enabled}) - excluded
     if not aws.only_regions:
         raise CannotRun("--exclude-region leaves no region")
-
-
-def names_or_none(function: Callable[[Account], list[str]], aws: Account) -> list[str]:
-    """The names from a function, such as aliases, or no names if they cannot be read."""
-    names = value_or_error(function, aws)
-    return [] if isinstance(names, AwsError) else names
-
-
-def value_or_error(function: Callable[[Account], T], aws: Account) -> T | AwsError:
-    """The result of a function of the account, or the error if a call to AWS fails."""
-    try:
-        return function(aws)
-    except AwsCallFailed as failed:
-        return failed.error
 
 
 # --- running a check ------------------------------------------------------------------
@@ -3603,8 +3590,8 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
     resources = evaluated[""] or sum(not row.error and row.target != NOTHING_TARGET for row in rows)
     looked_at = {*map(region_of, futures)}
     if definition.targets.regional and not unlisted:
-        enabled = value_or_error(regions, aws)
-        looked_at |= set() if isinstance(enabled, AwsError) else {*enabled}
+        with contextlib.suppress(AwsCallFailed):
+            looked_at |= {*regions(aws)}
     return CheckResult(
         definition, rows, complete, resources, looked_at, failed, not unlisted, evaluated
     )
