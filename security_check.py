@@ -3538,7 +3538,7 @@ def check_target(definition: Check, aws: Account, target: str) -> tuple[list[Row
     except Exception as error:
         if isinstance(error, AwsCallFailed) and error.error.code in GONE_CODES:
             return [], Counter()
-        return [*rows, failed_target_row(definition, target, error)], Counter()
+        return [*rows, failed_target_row(definition, target, to_aws_error(error))], Counter()
 
 
 def require_declared_controls(definition: Check, row: Row) -> None:
@@ -3558,9 +3558,9 @@ def to_aws_error(error: Exception) -> AwsError:
     return AwsError("InternalError", detail=f"{type(error).__name__}: {error}")
 
 
-def failed_target_row(definition: Check, target: str, error: Exception) -> Row:
-    """The row NOT CHECKED of a target that could not be checked, with the error."""
-    return not_checked_row(target, "", {definition.columns[0]: target}, to_aws_error(error))
+def failed_target_row(definition: Check, target: str, error: AwsError, name: str = "") -> Row:
+    """The row NOT CHECKED of a target, or of several that `name` counts, with the error."""
+    return not_checked_row(target, "", {definition.columns[0]: name or target}, error)
 
 
 def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResult:
@@ -3573,7 +3573,7 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
             for target in definition.targets.names(aws):
                 futures[target] = pool.submit(check_target, definition, aws, target)
         except Exception as error:
-            unlisted = [failed_target_row(definition, f"<{noun}>", error)]
+            unlisted = [failed_target_row(definition, f"<{noun}>", to_aws_error(error))]
         for done, future in enumerate(futures.values(), 1):
             progress(f"{definition.title}: {done:,} of {len(futures):,} {noun}")
             found, number = future.result()
@@ -3607,9 +3607,9 @@ def collapse_fatal_errors(
     failed = {row.target for row in rows if row.error and not row.item}
     lost = {row.target for row in rows if fatal_error and row.error == fatal_error}
     if lost and fatal_error:
-        name: dict[str, Cell] = {definition.columns[0]: f"{len(lost):,} {definition.targets.noun}"}
+        name = f"{len(lost):,} {definition.targets.noun}"
         rows = [row for row in rows if row.error != fatal_error]
-        rows.append(not_checked_row(EXPIRED_TARGET, "", name, fatal_error))
+        rows.append(failed_target_row(definition, EXPIRED_TARGET, fatal_error, name))
     return rows, failed | lost
 
 
@@ -3781,16 +3781,12 @@ def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResu
         for id, known in state.findings.items()
         if check_name_of(id) == result.check.name and region_of(known.target) not in result.regions
     )
-    rows = [
-        not_checked_row(
-            region,
-            "",
-            {result.check.columns[0]: region},
-            AwsError("RegionNotEnabled", detail=f"its {counted(number, 'finding')} may remain"),
-        )
-        for region, number in lost.items()
-    ]
-    return replace(result, rows=[*result.rows, *rows])
+    rows = [*result.rows]
+    for region, number in lost.items():
+        detail = f"its {counted(number, 'finding')} may remain"
+        error = AwsError("RegionNotEnabled", detail=detail)
+        rows.append(failed_target_row(result.check, region, error))
+    return replace(result, rows=rows)
 
 
 def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckResult:
