@@ -3463,7 +3463,7 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
     start_prefetch(aws, given.checks)
     results = [run_check(definition, aws, progress) for definition in given.checks]
     results = [with_unlisted_regions(result, state) for result in results]
-    results, coverage = apply_acceptances(results, aws.number, given.acceptances, state, today)
+    results, coverage = apply_acceptances(results, aws.number, given)
     results = [apply_state(result, state, today) for result in results] if given.state else results
     change = diff_with_state(results, state, aws, today, coverage)
     enabled = answer_or_error(lambda: enabled_regions(aws))
@@ -3629,11 +3629,7 @@ def start_prefetch(aws: Account, checks: Iterable[Check]) -> None:
 
 
 def apply_acceptances(
-    results: Iterable[CheckResult],
-    account: str,
-    acceptances: Collection[Acceptance],
-    state: AccountState,
-    today: str,
+    results: Iterable[CheckResult], account: str, given: AuditInput
 ) -> tuple[list[CheckResult], dict[str, Coverage]]:
     """The results with the acceptance of each row, and what each line of the accept file covers.
 
@@ -3641,22 +3637,22 @@ def apply_acceptances(
     first held; what is worse is a finding again.
     """
     found, covered = [], defaultdict[str, dict[str, Row]](dict)
+    before = given.state.coverage if given.state else {}
     for result in results:
         rows = []
         for row in result.rows:
             id = result.check.id(row)
-            matching = [one for one in acceptances if one.matches(account, id)]
+            matching = [one for one in given.acceptances if one.matches(account, id)]
             if row.status != OK and matching:
                 acceptance = max(matching, key=Acceptance.exactness)
-                known = state.coverage.get(acceptance.line)
-                ended = why_ended(acceptance, known, id, row, today)
+                ended = why_ended(acceptance, before.get(acceptance.line), id, row, given.today)
                 row = replace(row, acceptance=acceptance, acceptance_ended=ended)
                 if not ended:
                     row = replace(row, remediation=Remediation())  # no command for accepted rows
                     covered[acceptance.line][id] = row
             rows.append(row)
         found.append(replace(result, rows=rows))
-    return found, {line: cover(state.coverage.get(line), rows) for line, rows in covered.items()}
+    return found, {line: cover(before.get(line), rows) for line, rows in covered.items()}
 
 
 def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row, today: str) -> str:
@@ -3671,21 +3667,18 @@ def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row,
         return ""
     if rank_of(row.severity) < rank_of(known.worst):
         return "does not cover what is more severe"
-    alike = {
-        first_control(one.control) for one in known.findings.values() if one.severity == known.worst
-    }
-    other = row.severity == known.worst and first_control(row.control) not in alike
+    alike = {(one.severity, first_control(one.control)) for one in known.findings.values()}
+    control = first_control(row.control)
+    other = row.severity == known.worst and (row.severity, control) not in alike
     return "does not cover what is worse" if other else ""
 
 
 def cover(known: Coverage | None, rows: dict[str, Row]) -> Coverage:
     """The coverage of an accept line with these rows added; what it covered before is kept."""
-    findings = {
-        id: CoveredFinding(row.severity, row.control, row.extent) for id, row in rows.items()
-    }
+    found = {id: CoveredFinding(row.severity, row.control, row.extent) for id, row in rows.items()}
     if known:
-        return Coverage(known.worst, findings | known.findings)
-    return Coverage(min((row.severity for row in rows.values()), key=rank_of), findings)
+        return Coverage(known.worst, found | known.findings)
+    return Coverage(min((row.severity for row in rows.values()), key=rank_of), found)
 
 
 def rank_of(severity: str) -> int:
@@ -3706,12 +3699,10 @@ def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> b
     """
     if not severity:
         return False
-    if not row.fully_read:  # the severity of such a row may be too high, but its extent counts
-        return bool(row.extent - extent)
-    if row.severity != severity:
-        return rank_of(row.severity) < rank_of(severity) or bool(row.extent - extent)
-    first, before = first_control(row.control), first_control(control)
-    return first != before or bool(row.extent - extent)
+    rose = rank_of(row.severity) < rank_of(severity)
+    other = row.severity == severity and first_control(row.control) != first_control(control)
+    # the severity of a row that was not fully read may be too high, but its extent counts
+    return bool(row.extent - extent) or (row.fully_read and (rose or other))
 
 
 # --- the state ------------------------------------------------------------------------
