@@ -3725,9 +3725,9 @@ class StateChange(NamedTuple):
     account_status: str = ACTIVE
 
 
-def resource_key(check_name: str, finding: Row | KnownFinding) -> tuple[str, str]:
+def resource_key(id: str, finding: Row | KnownFinding) -> tuple[str, str]:
     """The key that all findings of one resource in a check share, in rows and in the state."""
-    return check_name, finding.resource or finding.target
+    return check_name_of(id), finding.resource or finding.target
 
 
 def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, KnownFinding]:
@@ -3784,7 +3784,7 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
     """The result with the day on which each row was first seen, and its change since last time."""
     vanished = defaultdict[tuple[str, str], dict[str, KnownFinding]](dict)
     for id, known in vanished_findings(result, state).items():
-        vanished[resource_key(result.check.name, known)][id] = known
+        vanished[resource_key(id, known)][id] = known
     first_run = state.since.get(result.check.name, today) == today
     rows = []
     for row in result.rows:
@@ -3793,7 +3793,7 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
             rows.append(row)
         elif before := state.findings.get(id):
             rows.append(changed_row(row, before, today, first_run))
-        elif moved := vanished.get(resource_key(result.check.name, row)):
+        elif moved := vanished.get(resource_key(id, row)):
             rows.append(moved_row(result, row, moved, today))
         else:
             rows.append(replace(row, first_seen=today, change="" if first_run else NEW))
@@ -3842,26 +3842,14 @@ def diff_with_state(
 
     A run with another --max-key-age resolves nothing: another question was asked.
     """
-    seen = {
-        result.check.id(row): known_finding(row, state.findings.get(result.check.id(row)), today)
-        for result in results
-        for row in result.rows
-        if row.first_seen
-    }
-    same_question = state.max_key_age in (0, aws.max_key_age)
+    found = [(one.check.id(row), row) for one in results for row in one.rows if row.first_seen]
+    seen = {id: known_finding(row, state.findings.get(id), today) for id, row in found}
+    moved = {resource_key(id, row) for id, row in found if id not in state.findings}
     gone: dict[str, KnownFinding] = {}
-    moved: set[tuple[str, str]] = set()
     for result in results:
-        if result.check.uses_key_age and not same_question:
-            continue
-        gone |= vanished_findings(result, state)
-        new_rows = (row for row in result.rows if result.check.id(row) not in state.findings)
-        moved |= {resource_key(result.check.name, row) for row in new_rows if row.first_seen}
-    resolved = {
-        id: known
-        for id, known in gone.items()
-        if resource_key(check_name_of(id), known) not in moved
-    }
+        if not result.check.uses_key_age or state.max_key_age in (0, aws.max_key_age):
+            gone |= vanished_findings(result, state)
+    resolved = {id: known for id, known in gone.items() if resource_key(id, known) not in moved}
     errors = [row.error for result in results for row in result.rows if row.status == NOT_CHECKED]
     checks = [result.check.name for result in results]
     asked = any(result.check.uses_key_age for result in results)
@@ -3875,17 +3863,11 @@ def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFin
     If it was not read completely, the severity and the extent of last time are kept.
     """
     now = KnownFinding(
-        first_seen=row.first_seen,
-        result=row.result,
-        target=row.target,
-        severity=row.severity,
-        control=row.control,
-        extent=row.extent,
-        resource=row.resource,
-        accepted=row.status == ACCEPTED,
-        worse_since=today if row.change == WORSE else "",
-        was=row.was if row.change == WORSE else "",
+        row.first_seen, row.result, row.target, row.severity, row.control, row.extent, row.resource
     )
+    now = now._replace(accepted=row.status == ACCEPTED)
+    if row.change == WORSE:
+        now = now._replace(worse_since=today, was=row.was)
     if row.fully_read or before is None:
         return now
     extent = before.extent | row.extent if before.severity else before.extent
