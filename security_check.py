@@ -3885,16 +3885,17 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
     findings, resolved = kept | seen, earlier | change.resolved
     resolved = {id: known for id, known in resolved.items() if id not in findings}
     since = dict.fromkeys(change.checks, change.today) | state.since
-    return AccountState(
+    after = AccountState(
         since=since,
         findings=findings,
-        history=append_today(state.history, findings, resolved, change, since),
+        history=state.history,
         coverage=state.coverage | change.coverage,
         resolved=resolved,
         last_day=change.today,
         max_key_age=change.max_key_age,
         account_status=change.account_status,
     )
+    return replace(after, history=append_today(after, change))
 
 
 # --- history --------------------------------------------------------------------------
@@ -3902,37 +3903,29 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
 HISTORY_ENTRIES = 12  # days kept in the history: a year of monthly audits
 
 
-def append_today(
-    history: Iterable[HistoryEntry],
-    findings: dict[str, KnownFinding],
-    resolved: dict[str, KnownFinding],
-    change: StateChange,
-    since: dict[str, str],
-) -> tuple[HistoryEntry, ...]:
+def append_today(after: AccountState, change: StateChange) -> tuple[HistoryEntry, ...]:
     """The history with an entry for today, whose numbers come from the state after the audit.
 
     What was not looked at today is counted as it was. On the day of a check's first audit,
     which is its `since`, nothing is new.
     """
     today = start_of_day(change.today)
-    open_findings = {id: known for id, known in findings.items() if not known.accepted}
+    open_findings = {id: known for id, known in after.findings.items() if not known.accepted}
     severities = Counter(known.severity for known in open_findings.values())
-    new = [
-        id
-        for id, known in (open_findings | resolved).items()
-        if known.first_seen == change.today != since.get(check_name_of(id))
-    ]
+    new = sum(
+        known.first_seen == change.today != after.since.get(check_name_of(id))
+        for id, known in (open_findings | after.resolved).items()
+    )
+    ages = [today - start_of_day(known.first_seen) for known in after.resolved.values()]
     entry = HistoryEntry(
         change.today,
         open={severity: severities[severity] for severity in SEVERITIES},
         not_checked=change.not_checked,
-        new=len(new),
-        days_open=tuple(
-            max(0, (today - start_of_day(one.first_seen)).days) for one in resolved.values()
-        ),
+        new=new,
+        days_open=tuple(max(0, age.days) for age in ages),
         remembered=len(open_findings.keys() - change.seen.keys()),
     )
-    entries = {one.day: one for one in history} | {entry.day: entry}
+    entries = {one.day: one for one in after.history} | {entry.day: entry}
     return tuple(entries[day] for day in sorted(entries))[-HISTORY_ENTRIES:]
 
 
@@ -3946,21 +3939,24 @@ def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
     merged = []
     for day in days[-HISTORY_ENTRIES:]:
         until = [[one for one in report.history if one.day <= day] for report in reports]
-        latest = [entries[-1] for entries in until if entries]
-        of_day = [entry for entry in latest if entry.day == day]
-        absent = [entry for entry in latest if entry.day != day]
-        merged.append(
-            HistoryEntry(
-                day,
-                open={name: sum(one.open[name] for one in latest) for name in SEVERITIES},
-                not_checked=sum(one.not_checked for one in of_day) + len(absent),
-                new=sum(one.new for one in of_day),
-                days_open=tuple(days for one in of_day for days in one.days_open),
-                remembered=sum(one.remembered for one in of_day)
-                + sum(sum(one.open.values()) for one in absent),
-            )
+        latest = [entry_of_day(entries[-1], day) for entries in until if entries]
+        entry = HistoryEntry(
+            day,
+            open={name: sum(one.open[name] for one in latest) for name in SEVERITIES},
+            not_checked=sum(one.not_checked for one in latest),
+            new=sum(one.new for one in latest),
+            days_open=tuple(days for one in latest for days in one.days_open),
+            remembered=sum(one.remembered for one in latest),
         )
+        merged.append(entry)
     return merged
+
+
+def entry_of_day(latest: HistoryEntry, day: str) -> HistoryEntry:
+    """The latest entry of an account if it is of this day, else an entry that only remembers it."""
+    if latest.day == day:
+        return latest
+    return HistoryEntry(day, latest.open, not_checked=1, remembered=sum(latest.open.values()))
 
 
 # --- controls of Security Hub ---------------------------------------------------------
