@@ -4012,13 +4012,15 @@ def merge_statuses(reports: Iterable[Report]) -> dict[str, ControlStatus]:
     return merged
 
 
+def keep_rows(report: Report, wanted: Callable[[Row], bool]) -> Report:
+    """The report with only those of its rows that are wanted."""
+    results = [replace(one, rows=[*filter(wanted, one.rows)]) for one in report.results]
+    return replace(report, results=results)
+
+
 def drop_ok_rows(report: Report) -> Report:
     """The report without its OK rows: an overview does not show them, and they take memory."""
-    results = [
-        replace(result, rows=[row for row in result.rows if row.status != OK])
-        for result in report.results
-    ]
-    return replace(report, results=results)
+    return keep_rows(report, lambda row: row.status != OK)
 
 
 def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
@@ -4027,15 +4029,12 @@ def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
     What is shared, such as a security group, is shown to several accounts.
     """
     audited = {report.account for report in reports if report.results}
-    found = []
-    for report in reports:
+
+    def without_others(report: Report) -> Report:
         others = audited - {report.account}
-        results = [
-            replace(one, rows=[row for row in one.rows if not others & {*row.arn.split(":")[4:5]}])
-            for one in report.results
-        ]
-        found.append(replace(report, results=results))
-    return found
+        return keep_rows(report, lambda row: not others & {*row.arn.split(":")[4:5]})
+
+    return [*map(without_others, reports)]
 
 
 # === storage ==========================================================================
