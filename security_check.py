@@ -4322,7 +4322,7 @@ def read_errors_as_cannot_run(file: File) -> Iterator[None]:
     """In its `with` block, an error in reading the file is raised as CannotRun."""
     try:
         yield
-    except FILE_ERRORS as error:
+    except (*FILE_ERRORS, UnicodeError) as error:
         raise CannotRun(f"cannot read {file}: {error_text(error)}") from error
 
 
@@ -4348,16 +4348,13 @@ def save_copy_and_fail(data: bytes, file: File, error: Exception) -> NoReturn:
 
 # --- the accept file ------------------------------------------------------------------
 
-ACCEPT_LINE = re.compile(r"(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
+ACCEPT_LINE = re.compile(r"(\d{12}/)?(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
 
 
 def read_accept_file(file: File) -> list[Acceptance]:
     """The acceptances in an accept file; CannotRun if it cannot be read or a line is wrong."""
-    try:
-        with read_errors_as_cannot_run(file):
-            text = file.read().decode("utf-8-sig")
-    except UnicodeError as error:
-        raise CannotRun(f"cannot read {file}: {error}") from error
+    with read_errors_as_cannot_run(file):
+        text = file.read().decode("utf-8-sig")
     return parse_accept_file(text, str(file))
 
 
@@ -4370,18 +4367,14 @@ def parse_accept_file(text: str, name: str) -> list[Acceptance]:
     for number, line in enumerate(map(str.strip, re.split(r"\r\n|\r|\n", text)), 1):
         if not line or line.startswith("#"):
             continue
-        match = ACCEPT_LINE.fullmatch(line)
-        if not match:
+        if not (match := ACCEPT_LINE.fullmatch(line)):
             raise CannotRun(f"{name}, line {number}: not `ID [until YYYY-MM-DD] # reason`")
-        pattern, until, reason = match.groups()
+        account, pattern, until, reason = match.groups("")
         try:
             start_of_day(until or "2000-01-01")
         except ValueError as error:
             raise CannotRun(f"{name}, line {number}: {error}") from error
-        account = re.match(r"\d{12}/", pattern)
-        prefix = account[0] if account else ""
-        pattern = prefix + current_id(pattern.removeprefix(prefix))
-        found.append(Acceptance(pattern, until or "", reason))
+        found.append(Acceptance(account + current_id(pattern), until, reason))
     return found
 
 
