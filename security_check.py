@@ -4393,14 +4393,7 @@ def current_id(id: str) -> str:
 # --- the report as JSON ---------------------------------------------------------------
 
 REPORT_SCHEMA = 5
-MALFORMED_REPORT = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 MAX_NUMBER = 10**15  # smaller numbers are exact in all readers of JSON and in the .xls format
 
 
@@ -4456,9 +4449,12 @@ def reported_fields(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
+Decoder = Callable[[Any], Any]  # makes a value from JSON data
+
+
 @functools.cache
-def decoder(kind: Any) -> Callable[[Any], Any]:
-    """The function that makes a value of this type from JSON data, or raises MALFORMED_REPORT."""
+def decoder(kind: Any) -> Decoder:
+    """The function that makes a value of this type from JSON data, or raises MALFORMED."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in DECODERS:
         return DECODERS[kind]
@@ -4524,11 +4520,7 @@ def decode_result(data: dict[str, Any]) -> CheckResult:
     return CheckResult(definition, [*map(decode_row, data["rows"])], complete, evaluated)
 
 
-DECODERS: dict[Any, Callable[[Any], Any]] = {
-    datetime: decode_date,
-    Row: decode_row,
-    CheckResult: decode_result,
-}
+DECODERS: dict[Any, Decoder] = {datetime: decode_date, Row: decode_row, CheckResult: decode_result}
 
 
 def to_json(reports: Iterable[Report], merged: bool = False) -> bytes:
@@ -4555,7 +4547,7 @@ def reports_from_json(data: bytes, file: File) -> list[Report]:
         if (version := document["schema"]) != REPORT_SCHEMA:
             raise CannotRun(f"{file} is of version {version}, this script knows {REPORT_SCHEMA}")
         entries: list[Any] = [] if document["merged"] else [*document["accounts"]]
-    except MALFORMED_REPORT as error:
+    except MALFORMED as error:
         raise CannotRun(f"{file} is damaged, or no report of this script") from error
     reports = [report_or_none(entry) for entry in entries]
     if entries and not any(reports):
@@ -4579,7 +4571,7 @@ def report_or_none(entry: Any) -> Report | None:
         report: Report = decode_fields(Report, entry)
         check_values(report)
         return report if encode(report) == entry else None
-    except MALFORMED_REPORT:
+    except MALFORMED:
         return None
 
 
@@ -4644,7 +4636,7 @@ def state_accounts(data: bytes, file: File) -> dict[str, Any]:
                 one: upgrade_account(accounts.get(one, {}), history.get(one, ())) for one in numbers
             }
         accounts.keys()
-    except MALFORMED_REPORT as error:
+    except MALFORMED as error:
         raise CannotRun(f"{file} is damaged or no state file: repair or remove it") from error
     return accounts
 
@@ -4679,7 +4671,7 @@ def account_state(accounts: dict[str, Any], account: str, file: File) -> Account
         for one in state.coverage.values():
             for severity in (one.worst, *(found.severity for found in one.findings.values())):
                 rank_of(severity)
-    except MALFORMED_REPORT as error:
+    except MALFORMED as error:
         why = f"{file} is damaged or no state file: repair or remove it"
         raise CannotRun(f"{why} (account {account})") from error
     return state
