@@ -62,7 +62,7 @@ Where to look:
 A seventh check is one generator (account, target) -> rows below `@check`, in the section
 checks: the fields of `Check` say what to declare, `check_ec2_classic` is the shortest example.
 A new kind of target is a `TargetKind`; a new control of Security Hub is declared by its check;
-a new IAM action is added to READ_POLICY in the section aws, to which assumed roles are held down.
+a new IAM action is added to READ_ACTIONS in the section aws, to which assumed roles are held down.
 Severities are those that AWS Security Hub publishes for the control whose number stands at the
 rule; where there is no number, the rule and its severity are ours.
 """
@@ -2775,42 +2775,22 @@ NOT_AWS = "(something other than AWS answered: a proxy, or a sign-in page)"
 
 # Every role that we assume is held down to these permissions: a session can do what both its
 # role and its session policy allow.
+READ_ACTIONS = [
+    *("cloudtrail:DescribeTrails", "cloudtrail:GetEventSelectors", "cloudtrail:GetTrailStatus"),
+    *("ec2:DescribeInstances", "ec2:DescribeNetworkInterfaces", "ec2:DescribeRegions"),
+    *("ec2:DescribeSecurityGroups", "ec2:DescribeVpcBlockPublicAccessExclusions"),
+    *("ec2:DescribeVpcBlockPublicAccessOptions", "ec2:DescribeVpcs"),
+    "ec2:GetManagedPrefixListEntries",
+    *("iam:GenerateCredentialReport", "iam:GetAccessKeyLastUsed", "iam:GetAccountSummary"),
+    *("iam:GetCredentialReport", "iam:GetLoginProfile", "iam:ListAccessKeys"),
+    *("iam:ListAccountAliases", "iam:ListMFADevices", "iam:ListUsers"),
+    "iam:ListVirtualMFADevices",
+    *("s3:GetAccountPublicAccessBlock", "s3:GetBucketAcl", "s3:GetBucketPolicyStatus"),
+    *("s3:GetBucketPublicAccessBlock", "s3:ListAllMyBuckets"),
+]
 READ_POLICY: dict[str, Any] = {
     "Version": "2012-10-17",
-    "Statement": [
-        {
-            "Effect": "Allow",
-            "Action": [
-                "cloudtrail:DescribeTrails",
-                "cloudtrail:GetEventSelectors",
-                "cloudtrail:GetTrailStatus",
-                "ec2:DescribeInstances",
-                "ec2:DescribeNetworkInterfaces",
-                "ec2:DescribeRegions",
-                "ec2:DescribeSecurityGroups",
-                "ec2:DescribeVpcBlockPublicAccessExclusions",
-                "ec2:DescribeVpcBlockPublicAccessOptions",
-                "ec2:DescribeVpcs",
-                "ec2:GetManagedPrefixListEntries",
-                "iam:GenerateCredentialReport",
-                "iam:GetAccessKeyLastUsed",
-                "iam:GetAccountSummary",
-                "iam:GetCredentialReport",
-                "iam:GetLoginProfile",
-                "iam:ListAccessKeys",
-                "iam:ListAccountAliases",
-                "iam:ListMFADevices",
-                "iam:ListUsers",
-                "iam:ListVirtualMFADevices",
-                "s3:GetAccountPublicAccessBlock",
-                "s3:GetBucketAcl",
-                "s3:GetBucketPolicyStatus",
-                "s3:GetBucketPublicAccessBlock",
-                "s3:ListAllMyBuckets",
-            ],
-            "Resource": "*",
-        }
-    ],
+    "Statement": [{"Effect": "Allow", "Action": READ_ACTIONS, "Resource": "*"}],
 }
 
 IN_CALL = threading.local()  # its `sent` has the times at which a thread sent attempts
@@ -2880,24 +2860,19 @@ class ReadOnlyLoader:
     def __init__(self, loader: Any, writes: Collection[str]) -> None:
         self.loader = loader
         self.kept = {*READ_OPERATIONS, *writes}
-        self.load_service_model = functools.cache(self._load_service_model)
+        self.load_service_model = functools.cache(self._load)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
 
-    def _load_service_model(
-        self, service_name: str, type_name: str, api_version: str | None = None
-    ) -> Any:
+    def _load(self, service_name: str, type_name: str, api_version: str | None = None) -> Any:
         """The description of a service, without the operations that write."""
         model = self.loader.load_service_model(service_name, type_name, api_version)
         if type_name != "service-2":
             return model
-        reads = {
-            name: operation
-            for name, operation in model["operations"].items()
-            if name.startswith(READ_PREFIXES) or name in self.kept
-        }
-        return model | {"operations": reads}
+        calls = model["operations"]
+        reads = [name for name in calls if name.startswith(READ_PREFIXES) or name in self.kept]
+        return model | {"operations": {name: calls[name] for name in reads}}
 
 
 @functools.cache
@@ -3058,14 +3033,12 @@ def log_attempt(
         return
     service, operation = event_name.split(".")[1:]
     status = response_dict["status_code"] if response_dict is not None else type(exception).__name__
-    about = (parsed_response or {}).get("ResponseMetadata", {})
-    found = str(about.get("RequestId", ""))
+    found = str((parsed_response or {}).get("ResponseMetadata", {}).get("RequestId", ""))
     id = found if re.fullmatch(r"[\w.:=/+-]{1,64}", found, re.ASCII) else "-"
     attempt = context.get("retries", {}).get("attempt", 1)
     milliseconds = 1000 * (time.monotonic() - context.get("sent", time.monotonic()))
-    where = f"{context.get('client_region')} {account() or '-'}"
-    text = f"{service} {operation} {where} {status} {id} attempt {attempt} {milliseconds:.0f} ms"
-    CALL_LOG.debug(text)
+    call = f"{service} {operation} {context.get('client_region')} {account() or '-'}"
+    CALL_LOG.debug(f"{call} {status} {id} attempt {attempt} {milliseconds:.0f} ms")
 
 
 def check_body(
@@ -3397,9 +3370,7 @@ class Account:
         """
         from botocore.retries import standard
 
-        attempts, failed, response = (
-            event[name] for name in ("attempts", "caught_exception", "response")
-        )
+        attempts, failed, response = event["attempts"], event["caught_exception"], event["response"]
         if is_timeout(failed) and self.failures[region]:
             raise failed
         stop_after_timeouts(attempts, failed)
@@ -3466,6 +3437,8 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
     results, coverage = apply_acceptances(results, aws.number, given)
     results = [apply_state(result, state, today) for result in results] if given.state else results
     change = diff_with_state(results, state, aws, today, coverage)
+    names = [one.name for one in given.checks]
+    controls = {name: evaluate_control(one, name) for one in results for name in one.check.controls}
     enabled = answer_or_error(lambda: enabled_regions(aws))
     aliases = answer_or_error(lambda: account_aliases(aws))
     report = Report(
@@ -3475,24 +3448,17 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
         profile=job.profile,
         auditor_arn=aws.arn,
         home_region=aws.home_region,
-        question=Question(
-            [one.name for one in given.checks], sorted(aws.only_regions), aws.max_key_age,
-            __version__,
-        ),
+        question=Question(names, sorted(aws.only_regions), aws.max_key_age, __version__),
         aliases=aliases if isinstance(aliases, list) else [],
         regions=answer_or_error(lambda: regions(aws)),
         enabled_regions=len(enabled) if isinstance(enabled, list) else 0,
         seconds=round(time.monotonic() - began, 1),
         results=results,
-        controls={
-            name: evaluate_control(result, name)
-            for result in results
-            for name in result.check.controls
-        },
-    )  # fmt: skip
+        controls=controls,
+    )
     if given.state:
         after = apply_change(given.state, change)
-        first = any(given.state.since.get(one.name, today) == today for one in given.checks)
+        first = any(state.since.get(name, today) == today for name in names)
         report = replace(report, first_run=first, resolved=after.resolved, history=[*after.history])
     used = {row.acceptance for row in report.rows() if row.acceptance}
     return Audit(report, change, used)
@@ -4686,8 +4652,7 @@ def write_state_file(file: File, changes: dict[str, StateChange]) -> None:
         nonlocal data
         accounts = state_accounts(before, file) if before else {}
         for account, change in changes.items():
-            after = apply_change(account_state(accounts, account, file), change)
-            accounts[account] = encode(after)
+            accounts[account] = encode(apply_change(account_state(accounts, account, file), change))
         data = json.dumps({"schema": STATE_SCHEMA, "accounts": accounts}, indent=1).encode()
         return data
 
