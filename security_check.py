@@ -3436,7 +3436,7 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
     results = [with_unlisted_regions(result, state) for result in results]
     results, coverage = apply_acceptances(results, aws.number, given)
     results = [apply_state(result, state, today) for result in results] if given.state else results
-    change = diff_with_state(results, state, aws, today, coverage)
+    change = diff_with_state(results, given, aws, coverage)
     names = [one.name for one in given.checks]
     controls = {name: evaluate_control(one, name) for one in results for name in one.check.controls}
     enabled = answer_or_error(lambda: enabled_regions(aws))
@@ -3786,10 +3786,9 @@ def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], 
 
     Both are of one resource. If only its name changed, as of a renamed user, it is not worse.
     """
-    ends = {
-        id.removeprefix(f"{result.check.name}/{one.target}"): one for id, one in vanished.items()
-    }
-    renamed = ends.get(result.check.id(row).removeprefix(f"{result.check.name}/{row.target}"))
+    name = result.check.name
+    ends = {id.removeprefix(f"{name}/{one.target}"): one for id, one in vanished.items()}
+    renamed = ends.get(result.check.id(row).removeprefix(f"{name}/{row.target}"))
     first_seen = min(known.first_seen for known in vanished.values())
     was = in_words(known.result for known in vanished.values())
     if renamed:
@@ -3798,16 +3797,13 @@ def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], 
 
 
 def diff_with_state(
-    results: Collection[CheckResult],
-    state: AccountState,
-    aws: Account,
-    today: str,
-    coverage: dict[str, Coverage],
+    results: Collection[CheckResult], given: AuditInput, aws: Account, coverage: dict[str, Coverage]
 ) -> StateChange:
     """The changes that the audit makes in the state of the account.
 
     A run with another --max-key-age resolves nothing: another question was asked.
     """
+    state, today = given.state or AccountState(), given.today
     found = [(one.check.id(row), row) for one in results for row in one.rows if row.first_seen]
     seen = {id: known_finding(row, state.findings.get(id), today) for id, row in found}
     moved = {resource_key(id, row) for id, row in found if id not in state.findings}
