@@ -4529,12 +4529,11 @@ def account_of(entry: Any) -> str:
 
 def report_or_none(entry: Any) -> Report | None:
     """The report in an entry of a JSON report; None unless this script would write the same."""
-    try:
+    with contextlib.suppress(*MALFORMED):
         report: Report = decode_fields(Report, entry)
         check_values(report)
         return report if encode(report) == entry else None
-    except MALFORMED:
-        return None
+    return None
 
 
 def check_history(history: Iterable[HistoryEntry]) -> None:
@@ -4578,11 +4577,9 @@ STATE_SCHEMA = 2
 
 def read_state_file(file: File) -> dict[str, Any]:
     """The accounts in a state file by number, not yet decoded; empty if there is no file."""
-    with read_errors_as_cannot_run(file):
-        try:
-            return state_accounts(file.read(), file)
-        except FileNotFoundError:
-            return {}
+    with read_errors_as_cannot_run(file), contextlib.suppress(FileNotFoundError):
+        return state_accounts(file.read(), file)
+    return {}
 
 
 def state_accounts(data: bytes, file: File) -> dict[str, Any]:
