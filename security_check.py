@@ -2783,8 +2783,7 @@ READ_ACTIONS = [
     "ec2:GetManagedPrefixListEntries",
     *("iam:GenerateCredentialReport", "iam:GetAccessKeyLastUsed", "iam:GetAccountSummary"),
     *("iam:GetCredentialReport", "iam:GetLoginProfile", "iam:ListAccessKeys"),
-    *("iam:ListAccountAliases", "iam:ListMFADevices", "iam:ListUsers"),
-    "iam:ListVirtualMFADevices",
+    *("iam:ListAccountAliases", "iam:ListMFADevices", "iam:ListUsers", "iam:ListVirtualMFADevices"),
     *("s3:GetAccountPublicAccessBlock", "s3:GetBucketAcl", "s3:GetBucketPolicyStatus"),
     *("s3:GetBucketPublicAccessBlock", "s3:ListAllMyBuckets"),
 ]
@@ -3121,6 +3120,7 @@ def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, 
 # --- what went wrong ------------------------------------------------------------------
 
 ERROR_CODE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+PLAIN_WORD = re.compile(r"[(\"'`]?[A-Za-z][a-z'-]{0,15}[)\"'`]?[.,:;!?]?")
 DENIER = re.compile(  # the policy that denied a call, if the message of AWS names it
     r"explicit deny in an? ([\w -]{1,30}(?:policy|boundary))"
     r"|because no ((?:service control|resource control|session) policy|permissions boundary)"
@@ -3169,10 +3169,7 @@ def program_words(error: Exception) -> str:
     Whatever may be a secret is left out: long words, and those with digits or signs in them.
     """
     text = getattr(error, "kwargs", {}).get("error_msg", "")
-    plain = [
-        word if re.fullmatch(r"[(\"'`]?[A-Za-z][a-z'-]{0,15}[)\"'`]?[.,:;!?]?", word) else "***"
-        for word in str(text).split()
-    ]
+    plain = [word if PLAIN_WORD.fullmatch(word) else "***" for word in str(text).split()]
     return textwrap.shorten(" ".join(plain), 200, placeholder=" ***")
 
 
@@ -3472,9 +3469,8 @@ def limit_regions(aws: Account) -> None:
     wanted, excluded = set(aws.only_regions), set(aws.excluded_regions)
     if not wanted and not excluded:
         return
-    try:
-        enabled = enabled_regions(aws)
-    except AwsCallFailed:  # the checks themselves will say that regions cannot be read
+    enabled = answer_or_error(lambda: enabled_regions(aws))
+    if isinstance(enabled, AwsError):  # the checks themselves will say that regions cannot be read
         return
     if unknown := sorted(wanted - {*enabled}):
         valid = ", ".join(enabled)
