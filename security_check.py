@@ -2849,37 +2849,29 @@ READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
 READ_OPERATIONS = {"CreateSession"}
 
 
-class ReadOnlyLoader:
-    """The descriptions of AWS's services in botocore, without the operations that write.
+@functools.cache
+def read_only_loader(data_path: str | None, writes: tuple[str, ...]) -> Any:
+    """A loader of botocore whose descriptions of AWS's services lack the operations that write.
 
-    So our clients have no method that writes. Descriptions are read once for all accounts,
-    because that is slow.
+    So our clients have no method that writes. Sessions with the same permitted writes share
+    the loader: descriptions are read once for all accounts, because that is slow.
     """
+    import botocore.loaders
 
-    def __init__(self, loader: Any, writes: Collection[str]) -> None:
-        self.loader = loader
-        self.kept = {*READ_OPERATIONS, *writes}
-        self.load_service_model = functools.cache(self._load)
+    loader: Any = botocore.loaders.create_loader(data_path)
+    load, kept = loader.load_service_model, {*READ_OPERATIONS, *writes}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def _load(self, service_name: str, type_name: str, api_version: str | None = None) -> Any:
+    def load_reads(service_name: str, type_name: str, api_version: str | None = None) -> Any:
         """The description of a service, without the operations that write."""
-        model = self.loader.load_service_model(service_name, type_name, api_version)
+        model = load(service_name, type_name, api_version)
         if type_name != "service-2":
             return model
         calls = model["operations"]
-        reads = [name for name in calls if name.startswith(READ_PREFIXES) or name in self.kept]
+        reads = [name for name in calls if name.startswith(READ_PREFIXES) or name in kept]
         return model | {"operations": {name: calls[name] for name in reads}}
 
-
-@functools.cache
-def read_only_loader(data_path: str | None, writes: tuple[str, ...]) -> ReadOnlyLoader:
-    """The one loader that all sessions with the same permitted writes share."""
-    import botocore.loaders
-
-    return ReadOnlyLoader(botocore.loaders.create_loader(data_path), writes)
+    loader.load_service_model = functools.cache(load_reads)
+    return loader
 
 
 class RoleCache:
@@ -3562,7 +3554,7 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
 def collapse_fatal_errors(
     definition: Check, rows: list[Row], fatal_error: AwsError | None
 ) -> tuple[list[Row], set[str]]:
-    """The rows, with all that a fatal error cost as a single one, and the failed targets.
+    """The rows, with all that any fatal error cost as a single one, and the failed targets.
 
     Expired credentials are such an error.
     """
