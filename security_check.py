@@ -3057,16 +3057,13 @@ def is_cut_off(body: bytes, headers: Any) -> bool:
     from xml.etree import ElementTree
 
     length = str(headers.get("content-length", ""))
-    if length.isdigit() and len(body) < int(length):
-        return True
-    try:
+    with contextlib.suppress(ElementTree.ParseError, ValueError):
         if body.lstrip().startswith(b"<"):
             ElementTree.fromstring(body)  # noqa: S314 - as botocore parses it
         elif body.strip():
             json.loads(body)
-    except (ElementTree.ParseError, ValueError):
-        return True
-    return False
+        return length.isdigit() and len(body) < int(length)
+    return True
 
 
 def raise_if_malformed(parsed: dict[str, Any], model: Any, **_: Any) -> None:
