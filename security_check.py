@@ -3695,13 +3695,12 @@ def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, Kno
 
 def is_undetermined(result: CheckResult, id: str, known: KnownFinding) -> bool:
     """Whether a missing finding may still exist, because not all of it was looked at."""
-    unread = (result.check.id(row) for row in result.rows if row.error)
-    prefixes = (one.removesuffix(NOT_CHECKED_END) for one in unread)
+    unread = [row for row in result.rows if row.error]
+    prefixes = tuple(result.check.id(row).removesuffix(NOT_CHECKED_END) for row in unread)
+    resources = {row.resource for row in unread if row.resource}
     if not result.targets_complete or known.target in result.failed_targets:
         return True
-    if any(f"{id}/".startswith(prefix) for prefix in prefixes):
-        return True
-    if any(row.error and known.resource and row.resource == known.resource for row in result.rows):
+    if f"{id}/".startswith(prefixes) or known.resource in resources:
         return True
     return result.check.targets.regional and region_of(known.target) not in result.regions
 
