@@ -20,7 +20,7 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     once, for_each, counted, in_words, yes_no, not_checked_row, utc_now,
                     start_of_day
     checks        the targets of checks, then six checks, each below its rules
-                  offers: enabled_regions, regions, account_aliases
+                  offers: answer_or_error, enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
                   offers: LIMITS_USED_UP, READ_POLICY, CALL_LOG, SIGN_IN, sign_in, new_session,
                     describe_failure, Account, Account.ask, Account.fetch, Account.close,
@@ -83,7 +83,7 @@ Where to look:
 A seventh check is one generator (account, target) -> rows below `@check`, in the section
 checks: the fields of `Check` say what to declare, `check_ec2_classic` is the shortest example.
 A new kind of target is a `TargetKind`; a new control of Security Hub is declared by its check;
-a new IAM action is added to READ_POLICY in the section aws, to which assumed roles are held down.
+a new IAM action is added to READ_ACTIONS in the section aws, to which assumed roles are held down.
 Severities are those that AWS Security Hub publishes for the control whose number stands at the
 rule; where there is no number, the rule and its severity are ours.
 """
@@ -2834,42 +2834,21 @@ NOT_AWS = "(something other than AWS answered: a proxy, or a sign-in page)"
 
 # Every role that we assume is held down to these permissions: a session can do what both its
 # role and its session policy allow.
+READ_ACTIONS = [
+    *("cloudtrail:DescribeTrails", "cloudtrail:GetEventSelectors", "cloudtrail:GetTrailStatus"),
+    *("ec2:DescribeInstances", "ec2:DescribeNetworkInterfaces", "ec2:DescribeRegions"),
+    *("ec2:DescribeSecurityGroups", "ec2:DescribeVpcBlockPublicAccessExclusions"),
+    *("ec2:DescribeVpcBlockPublicAccessOptions", "ec2:DescribeVpcs"),
+    "ec2:GetManagedPrefixListEntries",
+    *("iam:GenerateCredentialReport", "iam:GetAccessKeyLastUsed", "iam:GetAccountSummary"),
+    *("iam:GetCredentialReport", "iam:GetLoginProfile", "iam:ListAccessKeys"),
+    *("iam:ListAccountAliases", "iam:ListMFADevices", "iam:ListUsers", "iam:ListVirtualMFADevices"),
+    *("s3:GetAccountPublicAccessBlock", "s3:GetBucketAcl", "s3:GetBucketPolicyStatus"),
+    *("s3:GetBucketPublicAccessBlock", "s3:ListAllMyBuckets"),
+]
 READ_POLICY: dict[str, Any] = {
     "Version": "2012-10-17",
-    "Statement": [
-        {
-            "Effect": "Allow",
-            "Action": [
-                "cloudtrail:DescribeTrails",
-                "cloudtrail:GetEventSelectors",
-                "cloudtrail:GetTrailStatus",
-                "ec2:DescribeInstances",
-                "ec2:DescribeNetworkInterfaces",
-                "ec2:DescribeRegions",
-                "ec2:DescribeSecurityGroups",
-                "ec2:DescribeVpcBlockPublicAccessExclusions",
-                "ec2:DescribeVpcBlockPublicAccessOptions",
-                "ec2:DescribeVpcs",
-                "ec2:GetManagedPrefixListEntries",
-                "iam:GenerateCredentialReport",
-                "iam:GetAccessKeyLastUsed",
-                "iam:GetAccountSummary",
-                "iam:GetCredentialReport",
-                "iam:GetLoginProfile",
-                "iam:ListAccessKeys",
-                "iam:ListAccountAliases",
-                "iam:ListMFADevices",
-                "iam:ListUsers",
-                "iam:ListVirtualMFADevices",
-                "s3:GetAccountPublicAccessBlock",
-                "s3:GetBucketAcl",
-                "s3:GetBucketPolicyStatus",
-                "s3:GetBucketPublicAccessBlock",
-                "s3:ListAllMyBuckets",
-            ],
-            "Resource": "*",
-        }
-    ],
+    "Statement": [{"Effect": "Allow", "Action": READ_ACTIONS, "Resource": "*"}],
 }
 
 IN_CALL = threading.local()  # its `sent` has the times at which a thread sent attempts
@@ -2929,42 +2908,29 @@ READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
 READ_OPERATIONS = {"CreateSession"}
 
 
-class ReadOnlyLoader:
-    """The descriptions of AWS's services in botocore, without the operations that write.
-
-    So our clients have no method that writes. Descriptions are read once for all accounts,
-    because that is slow.
-    """
-
-    def __init__(self, loader: Any, writes: Collection[str]) -> None:
-        self.loader = loader
-        self.kept = {*READ_OPERATIONS, *writes}
-        self.load_service_model = functools.cache(self._load_service_model)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def _load_service_model(
-        self, service_name: str, type_name: str, api_version: str | None = None
-    ) -> Any:
-        """The description of a service, without the operations that write."""
-        model = self.loader.load_service_model(service_name, type_name, api_version)
-        if type_name != "service-2":
-            return model
-        reads = {
-            name: operation
-            for name, operation in model["operations"].items()
-            if name.startswith(READ_PREFIXES) or name in self.kept
-        }
-        return model | {"operations": reads}
-
-
 @functools.cache
-def read_only_loader(data_path: str | None, writes: tuple[str, ...]) -> ReadOnlyLoader:
-    """The one loader that all sessions with the same permitted writes share."""
+def read_only_loader(data_path: str | None, writes: tuple[str, ...]) -> Any:
+    """A loader of botocore whose descriptions of AWS's services lack the operations that write.
+
+    So our clients have no method that writes. Sessions with the same permitted writes share
+    the loader: descriptions are read once for all accounts, because that is slow.
+    """
     import botocore.loaders
 
-    return ReadOnlyLoader(botocore.loaders.create_loader(data_path), writes)
+    loader: Any = botocore.loaders.create_loader(data_path)
+    load, kept = loader.load_service_model, {*READ_OPERATIONS, *writes}
+
+    def load_reads(service_name: str, type_name: str, api_version: str | None = None) -> Any:
+        """The description of a service, without the operations that write."""
+        model = load(service_name, type_name, api_version)
+        if type_name != "service-2":
+            return model
+        calls = model["operations"]
+        reads = [name for name in calls if name.startswith(READ_PREFIXES) or name in kept]
+        return model | {"operations": {name: calls[name] for name in reads}}
+
+    loader.load_service_model = functools.cache(load_reads)
+    return loader
 
 
 class RoleCache:
@@ -3045,7 +3011,7 @@ def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
         core.set_config_variable("region", default_region(core, only_regions))
     core.set_default_client_config(client_config())
     events = core.get_component("event_emitter")
-    listen(events, lambda: "")
+    register_handlers(events, lambda: "")
     events.register("needs-retry", stop_after_timeouts)
     try:
         roles = core.get_component("credential_provider").get_provider("assume-role")
@@ -3128,7 +3094,7 @@ WEB_PAGE = re.compile(  # or plain text: AWS answers in XML and JSON
 )
 
 
-def listen(events: Any, account: Callable[[], str]) -> None:
+def register_handlers(events: Any, account: Callable[[], str]) -> None:
     """Logs the calls of a client or session, and turns responses not from AWS into errors."""
     events.register("before-sign", note_start)
     events.register("before-parse", check_body)
@@ -3153,14 +3119,12 @@ def log_attempt(
         return
     service, operation = event_name.split(".")[1:]
     status = response_dict["status_code"] if response_dict is not None else type(exception).__name__
-    about = (parsed_response or {}).get("ResponseMetadata", {})
-    found = str(about.get("RequestId", ""))
+    found = str((parsed_response or {}).get("ResponseMetadata", {}).get("RequestId", ""))
     id = found if re.fullmatch(r"[\w.:=/+-]{1,64}", found, re.ASCII) else "-"
     attempt = context.get("retries", {}).get("attempt", 1)
     milliseconds = 1000 * (time.monotonic() - context.get("sent", time.monotonic()))
-    where = f"{context.get('client_region')} {account() or '-'}"
-    text = f"{service} {operation} {where} {status} {id} attempt {attempt} {milliseconds:.0f} ms"
-    CALL_LOG.debug(text)
+    call = f"{service} {operation} {context.get('client_region')} {account() or '-'}"
+    CALL_LOG.debug(f"{call} {status} {id} attempt {attempt} {milliseconds:.0f} ms")
 
 
 def check_body(
@@ -3188,16 +3152,13 @@ def is_cut_off(body: bytes, headers: Any) -> bool:
     from xml.etree import ElementTree
 
     length = str(headers.get("content-length", ""))
-    if length.isdigit() and len(body) < int(length):
-        return True
-    try:
+    with contextlib.suppress(ElementTree.ParseError, ValueError):
         if body.lstrip().startswith(b"<"):
             ElementTree.fromstring(body)  # noqa: S314 - as botocore parses it
         elif body.strip():
             json.loads(body)
-    except (ElementTree.ParseError, ValueError):
-        return True
-    return False
+        return length.isdigit() and len(body) < int(length)
+    return True
 
 
 def raise_if_malformed(parsed: dict[str, Any], model: Any, **_: Any) -> None:
@@ -3243,6 +3204,7 @@ def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, 
 # --- what went wrong ------------------------------------------------------------------
 
 ERROR_CODE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+PLAIN_WORD = re.compile(r"[(\"'`]?[A-Za-z][a-z'-]{0,15}[)\"'`]?[.,:;!?]?")
 DENIER = re.compile(  # the policy that denied a call, if the message of AWS names it
     r"explicit deny in an? ([\w -]{1,30}(?:policy|boundary))"
     r"|because no ((?:service control|resource control|session) policy|permissions boundary)"
@@ -3296,10 +3258,7 @@ def program_words(error: Exception) -> str:
     Whatever may be a secret is left out: long words, and those with digits or signs in them.
     """
     text = getattr(error, "kwargs", {}).get("error_msg", "")
-    plain = [
-        word if re.fullmatch(r"[(\"'`]?[A-Za-z][a-z'-]{0,15}[)\"'`]?[.,:;!?]?", word) else "***"
-        for word in str(text).split()
-    ]
+    plain = [word if PLAIN_WORD.fullmatch(word) else "***" for word in str(text).split()]
     return textwrap.shorten(" ".join(plain), 200, placeholder=" ***")
 
 
@@ -3358,10 +3317,10 @@ class Account:
     cache: dict[Any, Future[Any]] = field(default_factory=dict)  # results kept by `once`
     # failures in a row: by call, by region, and of credentials
     failures: Counter[Call | str] = field(default_factory=Counter)
-    # calls that are throttled to the end, with their errors
-    refused: dict[Call, AwsError] = field(default_factory=dict)
-    throttling_codes: set[str] = field(default_factory=set)  # error codes by which AWS throttles
-    renewed: float = -math.inf  # when credentials that botocore took for valid were last renewed
+    # calls throttled at every attempt
+    throttled_calls: dict[Call, AwsError] = field(default_factory=dict)
+    throttling_codes: set[str] = field(default_factory=set)  # error codes that meant throttling
+    renewed_at: float = -math.inf  # when credentials that botocore took for valid were last renewed
     fatal_error: AwsError | None = None  # the error after which no further call makes sense
     lock: Any = field(default_factory=threading.RLock)  # the lock is held for moments only
     callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CALLERS))
@@ -3427,7 +3386,7 @@ class Account:
             raise AwsCallFailed(self.fatal_error)
         if self.failures[call] >= MAX_FAILURES and call.operation not in NEVER_GIVEN_UP:
             silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
-            raise AwsCallFailed(self.refused.get(call, silent))
+            raise AwsCallFailed(self.throttled_calls.get(call, silent))
         try:
             self.client(call.service, call.region)  # making one asks nobody, and is not timed
             result = self._wait_for(send)
@@ -3459,7 +3418,7 @@ class Account:
             if is_timeout(error):
                 self.failures.update([call, call.region])
             if failure.code in self.throttling_codes:
-                self.refused[call] = failure = replace(failure, detail=LIMITS_USED_UP)
+                self.throttled_calls[call] = failure = replace(failure, detail=LIMITS_USED_UP)
                 self.failures.update([call])
             if failure.service == SIGN_IN.service:
                 self.failures.update([CREDENTIALS])
@@ -3475,7 +3434,7 @@ class Account:
                 client = make(service, region, config=client_config())
                 pace, events = Pace(), client.meta.events
                 events.register("before-sign", pace.wait)
-                listen(events, lambda: self.number)
+                register_handlers(events, lambda: self.number)
                 on_attempt = functools.partial(self._on_attempt, region, pace)
                 events.register_first("needs-retry", on_attempt)
                 self.clients[service, region] = client
@@ -3499,9 +3458,7 @@ class Account:
         """
         from botocore.retries import standard
 
-        attempts, failed, response = (
-            event[name] for name in ("attempts", "caught_exception", "response")
-        )
+        attempts, failed, response = event["attempts"], event["caught_exception"], event["response"]
         if is_timeout(failed) and self.failures[region]:
             raise failed
         stop_after_timeouts(attempts, failed)
@@ -3529,9 +3486,9 @@ class Account:
         private: Any = credentials
         with private._refresh_lock:
             # another thread may have renewed the credentials just now
-            if time.monotonic() - self.renewed > CALL_TIMEOUT:
+            if time.monotonic() - self.renewed_at > CALL_TIMEOUT:
                 private._protected_refresh(is_mandatory=True)
-                self.renewed = time.monotonic()
+                self.renewed_at = time.monotonic()
         return True
 
 
@@ -3565,10 +3522,13 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
     start_prefetch(aws, given.checks)
     results = [run_check(definition, aws, progress) for definition in given.checks]
     results = [with_unlisted_regions(result, state) for result in results]
-    results, coverage = apply_acceptances(results, aws.number, given.acceptances, state, today)
+    results, coverage = apply_acceptances(results, aws.number, given)
     results = [apply_state(result, state, today) for result in results] if given.state else results
-    change = diff_with_state(results, state, aws, today, coverage)
-    enabled = value_or_error(enabled_regions, aws)
+    change = diff_with_state(results, given, aws, coverage)
+    names = [one.name for one in given.checks]
+    controls = {name: evaluate_control(one, name) for one in results for name in one.check.controls}
+    enabled = answer_or_error(lambda: enabled_regions(aws))
+    aliases = answer_or_error(lambda: account_aliases(aws))
     report = Report(
         account=aws.number,
         started=aws.now.replace(microsecond=0),
@@ -3576,24 +3536,17 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
         profile=job.profile,
         auditor_arn=aws.arn,
         home_region=aws.home_region,
-        question=Question(
-            [one.name for one in given.checks], sorted(aws.only_regions), aws.max_key_age,
-            __version__,
-        ),
-        aliases=names_or_none(account_aliases, aws),
-        regions=value_or_error(regions, aws),
+        question=Question(names, sorted(aws.only_regions), aws.max_key_age, __version__),
+        aliases=aliases if isinstance(aliases, list) else [],
+        regions=answer_or_error(lambda: regions(aws)),
         enabled_regions=len(enabled) if isinstance(enabled, list) else 0,
         seconds=round(time.monotonic() - began, 1),
         results=results,
-        controls={
-            name: evaluate_control(result, name)
-            for result in results
-            for name in result.check.controls
-        },
-    )  # fmt: skip
+        controls=controls,
+    )
     if given.state:
         after = apply_change(given.state, change)
-        first = any(given.state.since.get(one.name, today) == today for one in given.checks)
+        first = any(state.since.get(name, today) == today for name in names)
         report = replace(report, first_run=first, resolved=after.resolved, history=[*after.history])
     used = {row.acceptance for row in report.rows() if row.acceptance}
     return Audit(report, change, used)
@@ -3607,9 +3560,8 @@ def limit_regions(aws: Account) -> None:
     wanted, excluded = set(aws.only_regions), set(aws.excluded_regions)
     if not wanted and not excluded:
         return
-    try:
-        enabled = enabled_regions(aws)
-    except AwsCallFailed:  # the checks themselves will say that regions cannot be read
+    enabled = answer_or_error(lambda: enabled_regions(aws))
+    if isinstance(enabled, AwsError):  # the checks themselves will say that regions cannot be read
         return
     if unknown := sorted(wanted - {*enabled}):
         valid = ", ".join(enabled)
@@ -3617,20 +3569,6 @@ def limit_regions(aws: Account) -> None:
     aws.only_regions = (wanted or {*enabled}) - excluded
     if not aws.only_regions:
         raise CannotRun("--exclude-region leaves no region")
-
-
-def names_or_none(function: Callable[[Account], list[str]], aws: Account) -> list[str]:
-    """The names from a function, such as aliases, or no names if they cannot be read."""
-    names = value_or_error(function, aws)
-    return [] if isinstance(names, AwsError) else names
-
-
-def value_or_error(function: Callable[[Account], T], aws: Account) -> T | AwsError:
-    """The result of a function of the account, or the error if a call to AWS fails."""
-    try:
-        return function(aws)
-    except AwsCallFailed as failed:
-        return failed.error
 
 
 # --- running a check ------------------------------------------------------------------
@@ -3653,7 +3591,7 @@ def check_target(definition: Check, aws: Account, target: str) -> tuple[list[Row
     except Exception as error:
         if isinstance(error, AwsCallFailed) and error.error.code in GONE_CODES:
             return [], Counter()
-        return [*rows, failed_target_row(definition, target, error)], Counter()
+        return [*rows, failed_target_row(definition, target, to_aws_error(error))], Counter()
 
 
 def require_declared_controls(definition: Check, row: Row) -> None:
@@ -3684,9 +3622,9 @@ def to_aws_error(error: Exception) -> AwsError:
     return AwsError("InternalError", detail=f"{type(error).__name__}: {error}".removesuffix(": "))
 
 
-def failed_target_row(definition: Check, target: str, error: Exception) -> Row:
-    """The row NOT CHECKED of a target that could not be checked, with the error."""
-    return not_checked_row(target, "", {definition.columns[0]: target}, to_aws_error(error))
+def failed_target_row(definition: Check, target: str, error: AwsError, name: str = "") -> Row:
+    """The row NOT CHECKED of a target, or of several that `name` counts, with the error."""
+    return not_checked_row(target, "", {definition.columns[0]: name or target}, error)
 
 
 def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResult:
@@ -3699,7 +3637,7 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
             for target in definition.targets.names(aws):
                 futures[target] = pool.submit(check_target, definition, aws, target)
         except Exception as error:
-            unlisted = [failed_target_row(definition, f"<{noun}>", error)]
+            unlisted = [failed_target_row(definition, f"<{noun}>", to_aws_error(error))]
         for done, future in enumerate(futures.values(), 1):
             progress(f"{definition.title}: {done:,} of {len(futures):,} {noun}")
             found, number = future.result()
@@ -3707,7 +3645,7 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
             evaluated += number
     finally:  # after an interruption, threads that still wait for AWS must not delay the end
         pool.shutdown(wait=False, cancel_futures=True)
-    rows, failed = collapse_expired(definition, [*rows, *unlisted], aws.fatal_error)
+    rows, failed = collapse_fatal_errors(definition, [*rows, *unlisted], aws.fatal_error)
     targets = len(futures.keys() - failed)
     if all(row.error for row in rows) and (targets or not rows):
         text = definition.empty_message.format(targets=targets, evaluated=evaluated[""])
@@ -3716,24 +3654,26 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
     resources = evaluated[""] or sum(not row.error and row.target != NOTHING_TARGET for row in rows)
     looked_at = {*map(region_of, futures)}
     if definition.targets.regional and not unlisted:
-        enabled = value_or_error(regions, aws)
-        looked_at |= set() if isinstance(enabled, AwsError) else {*enabled}
+        with contextlib.suppress(AwsCallFailed):
+            looked_at |= {*regions(aws)}
     return CheckResult(
         definition, rows, complete, resources, looked_at, failed, not unlisted, evaluated
     )
 
 
-def collapse_expired(
+def collapse_fatal_errors(
     definition: Check, rows: list[Row], fatal_error: AwsError | None
 ) -> tuple[list[Row], set[str]]:
-    """The rows, with all that expired credentials cost as a single one, and the failed targets."""
+    """The rows, with all that any fatal error cost as a single one, and the failed targets.
 
+    Expired credentials are such an error.
+    """
     failed = {row.target for row in rows if row.error and not row.item}
     lost = {row.target for row in rows if fatal_error and row.error == fatal_error}
     if lost and fatal_error:
-        name: dict[str, Cell] = {definition.columns[0]: f"{len(lost):,} {definition.targets.noun}"}
+        name = f"{len(lost):,} {definition.targets.noun}"
         rows = [row for row in rows if row.error != fatal_error]
-        rows.append(not_checked_row(EXPIRED_TARGET, "", name, fatal_error))
+        rows.append(failed_target_row(definition, EXPIRED_TARGET, fatal_error, name))
     return rows, failed | lost
 
 
@@ -3753,11 +3693,7 @@ def start_prefetch(aws: Account, checks: Iterable[Check]) -> None:
 
 
 def apply_acceptances(
-    results: Iterable[CheckResult],
-    account: str,
-    acceptances: Collection[Acceptance],
-    state: AccountState,
-    today: str,
+    results: Iterable[CheckResult], account: str, given: AuditInput
 ) -> tuple[list[CheckResult], dict[str, Coverage]]:
     """The results with the acceptance of each row, and what each line of the accept file covers.
 
@@ -3765,22 +3701,24 @@ def apply_acceptances(
     first held; what is worse is a finding again.
     """
     found, covered = [], defaultdict[str, dict[str, Row]](dict)
+    before = given.state.coverage if given.state else {}
     for result in results:
         rows = []
         for row in result.rows:
             id = result.check.id(row)
-            matching = [one for one in acceptances if one.matches(account, id, bool(row.error))]
+            matching = [
+                one for one in given.acceptances if one.matches(account, id, bool(row.error))
+            ]
             if row.status != OK and matching:
                 acceptance = max(matching, key=Acceptance.exactness)
-                known = state.coverage.get(acceptance.line)
-                ended = why_ended(acceptance, known, id, row, today)
+                ended = why_ended(acceptance, before.get(acceptance.line), id, row, given.today)
                 row = replace(row, acceptance=acceptance, acceptance_ended=ended)
                 if not ended:
                     row = replace(row, remediation=Remediation())  # no command for accepted rows
                     covered[acceptance.line][id] = row
             rows.append(row)
         found.append(replace(result, rows=rows))
-    return found, {line: cover(state.coverage.get(line), rows) for line, rows in covered.items()}
+    return found, {line: cover(before.get(line), rows) for line, rows in covered.items()}
 
 
 def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row, today: str) -> str:
@@ -3795,21 +3733,18 @@ def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row,
         return ""
     if rank_of(row.severity) < rank_of(known.worst):
         return "does not cover what is more severe"
-    alike = {
-        first_control(one.control) for one in known.findings.values() if one.severity == known.worst
-    }
-    other = row.severity == known.worst and first_control(row.control) not in alike
+    alike = {(one.severity, first_control(one.control)) for one in known.findings.values()}
+    control = first_control(row.control)
+    other = row.severity == known.worst and (row.severity, control) not in alike
     return "does not cover what is worse" if other else ""
 
 
 def cover(known: Coverage | None, rows: dict[str, Row]) -> Coverage:
     """The coverage of an accept line with these rows added; what it covered before is kept."""
-    findings = {
-        id: CoveredFinding(row.severity, row.control, row.extent) for id, row in rows.items()
-    }
+    found = {id: CoveredFinding(row.severity, row.control, row.extent) for id, row in rows.items()}
     if known:
-        return Coverage(known.worst, findings | known.findings)
-    return Coverage(min((row.severity for row in rows.values()), key=rank_of), findings)
+        return Coverage(known.worst, found | known.findings)
+    return Coverage(min((row.severity for row in rows.values()), key=rank_of), found)
 
 
 def rank_of(severity: str) -> int:
@@ -3831,12 +3766,12 @@ def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> b
     """
     if not severity:
         return False
+    new = bool(row.extent - extent)
     if not row.fully_read:  # the severity of such a row may be too high, but its extent counts
-        return bool(row.extent - extent)
-    if row.severity != severity:  # a narrower extent has other words, so they do not count
-        return rank_of(row.severity) < rank_of(severity) or row.extent > extent
-    first, before = first_control(row.control), first_control(control)
-    return first != before or bool(row.extent - extent)
+        return new
+    if rank_of(row.severity) > rank_of(severity):  # of less severity, a part has other words
+        return row.extent > extent
+    return new or row.severity != severity or first_control(row.control) != first_control(control)
 
 
 # --- the state ------------------------------------------------------------------------
@@ -3859,9 +3794,9 @@ class StateChange(NamedTuple):
     account_status: str = ACTIVE
 
 
-def resource_key(check_name: str, finding: Row | KnownFinding) -> tuple[str, str]:
+def resource_key(id: str, finding: Row | KnownFinding) -> tuple[str, str]:
     """The key that all findings of one resource in a check share, in rows and in the state."""
-    return check_name, finding.resource or finding.target
+    return check_name_of(id), finding.resource or finding.target
 
 
 def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, KnownFinding]:
@@ -3878,13 +3813,12 @@ def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, Kno
 
 def is_undetermined(result: CheckResult, id: str, known: KnownFinding) -> bool:
     """Whether a missing finding may still exist, because not all of it was looked at."""
-    unread = (result.check.id(row) for row in result.rows if row.error)
-    prefixes = (one.removesuffix(NOT_CHECKED_END) for one in unread)
+    unread = [row for row in result.rows if row.error]
+    prefixes = tuple(result.check.id(row).removesuffix(NOT_CHECKED_END) for row in unread)
+    resources = {row.resource for row in unread if row.resource}
     if not result.targets_complete or known.target in result.failed_targets:
         return True
-    if any(f"{id}/".startswith(prefix) for prefix in prefixes):
-        return True
-    if any(row.error and known.resource and row.resource == known.resource for row in result.rows):
+    if f"{id}/".startswith(prefixes) or known.resource in resources:
         return True
     return result.check.targets.regional and region_of(known.target) not in result.regions
 
@@ -3906,23 +3840,19 @@ def with_unlisted_regions(result: CheckResult, state: AccountState) -> CheckResu
         for id, known in state.findings.items()
         if check_name_of(id) == result.check.name and region_of(known.target) not in result.regions
     )
-    rows = [
-        not_checked_row(
-            region,
-            "",
-            {result.check.columns[0]: region},
-            AwsError("RegionNotEnabled", detail=f"its {counted(number, 'finding')} may remain"),
-        )
-        for region, number in lost.items()
-    ]
-    return replace(result, rows=[*result.rows, *rows])
+    rows = [*result.rows]
+    for region, number in lost.items():
+        detail = f"its {counted(number, 'finding')} may remain"
+        error = AwsError("RegionNotEnabled", detail=detail)
+        rows.append(failed_target_row(result.check, region, error))
+    return replace(result, rows=rows)
 
 
 def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckResult:
     """The result with the day on which each row was first seen, and its change since last time."""
     vanished = defaultdict[tuple[str, str], dict[str, KnownFinding]](dict)
     for id, known in vanished_findings(result, state).items():
-        vanished[resource_key(result.check.name, known)][id] = known
+        vanished[resource_key(id, known)][id] = known
     first_run = state.since.get(result.check.name, today) == today
     rows = []
     for row in result.rows:
@@ -3931,7 +3861,7 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
             rows.append(row)
         elif before := state.findings.get(id):
             rows.append(changed_row(row, before, today, first_run))
-        elif moved := vanished.get(resource_key(result.check.name, row)):
+        elif moved := vanished.get(resource_key(id, row)):
             rows.append(moved_row(result, row, moved, today))
         else:
             rows.append(replace(row, first_seen=today, change="" if first_run else NEW))
@@ -3958,10 +3888,9 @@ def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], 
 
     Both are of one resource. If only its name changed, as of a renamed user, it is not worse.
     """
-    ends = {
-        id.removeprefix(f"{result.check.name}/{one.target}"): one for id, one in vanished.items()
-    }
-    renamed = ends.get(result.check.id(row).removeprefix(f"{result.check.name}/{row.target}"))
+    name = result.check.name
+    ends = {id.removeprefix(f"{name}/{one.target}"): one for id, one in vanished.items()}
+    renamed = ends.get(result.check.id(row).removeprefix(f"{name}/{row.target}"))
     first_seen = min(known.first_seen for known in vanished.values())
     was = in_words(known.result for known in vanished.values())
     if renamed:
@@ -3970,36 +3899,21 @@ def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], 
 
 
 def diff_with_state(
-    results: Collection[CheckResult],
-    state: AccountState,
-    aws: Account,
-    today: str,
-    coverage: dict[str, Coverage],
+    results: Collection[CheckResult], given: AuditInput, aws: Account, coverage: dict[str, Coverage]
 ) -> StateChange:
     """The changes that the audit makes in the state of the account.
 
     A run with another --max-key-age resolves nothing: another question was asked.
     """
-    seen = {
-        result.check.id(row): known_finding(row, state.findings.get(result.check.id(row)), today)
-        for result in results
-        for row in result.rows
-        if row.first_seen
-    }
-    same_question = state.max_key_age in (0, aws.max_key_age)
+    state, today = given.state or AccountState(), given.today
+    found = [(one.check.id(row), row) for one in results for row in one.rows if row.first_seen]
+    seen = {id: known_finding(row, state.findings.get(id), today) for id, row in found}
+    moved = {resource_key(id, row) for id, row in found if id not in state.findings}
     gone: dict[str, KnownFinding] = {}
-    moved: set[tuple[str, str]] = set()
     for result in results:
-        if result.check.uses_key_age and not same_question:
-            continue
-        gone |= vanished_findings(result, state)
-        new_rows = (row for row in result.rows if result.check.id(row) not in state.findings)
-        moved |= {resource_key(result.check.name, row) for row in new_rows if row.first_seen}
-    resolved = {
-        id: known
-        for id, known in gone.items()
-        if resource_key(check_name_of(id), known) not in moved
-    }
+        if not result.check.uses_key_age or state.max_key_age in (0, aws.max_key_age):
+            gone |= vanished_findings(result, state)
+    resolved = {id: known for id, known in gone.items() if resource_key(id, known) not in moved}
     errors = [row.error for result in results for row in result.rows if row.status == NOT_CHECKED]
     checks = [result.check.name for result in results]
     asked = any(result.check.uses_key_age for result in results)
@@ -4013,17 +3927,11 @@ def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFin
     If it was not read completely, the severity and the extent of last time are kept.
     """
     now = KnownFinding(
-        first_seen=row.first_seen,
-        result=row.result,
-        target=row.target,
-        severity=row.severity,
-        control=row.control,
-        extent=row.extent,
-        resource=row.resource,
-        accepted=row.status == ACCEPTED,
-        worse_since=today if row.change == WORSE else "",
-        was=row.was if row.change == WORSE else "",
+        row.first_seen, row.result, row.target, row.severity, row.control, row.extent, row.resource
     )
+    now = now._replace(accepted=row.status == ACCEPTED)
+    if row.change == WORSE:
+        now = now._replace(worse_since=today, was=row.was)
     if row.fully_read or before is None:
         return now
     extent = before.extent | row.extent if before.severity else before.extent
@@ -4041,16 +3949,17 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
     findings, resolved = kept | seen, earlier | change.resolved
     resolved = {id: known for id, known in resolved.items() if id not in findings}
     since = dict.fromkeys(change.checks, change.today) | state.since
-    return AccountState(
+    after = AccountState(
         since=since,
         findings=findings,
-        history=append_today(state.history, findings, resolved, change, since),
+        history=state.history,
         coverage=state.coverage | change.coverage,
         resolved=resolved,
         last_day=change.today,
         max_key_age=change.max_key_age,
         account_status=change.account_status,
     )
+    return replace(after, history=append_today(after, change))
 
 
 # --- history --------------------------------------------------------------------------
@@ -4058,37 +3967,29 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
 HISTORY_ENTRIES = 12  # days kept in the history: a year of monthly audits
 
 
-def append_today(
-    history: Iterable[HistoryEntry],
-    findings: dict[str, KnownFinding],
-    resolved: dict[str, KnownFinding],
-    change: StateChange,
-    since: dict[str, str],
-) -> tuple[HistoryEntry, ...]:
+def append_today(after: AccountState, change: StateChange) -> tuple[HistoryEntry, ...]:
     """The history with an entry for today, whose numbers come from the state after the audit.
 
     What was not looked at today is counted as it was. On the day of a check's first audit,
     which is its `since`, nothing is new.
     """
     today = start_of_day(change.today)
-    open_findings = {id: known for id, known in findings.items() if not known.accepted}
+    open_findings = {id: known for id, known in after.findings.items() if not known.accepted}
     severities = Counter(known.severity for known in open_findings.values())
-    new = [
-        id
-        for id, known in (open_findings | resolved).items()
-        if known.first_seen == change.today != since.get(check_name_of(id))
-    ]
+    new = sum(
+        known.first_seen == change.today != after.since.get(check_name_of(id))
+        for id, known in (open_findings | after.resolved).items()
+    )
+    ages = [today - start_of_day(known.first_seen) for known in after.resolved.values()]
     entry = HistoryEntry(
         change.today,
         open={severity: severities[severity] for severity in SEVERITIES},
         not_checked=change.not_checked,
-        new=len(new),
-        days_open=tuple(
-            max(0, (today - start_of_day(one.first_seen)).days) for one in resolved.values()
-        ),
+        new=new,
+        days_open=tuple(max(0, age.days) for age in ages),
         remembered=len(open_findings.keys() - change.seen.keys()),
     )
-    entries = {one.day: one for one in history} | {entry.day: entry}
+    entries = {one.day: one for one in after.history} | {entry.day: entry}
     return tuple(entries[day] for day in sorted(entries))[-HISTORY_ENTRIES:]
 
 
@@ -4102,21 +4003,24 @@ def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
     merged = []
     for day in days[-HISTORY_ENTRIES:]:
         until = [[one for one in report.history if one.day <= day] for report in reports]
-        latest = [entries[-1] for entries in until if entries]
-        of_day = [entry for entry in latest if entry.day == day]
-        absent = [entry for entry in latest if entry.day != day]
-        merged.append(
-            HistoryEntry(
-                day,
-                open={name: sum(one.open[name] for one in latest) for name in SEVERITIES},
-                not_checked=sum(one.not_checked for one in of_day) + len(absent),
-                new=sum(one.new for one in of_day),
-                days_open=tuple(days for one in of_day for days in one.days_open),
-                remembered=sum(one.remembered for one in of_day)
-                + sum(sum(one.open.values()) for one in absent),
-            )
+        latest = [entry_of_day(entries[-1], day) for entries in until if entries]
+        entry = HistoryEntry(
+            day,
+            open={name: sum(one.open[name] for one in latest) for name in SEVERITIES},
+            not_checked=sum(one.not_checked for one in latest),
+            new=sum(one.new for one in latest),
+            days_open=tuple(days for one in latest for days in one.days_open),
+            remembered=sum(one.remembered for one in latest),
         )
+        merged.append(entry)
     return merged
+
+
+def entry_of_day(latest: HistoryEntry, day: str) -> HistoryEntry:
+    """The latest entry of an account if it is of this day, else an entry that only remembers it."""
+    if latest.day == day:
+        return latest
+    return HistoryEntry(day, latest.open, not_checked=1, remembered=sum(latest.open.values()))
 
 
 # --- controls of Security Hub ---------------------------------------------------------
@@ -4172,13 +4076,15 @@ def merge_statuses(reports: Iterable[Report]) -> dict[str, ControlStatus]:
     return merged
 
 
+def keep_rows(report: Report, wanted: Callable[[Row], bool]) -> Report:
+    """The report with only those of its rows that are wanted."""
+    results = [replace(one, rows=[*filter(wanted, one.rows)]) for one in report.results]
+    return replace(report, results=results)
+
+
 def drop_ok_rows(report: Report) -> Report:
     """The report without its OK rows: an overview does not show them, and they take memory."""
-    results = [
-        replace(result, rows=[row for row in result.rows if row.status != OK])
-        for result in report.results
-    ]
-    return replace(report, results=results)
+    return keep_rows(report, lambda row: row.status != OK)
 
 
 def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
@@ -4187,15 +4093,12 @@ def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
     What is shared, such as a security group, is shown to several accounts.
     """
     audited = {report.account for report in reports if report.results}
-    found = []
-    for report in reports:
+
+    def without_others(report: Report) -> Report:
         others = audited - {report.account}
-        results = [
-            replace(one, rows=[row for row in one.rows if not others & {*row.arn.split(":")[4:5]}])
-            for one in report.results
-        ]
-        found.append(replace(report, results=results))
-    return found
+        return keep_rows(report, lambda row: not others & {*row.arn.split(":")[4:5]})
+
+    return [*map(without_others, reports)]
 
 
 # === storage ==========================================================================
@@ -4338,7 +4241,7 @@ class LocalFile:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 keep_rights(handle, file_status(self.path))
-            target = unused(target) if self.numbered else target
+            target = reserve_name(target) if self.numbered else target
             Path(temporary).replace(target)
         except BaseException:
             Path(temporary).unlink()
@@ -4353,13 +4256,13 @@ def file_status(place: Path | int) -> os.stat_result | None:
     return None
 
 
-def unused(path: Path, number: int = 1) -> Path:
+def reserve_name(path: Path, number: int = 1) -> Path:
     """Makes an empty file and returns its path: with a number added if the name is taken."""
     free = path.with_stem(f"{path.stem}-{number}") if number > 1 else path
     try:
         free.touch(0o600, exist_ok=False)
     except FileExistsError:
-        return unused(path, number + 1)
+        return reserve_name(path, number + 1)
     return free
 
 
@@ -4528,7 +4431,7 @@ def read_errors_as_cannot_run(file: File) -> Iterator[None]:
     """In its `with` block, an error in reading the file is raised as CannotRun."""
     try:
         yield
-    except FILE_ERRORS as error:
+    except (*FILE_ERRORS, UnicodeError) as error:
         raise CannotRun(f"cannot read {file}: {error_text(error)}") from error
 
 
@@ -4554,16 +4457,13 @@ def save_copy_and_fail(data: bytes, file: File, error: Exception) -> NoReturn:
 
 # --- the accept file ------------------------------------------------------------------
 
-ACCEPT_LINE = re.compile(r"(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
+ACCEPT_LINE = re.compile(r"(\d{12}/)?(\S+)(?:\s+until\s+(\S+))?\s+#\s*(\S.*)")
 
 
 def read_accept_file(file: File) -> list[Acceptance]:
     """The acceptances in an accept file; CannotRun if it cannot be read or a line is wrong."""
-    try:
-        with read_errors_as_cannot_run(file):
-            text = file.read().decode("utf-8-sig")
-    except UnicodeError as error:
-        raise CannotRun(f"cannot read {file}: {error}") from error
+    with read_errors_as_cannot_run(file):
+        text = file.read().decode("utf-8-sig")
     return parse_accept_file(text, str(file))
 
 
@@ -4576,18 +4476,14 @@ def parse_accept_file(text: str, name: str) -> list[Acceptance]:
     for number, line in enumerate(map(str.strip, re.split(r"\r\n|\r|\n", text)), 1):
         if not line or line.startswith("#"):
             continue
-        match = ACCEPT_LINE.fullmatch(line)
-        if not match:
+        if not (match := ACCEPT_LINE.fullmatch(line)):
             raise CannotRun(f"{name}, line {number}: not `ID [until YYYY-MM-DD] # reason`")
-        pattern, until, reason = match.groups()
+        account, pattern, until, reason = match.groups("")
         try:
             start_of_day(until or "2000-01-01")
         except ValueError as error:
             raise CannotRun(f"{name}, line {number}: {error}") from error
-        account = re.match(r"\d{12}/", pattern)
-        prefix = account[0] if account else ""
-        pattern = prefix + current_id(pattern.removeprefix(prefix))
-        found.append(Acceptance(pattern, until or "", reason))
+        found.append(Acceptance(account + current_id(pattern), until, reason))
     return found
 
 
@@ -4606,14 +4502,7 @@ def current_id(id: str) -> str:
 # --- the report as JSON ---------------------------------------------------------------
 
 REPORT_SCHEMA = 5
-MALFORMED_REPORT = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 MAX_NUMBER = 10**15  # smaller numbers are exact in all readers of JSON and in the .xls format
 
 
@@ -4669,9 +4558,12 @@ def reported_fields(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
+Decoder = Callable[[Any], Any]  # makes a value from JSON data
+
+
 @functools.cache
-def decoder(kind: Any) -> Callable[[Any], Any]:
-    """The function that makes a value of this type from JSON data, or raises MALFORMED_REPORT."""
+def decoder(kind: Any) -> Decoder:
+    """The function that makes a value of this type from JSON data, or raises MALFORMED."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in DECODERS:
         return DECODERS[kind]
@@ -4737,11 +4629,7 @@ def decode_result(data: dict[str, Any]) -> CheckResult:
     return CheckResult(definition, [*map(decode_row, data["rows"])], complete, evaluated)
 
 
-DECODERS: dict[Any, Callable[[Any], Any]] = {
-    datetime: decode_date,
-    Row: decode_row,
-    CheckResult: decode_result,
-}
+DECODERS: dict[Any, Decoder] = {datetime: decode_date, Row: decode_row, CheckResult: decode_result}
 
 
 def to_json(reports: Iterable[Report], merged: bool = False) -> bytes:
@@ -4768,7 +4656,7 @@ def reports_from_json(data: bytes, file: File) -> list[Report]:
         if (version := document["schema"]) != REPORT_SCHEMA:
             raise CannotRun(f"{file} is of version {version}, this script knows {REPORT_SCHEMA}")
         entries: list[Any] = [] if document["merged"] else [*document["accounts"]]
-    except MALFORMED_REPORT as error:
+    except MALFORMED as error:
         raise CannotRun(f"{file} is damaged, or no report of this script") from error
     reports = [report_or_none(entry) for entry in entries]
     if entries and not any(reports):
@@ -4788,12 +4676,11 @@ def account_of(entry: Any) -> str:
 
 def report_or_none(entry: Any) -> Report | None:
     """The report in an entry of a JSON report; None unless this script would write the same."""
-    try:
+    with contextlib.suppress(*MALFORMED):
         report: Report = decode_fields(Report, entry)
         check_values(report)
         return report if encode(report) == entry else None
-    except MALFORMED_REPORT:
-        return None
+    return None
 
 
 def check_history(history: Iterable[HistoryEntry]) -> None:
@@ -4811,22 +4698,23 @@ def check_values(report: Report) -> None:
     check_history(report.history)
     for day in (*(row.first_seen for row in rows if row.first_seen), *(one[0] for one in resolved)):
         start_of_day(day)
-    if report.account_status == ACTIVE and not report.error and not report.results:
-        raise ValueError("a report without a result")
-    if any(one.status not in CONTROL_STATUSES for one in report.controls.values()):
-        raise ValueError("a control without a status")
-    arns = filter(None, (report.auditor_arn, *(row.arn for row in rows)))
-    if not all(one.count(":") >= 5 for one in arns) or len(report.home_region) > 40:
-        raise ValueError("no ARN, or no region")
-    named: list[ControlFinding] = [one for row in rows for one in row.control_findings]
-    statuses = {*(one.status for one in named), *(one.status for one in report.controls.values())}
-    statuses |= {report.question.fail_on or "none"} if report.question else set()
-    severities = {*(row.severity for row in rows), *(one.severity for one in resolved)}
-    unknown = {*severities, *statuses} - {"", *SEVERITIES, *CONTROL_STATUSES}
     known_controls = {name for one in CHECKS for name in one.controls}
-    controls = {*report.controls, *(one.control for one in named)}
-    if unknown or controls - known_controls or not 0 <= report.seconds < 1e9:
-        raise ValueError("an unknown severity, status or control, or an impossible duration")
+    named = [one for row in rows for one in row.control_findings]
+    arns = filter(None, (report.auditor_arn, *(row.arn for row in rows)))
+    severities = {*(row.severity for row in rows), *(one.severity for one in resolved)}
+    statuses = {*(one.status for one in named), *(one.status for one in report.controls.values())}
+    possible = (
+        severities <= {"", *SEVERITIES}
+        and statuses <= {*CONTROL_STATUSES}
+        and {*report.controls, *(one.control for one in named)} <= known_controls
+        and all(arn.count(":") >= 5 for arn in arns)
+        and len(report.home_region) <= 40
+        and 0 <= report.seconds < 1e9
+        and (report.results or report.error or report.account_status != ACTIVE)
+    )
+    # an unknown --fail-on need not be looked for: Report.exit_code, which `encode` asks, raises
+    if not possible:
+        raise ValueError("an impossible value")
 
 
 # --- the state file -------------------------------------------------------------------
@@ -4836,11 +4724,9 @@ STATE_SCHEMA = 2
 
 def read_state_file(file: File) -> dict[str, Any]:
     """The accounts in a state file by number, not yet decoded; empty if there is no file."""
-    with read_errors_as_cannot_run(file):
-        try:
-            return state_accounts(file.read(), file)
-        except FileNotFoundError:
-            return {}
+    with read_errors_as_cannot_run(file), contextlib.suppress(FileNotFoundError):
+        return state_accounts(file.read(), file)
+    return {}
 
 
 def state_accounts(data: bytes, file: File) -> dict[str, Any]:
@@ -4852,12 +4738,12 @@ def state_accounts(data: bytes, file: File) -> dict[str, Any]:
             raise CannotRun(f"{file} is of version {version}, this script knows {STATE_SCHEMA}")
         if version == 1:
             history = document.get("history", {})  # the oldest state files have no history
-            numbers = accounts.keys() | history.keys()
-            return {
-                one: upgrade_account(accounts.get(one, {}), history.get(one, ())) for one in numbers
+            accounts = {
+                one: upgrade_account(accounts.get(one, {}), history.get(one, ()))
+                for one in accounts.keys() | history.keys()
             }
         accounts.keys()
-    except MALFORMED_REPORT as error:
+    except MALFORMED as error:
         raise CannotRun(f"{file} is damaged or no state file: repair or remove it") from error
     return accounts
 
@@ -4892,7 +4778,7 @@ def account_state(accounts: dict[str, Any], account: str, file: File) -> Account
         for one in state.coverage.values():
             for severity in (one.worst, *(found.severity for found in one.findings.values())):
                 rank_of(severity)
-    except MALFORMED_REPORT as error:
+    except MALFORMED as error:
         why = f"{file} is damaged or no state file: repair or remove it"
         raise CannotRun(f"{why} (account {account})") from error
     return state
@@ -4906,8 +4792,7 @@ def write_state_file(file: File, changes: dict[str, StateChange]) -> None:
         nonlocal data
         accounts = state_accounts(before, file) if before else {}
         for account, change in changes.items():
-            after = apply_change(account_state(accounts, account, file), change)
-            accounts[account] = encode(after)
+            accounts[account] = encode(apply_change(account_state(accounts, account, file), change))
         data = json.dumps({"schema": STATE_SCHEMA, "accounts": accounts}, indent=1).encode()
         return data
 

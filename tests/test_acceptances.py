@@ -14,6 +14,7 @@ from security_check import (
     OK,
     Acceptance,
     AccountState,
+    AuditInput,
     AwsError,
     CannotRun,
     CheckResult,
@@ -56,9 +57,8 @@ def statuses(
 ) -> tuple[list[tuple[str, str]], AccountState]:
     """Status and end of the acceptance of each row, and the state with what is covered."""
     state = state or AccountState()
-    found, coverage = apply_acceptances(
-        [CheckResult(ACLS, rows)], NUMBER, acceptances, state, TODAY
-    )
+    given = AuditInput([ACLS], acceptances, state, TODAY)
+    found, coverage = apply_acceptances([CheckResult(ACLS, rows)], NUMBER, given)
     after = AccountState(coverage=state.coverage | coverage)
     return [(row.status, row.acceptance_ended) for row in found[0].rows], after
 

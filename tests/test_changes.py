@@ -17,6 +17,7 @@ from security_check import (
     NEW,
     WORSE,
     AccountState,
+    AuditInput,
     AwsError,
     CheckResult,
     ControlFinding,
@@ -79,7 +80,7 @@ def month(
     found = with_unlisted_regions(found, state)
     compared = apply_state(found, state, day)
     asked: Any = Asked(max_key_age)
-    change = diff_with_state([compared], state, asked, day, {})
+    change = diff_with_state([compared], AuditInput([GROUPS], [], state, day), asked, {})
     return compared, apply_change(state, change)
 
 
@@ -329,13 +330,11 @@ def test_an_acceptance_that_was_taken_away_is_told() -> None:
 def test_two_runs_at_a_time_lose_nothing() -> None:
     state = after_august(rule(), rule("sg-2"))
     asked: Any = Asked()
-    one = diff_with_state(
-        [apply_state(result(rule("sg-2")), state, SEPTEMBER)], state, asked, SEPTEMBER, {}
+    given = AuditInput([GROUPS], [], state, SEPTEMBER)
+    one, two = (
+        diff_with_state([apply_state(result(*rows), state, SEPTEMBER)], given, asked, {})
+        for rows in ([rule("sg-2")], [rule(), rule("sg-2"), rule("sg-3")])
     )
-    two = diff_with_state(
-        [apply_state(result(rule(), rule("sg-2"), rule("sg-3")), state, SEPTEMBER)],
-        state, asked, SEPTEMBER, {},
-    )  # fmt: skip
     both = apply_change(apply_change(state, two), one)
     assert {id.split("/")[2] for id in both.findings} == {"sg-2", "sg-3"}
     assert {id.split("/")[2] for id in both.resolved} == {"sg-1"}

@@ -45,7 +45,7 @@ from security_check import (
     EVERYONE,
     ROOT,
     Account,
-    AccountState,
+    AuditInput,
     OpenRule,
     PortRange,
     Remediation,
@@ -451,7 +451,7 @@ FIXABLE = finding(REGION, item="x", command="aws ec2 x", manual="or by hand")
 def test_only_a_finding_has_a_command(row: Row, until: str | None, shown: tuple[str, str]) -> None:
     lines = [] if until is None else [acceptance(until=until)]
     found = [check_result("ec2-classic", row)]
-    (result,), _ = apply_acceptances(found, NUMBER, lines, AccountState(), "2026-11-23")
+    (result,), _ = apply_acceptances(found, NUMBER, AuditInput([], lines, None, "2026-11-23"))
     (after,) = result.rows
     assert after.remediation == shown
 

@@ -24,7 +24,7 @@ from readme import block, cron_command
 import security_check
 from security_check import (
     Acceptance,
-    AccountState,
+    AuditInput,
     CannotRun,
     LocalFile,
     Row,
@@ -328,7 +328,8 @@ def test_acceptances_change_a_row(
     row: Row, given: dict[str, str], status: str, result: str
 ) -> None:
     found, acceptances = [check_result("mfa", row)], [acceptance(reason="r", **given)]
-    ((after,), _) = apply_acceptances(found, "1", acceptances, AccountState(), "2030-01-02")
+    given_to_audit = AuditInput([], acceptances, None, "2030-01-02")
+    ((after,), _) = apply_acceptances(found, "1", given_to_audit)
     (shown,) = seen(after.rows)
     assert (shown.status, shown.result) == (status, result)
 

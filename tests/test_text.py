@@ -29,7 +29,6 @@ from security_check import (
     Row,
     StateChange,
     account_state,
-    append_today,
     apply_change,
     bar,
     bars,
@@ -302,7 +301,8 @@ def test_an_accepted_finding_is_not_counted() -> None:
 def test_the_thirteenth_day_drops_the_first() -> None:
     days = [day(month, critical=month) for month in range(1, 13)]
     last = change("2026-01-01")._replace(today="2027-01-01")
-    kept = append_today(days, last.seen, {}, last, {"mfa": "2026-01-01"})
+    before = AccountState({"mfa": "2026-01-01"}, history=(*days,))
+    kept = apply_change(before, last).history
     assert [*kept] == [*days[1:], history_entry("2027-01-01", critical=1)]
 
 

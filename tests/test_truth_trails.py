@@ -26,6 +26,7 @@ from security_check import (
     OK,
     PASSED,
     AccountState,
+    AuditInput,
     Remediation,
     Row,
     apply_change,
@@ -251,7 +252,8 @@ def test_a_flaw_that_was_not_looked_for_is_not_resolved(
     for day, calls in (("2030-08-01", []), ("2030-09-01", [refused]), ("2030-10-01", [])):
         aws = World(contents, calls)
         result = apply_state(result_of(CHECK, aws), state, day)
-        change = diff_with_state([result], state, aws, day, {})
+        given = AuditInput([result.check], [], state, day)
+        change = diff_with_state([result], given, aws, {})
         state = apply_change(state, change)
         assert (change.resolved, {row.change for row in result.rows}) == ({}, {""})
         assert bool(calls) == any(row.error for row in result.rows)
