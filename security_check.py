@@ -2135,11 +2135,11 @@ class Trail:
         stopped = ["logging stopped"] if self.logging is False else []
         return stopped + ([f"no delivery ({self.delivery_error})"] if self.delivery_error else [])
 
-    def certain(self) -> Sequence[Recording]:
+    def certain_recordings(self) -> Sequence[Recording]:
         """The recordings of the trail, if it works and everything of it was read; else none."""
         return () if self.problems() or self.error else self.recordings
 
-    def possible(self) -> Sequence[Recording]:
+    def possible_recordings(self) -> Sequence[Recording]:
         """The recordings of the trail if it may work; unread selectors count as EVERYTHING."""
         return () if self.problems() else self.recordings
 
@@ -2150,7 +2150,12 @@ class Trail:
     def rank(self) -> tuple[bool, bool, int, bool]:
         """The sort key: trails that surely record come first, and then those that record all."""
         complete = recorded_together(self.recordings) == EVERYTHING
-        return not self.certain(), not complete, len(self.problems()), not self.validates()
+        return (
+            not self.certain_recordings(),
+            not complete,
+            len(self.problems()),
+            not self.validates(),
+        )
 
 
 @once
@@ -2349,8 +2354,8 @@ def describe_trail(trail: Trail) -> str:
 
 def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
     """The row of a region: whether the trails that cover it record its API calls together."""
-    certain = recorded_together(one for trail in found for one in trail.certain())
-    possible = recorded_together(one for trail in found for one in trail.possible())
+    certain = recorded_together(one for trail in found for one in trail.certain_recordings())
+    possible = recorded_together(one for trail in found for one in trail.possible_recordings())
     if certain not in (EVERYTHING, possible):
         return unread_region_row(aws, region, found)
     shown, (events, left_out) = shown_trails(found, certain), certain
@@ -2368,7 +2373,7 @@ def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
             severity=HIGH,
             kind="A region's API calls are not recorded",
             priority=1,
-            remediation=start_or_create(aws, found),
+            remediation=start_trail(aws, found),
             extent=frozenset({describe_recording(certain), *problems}),
         )
     if left_out:
@@ -2395,8 +2400,10 @@ def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
 def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
     """The trails to show: one that records what all do, else all that record, else the best."""
     by_rank = sorted(found, key=Trail.rank)
-    recording = [trail for trail in by_rank if trail.certain()]
-    alone = [trail for trail in recording if recorded_together(trail.certain()) == records]
+    recording = [trail for trail in by_rank if trail.certain_recordings()]
+    alone = [
+        trail for trail in recording if recorded_together(trail.certain_recordings()) == records
+    ]
     return alone[:1] or recording or by_rank[:1]
 
 
@@ -2410,7 +2417,7 @@ def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> 
     return Message("does not record the API calls of ", region, f": {why[0]}")
 
 
-def start_or_create(aws: Account, found: Sequence[Trail]) -> Remediation:
+def start_trail(aws: Account, found: Sequence[Trail]) -> Remediation:
     """The command that starts this account's trail if it is only stopped, else a task by hand."""
     for trail in sorted(found, key=Trail.rank):
         complete = recorded_together(trail.recordings)[0] == {READ, WRITE} and not trail.error
@@ -2614,7 +2621,7 @@ def policy_status(aws: Account, bucket: str) -> dict[str, Any]:
     return aws.ask("s3", "GetBucketPolicyStatus", region, absent, Bucket=bucket)
 
 
-def acl_and_policy(aws: Account, bucket: str) -> None:
+def prefetch_acl_and_policy(aws: Account, bucket: str) -> None:
     """Calls GetBucketAcl and GetBucketPolicyStatus ahead of the check, which finds them cached."""
     bucket_acl(aws, bucket)
     policy_status(aws, bucket)
@@ -2623,7 +2630,7 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
 @check(
     "S3 ACLs",
     targets=BUCKET_TARGETS,
-    prefetch=(bucket_regions, for_each(acl_and_policy, bucket_regions)),
+    prefetch=(bucket_regions, for_each(prefetch_acl_and_policy, bucket_regions)),
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
     name_columns=("Bucket", "Region"),
     row_noun="grant",
