@@ -17,8 +17,8 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     Control, ControlFinding, ControlStatus, Remediation, Message, Row, TargetKind,
                     Check, CHECKS, check, check_name_of, CheckResult, KnownFinding, HistoryEntry,
                     CoveredFinding, Coverage, AccountState, Question, Report, AccountJob, Overview,
-                    once, for_each, counted, in_words, yes_no, not_checked_row, utc_now,
-                    start_of_day
+                    once, for_each, value_or_error, counted, in_words, yes_no, not_checked_row,
+                    utc_now, start_of_day
     checks        the targets of checks, then six checks, each below its rules
                   offers: enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
@@ -45,7 +45,7 @@ Where to look:
 
     when a port is a finding           checks: exposure, rule_rows, port_severity, open_rule_row
     a denied call becomes a row        audit: check_target, to_aws_error
-    a denied call that is the answer   checks: answer_or_error, and `except AwsCallFailed`
+    a denied call that is the answer   model: value_or_error, and `except AwsCallFailed`
     when a finding is NEW or WORSE     audit: apply_state, changed_row, moved_row, is_worse
     when a finding is resolved         audit: diff_with_state
     when an acceptance counts          model: Acceptance.matches; audit: apply_acceptances
@@ -706,7 +706,7 @@ class Overview:
         return any(report.needs_attention() for report in self.reports)
 
 
-# --- cached calls ---------------------------------------------------------------------
+# --- calls ----------------------------------------------------------------------------
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -746,6 +746,14 @@ def for_each(
                 pool.submit(function, aws, name)
 
     return call_all
+
+
+def value_or_error(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | AwsError:
+    """The result of a function with these arguments, or the error if a call to AWS fails."""
+    try:
+        return call(*args, **kwargs)
+    except AwsCallFailed as failed:
+        return failed.error
 
 
 # --- words ----------------------------------------------------------------------------
@@ -833,14 +841,6 @@ def shell_line(line: str) -> Remediation:
 def aws_cli(aws: Account, region: str, *words: str) -> Remediation:
     """The remediation by a single command of the AWS CLI, made by `cli_command`."""
     return shell_line(cli_command(aws, region, *words))
-
-
-def answer_or_error(ask: Callable[[], T]) -> T | AwsError:
-    """The result of the function, or the AwsError if its call to AWS failed."""
-    try:
-        return ask()
-    except AwsCallFailed as failed:
-        return failed.error
 
 
 # --- targets --------------------------------------------------------------------------
@@ -1505,8 +1505,8 @@ def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
     if not group_ids:
         return Usage({}, VpcBlockPublicAccess("off"))
     return Usage(
-        answer_or_error(lambda: interfaces_by_group(aws, region, group_ids)),
-        answer_or_error(lambda: vpc_block_public_access(aws, region)),
+        value_or_error(interfaces_by_group, aws, region, group_ids),
+        value_or_error(vpc_block_public_access, aws, region),
     )
 
 
@@ -1808,7 +1808,7 @@ def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
         soon = f", due {due:%Y-%m-%d}" if due - aws.now <= DUE_SOON else ""
         yield replace(row, message=Message(f"Key is rotated{soon}"))
         return
-    used = answer_or_error(lambda: aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=id))
+    used = value_or_error(aws.ask, "iam", "GetAccessKeyLastUsed", AccessKeyId=id)
     if not isinstance(used, AwsError):
         yield old_key_row(aws, row, active, used["AccessKeyLastUsed"].get("LastUsedDate", "never"))
     elif used.code not in GONE_CODES:
@@ -1945,7 +1945,7 @@ def check_mfa(aws: Account, user: str) -> Rows:
         yield root_mfa_row(aws)
         return Counter({"IAM.9": 1})
     mfa = has_mfa(aws, user)
-    password = answer_or_error(lambda: has_password(aws, user, mfa))
+    password = value_or_error(has_password, aws, user, mfa)
     yield user_mfa_row(aws, user, mfa, None if isinstance(password, AwsError) else password)
     if isinstance(password, AwsError):
         undecided = () if mfa else (ControlFinding("IAM.5", user, NOT_CHECKED),)
@@ -2174,16 +2174,14 @@ def status_and_selectors(
     They are asked in the trail's home region. Without custom selectors, the default ones are
     given, not asked: a member account may not ask for those of its organization's trail.
     """
-    status = answer_or_error(lambda: aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn))
-    if isinstance(status, AwsError):
-        return None, None, status
-    if not custom:
-        return status, DEFAULT_SELECTORS, None
-    ask = functools.partial(aws.ask, "cloudtrail", "GetEventSelectors", home, TrailName=arn)
-    selectors = answer_or_error(ask)
-    return (
-        (status, None, selectors) if isinstance(selectors, AwsError) else (status, selectors, None)
-    )
+    status = None
+    try:
+        status = aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn)
+        if not custom:
+            return status, DEFAULT_SELECTORS, None
+        return status, aws.ask("cloudtrail", "GetEventSelectors", home, TrailName=arn), None
+    except AwsCallFailed as failed:
+        return status, None, failed.error
 
 
 def load_trail(aws: Account, description: dict[str, Any]) -> Trail:
@@ -2218,7 +2216,7 @@ def evaluate_trail(
 
 def multi_region_trails(aws: Account, names: Iterable[str]) -> dict[str, Trail]:
     """The multi-region trails, which every region shows, by ARN; raises if none could be read."""
-    answers = [answer_or_error(functools.partial(trails_of, aws, name)) for name in names]
+    answers = [value_or_error(trails_of, aws, name) for name in names]
     read = [answer for answer in answers if not isinstance(answer, AwsError)]
     errors = [answer for answer in answers if isinstance(answer, AwsError)]
     if errors and not read:
@@ -2549,23 +2547,23 @@ BLOCK_SETTINGS = (
 
 
 @once
-def public_access_block(aws: Account, bucket: str = "", region: str = "") -> dict[str, Any] | None:
+def public_access_block(aws: Account, bucket: str = "") -> dict[str, Any] | None:
     """A bucket's public access block, the account's if `bucket` is blank; None if there is none."""
     service, of = ("s3", {"Bucket": bucket}) if bucket else ("s3control", {"AccountId": aws.number})
-    absent = {"NoSuchPublicAccessBlockConfiguration"}
+    region, absent = bucket_regions(aws).get(bucket, ""), {"NoSuchPublicAccessBlockConfiguration"}
     response = aws.ask(service, "GetPublicAccessBlock", region, absent, **of)
     return response["PublicAccessBlockConfiguration"] if response else None
 
 
-def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
+def blocked_by(aws: Account, bucket: str, setting: str) -> str:
     """The public access block, of account or bucket, that has a setting on; blank if none has.
 
     If one has it on, it does not matter whether the other can be read.
     """
     failure = None
-    for level, where in (("account", ()), ("bucket", (bucket, region))):
+    for level, name in (("account", ""), ("bucket", bucket)):
         try:
-            block = public_access_block(aws, *where)
+            block = public_access_block(aws, name)
             if block is not None and block[setting]:
                 return f"{level} public access block"
         except AwsCallFailed as failed:
@@ -2595,7 +2593,7 @@ def restrict_bucket(aws: Account, bucket: str) -> Remediation:
     not tell settings that somebody made meanwhile from settings that it may not read.
     """
     region, about = bucket_regions(aws)[bucket], ("--bucket", bucket)
-    if public_access_block(aws, bucket, region) is None:
+    if public_access_block(aws, bucket) is None:
         return Remediation(manual="turn on Block Public Access of the bucket by hand")
     kept = ",".join(f"{name}:{name}" for name in BLOCK_SETTINGS if name != "RestrictPublicBuckets")
     settings = f"PublicAccessBlockConfiguration.{{{kept},RestrictPublicBuckets:`true`}}"
@@ -2697,9 +2695,7 @@ def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]
 
     It fails S3.12 in any case; if the block cannot be read, a row NOT CHECKED has the rest.
     """
-    blocked = answer_or_error(
-        lambda: blocked_by(aws, row.target, str(row.cells["Region"]), "IgnorePublicAcls")
-    )
+    blocked = value_or_error(blocked_by, aws, row.target, "IgnorePublicAcls")
     only_grant = tuple(one for one in row.control_findings if one.control == "S3.12")
     if blocked == "":
         yield replace(row, severity=CRITICAL, remediation=fix)
@@ -2738,8 +2734,7 @@ def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
     undecided = tuple(ControlFinding(name, bucket, NOT_CHECKED) for name in ("S3.2", "S3.3"))
     row = Row(bucket, "policy", cells, message, kind=f"Bucket: {''.join(message)}", priority=4)
     try:
-        blocked = blocked_by(aws, bucket, str(cells["Region"]), "RestrictPublicBuckets")
-        if blocked:
+        if blocked := blocked_by(aws, bucket, "RestrictPublicBuckets"):
             fix = Remediation(manual="void now: make the policy private by hand")
             return replace(blocked_row(row, blocked), remediation=fix)
         fix = restrict_bucket(aws, bucket)
@@ -3527,14 +3522,6 @@ def names_or_none(function: Callable[[Account], list[str]], aws: Account) -> lis
     """The names from a function, such as aliases, or no names if they cannot be read."""
     names = value_or_error(function, aws)
     return [] if isinstance(names, AwsError) else names
-
-
-def value_or_error(function: Callable[[Account], T], aws: Account) -> T | AwsError:
-    """The result of a function of the account, or the error if a call to AWS fails."""
-    try:
-        return function(aws)
-    except AwsCallFailed as failed:
-        return failed.error
 
 
 # --- running a check ------------------------------------------------------------------
