@@ -817,11 +817,6 @@ def cli_option(name: str, value: str) -> tuple[str, ...]:
     return (f"--{name}={value}",) if value.startswith("-") else (f"--{name}", value)
 
 
-def compact_json(value: Any) -> str:
-    """The value as JSON without spaces, for the command line."""
-    return json.dumps(value, separators=(",", ":"))
-
-
 def cli_command(aws: Account, region: str, *words: str) -> str:
     """The shell command `aws ...` with region and profile, every word quoted.
 
@@ -1379,7 +1374,7 @@ def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
         about = {name: permission[name] for name in names if name in permission}
         for kind, name in SOURCE_FIELDS.items():
             for source in (one[name] for one in permission.get(kind) or () if one[name] in removed):
-                text = compact_json([{**about, kind: [{name: source}]}])
+                text = json.dumps([about | {kind: [{name: source}]}], separators=(",", ":"))
                 yield "ec2", operation, "--group-id", group_id, "--ip-permissions", text
 
 
