@@ -949,12 +949,11 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
 
 # Networks that no host on the Internet has; of IPv6, that leaves 2000::/3.
 # https://www.iana.org/assignments/iana-ipv4-special-registry
-NON_PUBLIC_NETWORKS: list[Any] = [
-    *map(ip_network, ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8")),
-    *map(ip_network, ("169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24")),
-    *map(ip_network, ("192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24")),
-    *map(ip_network, ("224.0.0.0/3", "::/3", "4000::/2", "8000::/1")),
-]
+NON_PUBLIC_NETWORKS = (
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+    *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.168.0.0/16", "198.18.0.0/15"),
+    *("198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3", "::/3", "4000::/2", "8000::/1"),
+)
 # The least number of public addresses, by IP version, that mean nobody in particular: as many
 # as two IPv4 /8 have, or an IPv6 /12, which IANA gives to a regional registry as a whole.
 MANY_ADDRESSES = {4: 2 * 2**24, 6: 2**116}
@@ -1000,7 +999,7 @@ def public_addresses(cidrs: frozenset[str], version: int) -> int:
     >>> public_addresses(frozenset(["8.0.0.0/8", "8.0.0.0/9", "10.0.0.0/8"]), 4) == 2**24
     True
     """
-    private = [net for net in NON_PUBLIC_NETWORKS if net.version == version]
+    private = networks_of(NON_PUBLIC_NETWORKS, version)
     covered = [*networks_of(cidrs, version), *private]
     return number_of_addresses(covered) - number_of_addresses(private)
 
@@ -1018,8 +1017,7 @@ def share_of(cidrs: Iterable[str], version: int) -> float:
 
 def is_private(network: Any) -> bool:
     """Whether no host on the Internet has an address in the network."""
-    same_version = (other for other in NON_PUBLIC_NETWORKS if other.version == network.version)
-    return any(network.subnet_of(other) for other in same_version)
+    return any(map(network.subnet_of, networks_of(NON_PUBLIC_NETWORKS, network.version)))
 
 
 def public_ranges(cidrs: Collection[str], version: int) -> list[str]:
