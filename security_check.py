@@ -934,12 +934,11 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
                 "Region": region,
                 "Instance ID": id,
                 "Name": name_tag(instance),
-                "State": state,
-                "Launched": instance["LaunchTime"],
             }
-            message, manual = Message(f"is {state} outside a VPC"), "move it by hand"
+            cells |= {"State": state, "Launched": instance["LaunchTime"]}
             yield Row(
-                region, id, cells, message, HIGH, remediation=Remediation(manual=manual),
+                region, id, cells, Message(f"is {state} outside a VPC"), HIGH,
+                remediation=Remediation(manual="move it by hand"),
                 kind="Instance outside a VPC", priority=2 if state == "running" else 0,
             )  # fmt: skip
     return evaluated
