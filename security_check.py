@@ -1003,10 +1003,7 @@ def public_addresses(cidrs: frozenset[str], version: int) -> int:
     return number_of_addresses(covered) - number_of_addresses(private)
 
 
-ALL_ADDRESSES = {
-    version: public_addresses(frozenset([cidr]), version)
-    for version, cidr in WHOLE_INTERNET.items()
-}
+ALL_ADDRESSES = {v: public_addresses(frozenset([cidr]), v) for v, cidr in WHOLE_INTERNET.items()}
 
 
 def share_of(cidrs: Iterable[str], version: int) -> float:
@@ -1048,11 +1045,8 @@ def exposure_of(cidrs: frozenset[str]) -> Exposure:
         return Exposure(True, whole, tuple(WHOLE_INTERNET[version] for version in whole), text)
     large = tuple(version for version in counts if counts[version] >= MANY_ADDRESSES[version])
     ranges = (cidr for version in large for cidr in public_ranges(cidrs, version))
-    shares = {version: 100 * counts[version] / ALL_ADDRESSES[version] for version in large}
-    texts = [
-        f"{min(max(round(share), 1), 99)} % of the {'IPv6 ' if version == 6 else ''}Internet"
-        for version, share in shares.items()
-    ]
+    percent = {v: min(max(round(100 * counts[v] / ALL_ADDRESSES[v]), 1), 99) for v in large}
+    texts = (f"{percent[v]} % of the {'IPv6 ' if v == 6 else ''}Internet" for v in large)
     return Exposure(False, large, tuple(ranges), in_words(texts))
 
 
