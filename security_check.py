@@ -1156,35 +1156,28 @@ class PortRange(NamedTuple):
         >>> PortRange("TCP", 22, 22).service(), PortRange("UDP", 22, 22).service()
         ('SSH (22)', 'UDP 22')
         """
+        name, numbers = self.name(), self.numbers()
         if self.protocol == "ALL":
             return "all ports"
         if self.protocol not in PORT_PROTOCOLS:
-            everything = self.numbers().startswith("ALL")
-            return self.protocol if everything else f"{self.protocol} {self.numbers()}"
-        if self.numbers() == "ALL":
+            return self.protocol if numbers.startswith("ALL") else f"{self.protocol} {numbers}"
+        if numbers == "ALL":
             return f"all {self.protocol} ports"
-        return (
-            f"{self.name()} ({self.numbers()})"
-            if self.name()
-            else f"{self.protocol} {self.numbers()}"
-        )
+        return f"{name} ({numbers})" if name else f"{self.protocol} {numbers}"
 
-    def parts(self, others: Iterable[PortRange]) -> Iterator[PortRange]:
+    def parts(self, others: Collection[PortRange]) -> Iterator[PortRange]:
         """The ports in pieces, cut where the others begin and end; ALL becomes TCP and UDP.
 
         >>> [part.numbers() for part in PortRange("TCP", 20, 30).parts([PortRange("TCP", 22, 22)])]
         ['20-21', '22', '23-30']
         """
-        others = [*others]
         if not self.ports:
             yield self
-        for protocol in PORT_PROTOCOLS if self.ports else ():
-            if self.protocol not in ("ALL", protocol):
-                continue
-            edges = {self.ports.start, self.ports.stop}
-            for ports in (other.ports for other in others if other.protocol == protocol):
-                edges |= {edge for edge in (ports.start, ports.stop) if edge in self.ports}
-            for first, end in pairwise(sorted(edges)):
+            return
+        for protocol in PORT_PROTOCOLS if self.protocol == "ALL" else (self.protocol,):
+            ranges = [other.ports for other in others if other.protocol == protocol]
+            cuts = {edge for one in ranges for edge in (one.start, one.stop) if edge in self.ports}
+            for first, end in pairwise(sorted({self.ports.start, *cuts, self.ports.stop})):
                 yield PortRange(protocol, first, end - 1)
 
     def covers(self, part: PortRange) -> bool:
