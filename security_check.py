@@ -1306,9 +1306,8 @@ def prefix_list(aws: Account, region: str, id: str) -> list[str]:
 def read_sources(aws: Account, region: str, names: Iterable[str]) -> Sources:
     """The sources of a rule; no prefix list is read if the CIDRs open everything already."""
     sources = Sources([name for name in names if not name.startswith("pl-")], {}, {})
-    if exposure(sources.cidrs).levels == (2, 2):
-        return sources
-    for id in sorted({name for name in names if name.startswith("pl-")}):
+    everything = exposure(sources.cidrs).levels == (2, 2)
+    for id in () if everything else sorted({*names} - {*sources.cidrs}):
         try:
             sources.lists[id] = prefix_list(aws, region, id)
         except AwsCallFailed as failed:
@@ -1351,9 +1350,8 @@ def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
     others = [cidr for cidrs in (kept, *rule.partners.values()) for cidr in cidrs]
     removed = {*sources_to_remove(rule.sources.cidrs, others), *lists}
     operation, group_id = "revoke-security-group-ingress", rule.group["GroupId"]
-    for permission in rule.group["IpPermissions"]:
-        if PortRange.of_rule(permission) != rule.ports:
-            continue
+    permissions = rule.group["IpPermissions"]
+    for permission in (one for one in permissions if PortRange.of_rule(one) == rule.ports):
         names = ("IpProtocol", "FromPort", "ToPort")
         about = {name: permission[name] for name in names if name in permission}
         for kind, name in SOURCE_FIELDS.items():
