@@ -930,8 +930,9 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
         evaluated += len(reservation["Instances"])
         for instance in filter(is_classic, reservation["Instances"]):
             id, state = instance["InstanceId"], instance["State"]["Name"]
-            cells: dict[str, Cell] = {"Region": region, "Instance ID": id, "State": state}
-            cells |= {"Name": name_tag(instance), "Launched": instance["LaunchTime"]}
+            cells: dict[str, Cell] = {"Region": region, "Instance ID": id}
+            cells |= {"Name": name_tag(instance), "State": state}
+            cells |= {"Launched": instance["LaunchTime"]}
             yield Row(
                 region, id, cells, Message(f"is {state} outside a VPC"), HIGH,
                 remediation=Remediation(manual="move it by hand"),
