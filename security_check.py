@@ -1415,8 +1415,7 @@ class VpcBlockPublicAccess:
     """The setting of a region. AWS applies it to the account's own VPCs only."""
 
     mode: str
-    own_vpcs: frozenset[str] = frozenset()
-    excluded: frozenset[str] = frozenset()  # VPCs with an exclusion, also of one subnet
+    vpcs: frozenset[str] = frozenset()  # own VPCs without an exclusion, also of one subnet
 
     def blocks(self, group_vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
         """The text `VPC block public access (...)` if that stops traffic to the group; else blank.
@@ -1426,10 +1425,8 @@ class VpcBlockPublicAccess:
         """
         # a security group may be used in other VPCs than its own
         vpcs = {group_vpc, *(interface.get("VpcId", group_vpc) for interface in interfaces)}
-        stops = self.mode.startswith("block-") and vpcs <= self.own_vpcs
-        return (
-            f"VPC block public access ({self.mode})" if stops and not vpcs & self.excluded else ""
-        )
+        stops = self.mode.startswith("block-") and vpcs <= self.vpcs
+        return f"VPC block public access ({self.mode})" if stops else ""
 
 
 @once
@@ -1440,7 +1437,7 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
     if mode == "off":
         return VpcBlockPublicAccess(mode)
     vpcs = aws.fetch("ec2", "DescribeVpcs", "Vpcs", region)
-    own = frozenset(vpc["VpcId"] for vpc in vpcs if vpc["OwnerId"] == aws.number)
+    own = {vpc["VpcId"] for vpc in vpcs if vpc["OwnerId"] == aws.number}
     operation, items = "DescribeVpcBlockPublicAccessExclusions", "VpcBlockPublicAccessExclusions"
     inactive = ("create-failed", "delete-complete", "disable-complete")
     excluded = {
@@ -1451,7 +1448,7 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
     }
     subnets = {id for id in excluded if id.startswith("subnet-")}
     inside = {one["VpcId"] for _, one in interfaces_with(aws, region, "subnet-id", subnets)}
-    return VpcBlockPublicAccess(mode, own, frozenset(excluded | inside))
+    return VpcBlockPublicAccess(mode, frozenset(own - excluded - inside))
 
 
 class Usage(NamedTuple):
