@@ -1489,13 +1489,11 @@ def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
         return GroupUsage("instances outside a VPC", "", "; instances outside a VPC may use it")
     interfaces = usage.interfaces[group["GroupId"]]
     used_by, text = describe_usage(interfaces)
-    used = GroupUsage(used_by, NOT_CHECKED, text, not interfaces, any(map(is_public, interfaces)))
-    if isinstance(usage.block, AwsError):
-        return used
-    blocked = usage.block.blocks(vpc, interfaces)
-    return used._replace(
-        blocked_by=blocked, text=text + (f"; {blocked} stops it" if blocked else "")
-    )
+    blocked = NOT_CHECKED
+    if not isinstance(usage.block, AwsError):
+        blocked = usage.block.blocks(vpc, interfaces)
+        text += f"; {blocked} stops it" if blocked else ""
+    return GroupUsage(used_by, blocked, text, not interfaces, any(map(is_public, interfaces)))
 
 
 # --- check 2: security groups ---------------------------------------------------------
