@@ -1550,30 +1550,26 @@ def check_security_groups(aws: Account, region: str) -> Rows:
 
 def rule_rows(aws: Account, region: str, rule: OpenRule, usage: Usage) -> Iterator[Row]:
     """The rows of a rule: a finding if it is open, and NOT CHECKED if a prefix list is unread."""
-    group, ports = rule.group, rule.ports
-    item = f"{group['GroupId']}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
-    cells: dict[str, Cell] = {
-        "Region": region,
-        "Group ID": group["GroupId"],
-        "Group name": group.get("GroupName", ""),
-        "VPC": group.get("VpcId", ""),
-        "Protocol": ports.protocol,
-        "Ports": ports.cell(),
-    }
+    group, ports, id = rule.group, rule.ports, rule.group["GroupId"]
+    item = f"{id}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
+    cells: dict[str, Cell] = {"Region": region, "Group ID": id}
+    cells |= {"Group name": group.get("GroupName", ""), "VPC": group.get("VpcId", "")}
+    cells |= {"Protocol": ports.protocol, "Ports": ports.cell()}
+    row = Row(region, item, cells, resource=f"{region}/{id}")
     foreign = owner_of(aws, group) != aws.number
     failed = [] if foreign else failed_group_controls(ports, rule.sources.all_cidrs())
     for error in [*rule.sources.unread.values()][:1]:
         possible = [] if foreign else failed_group_controls(ports, WHOLE_INTERNET.values())
         undecided = (ControlFinding(one, "", NOT_CHECKED) for one in possible if one not in failed)
         unread = cells | {"Open to": ", ".join(rule.sources.unread)}
-        yield Row(
-            region, item, unread, error=error, control_findings=tuple(undecided),
-            resource=f"{region}/{group['GroupId']}",
-        )  # fmt: skip
+        yield replace(row, cells=unread, error=error, control_findings=tuple(undecided))
     if rule.exposure.versions:
-        findings = tuple(ControlFinding(one, group["GroupId"]) for one in failed)
-        row = Row(
-            region, item, cells, control_findings=findings, resource=f"{region}/{group['GroupId']}"
+        row = replace(
+            row,
+            cells=cells | {"Open to": open_to(rule)},
+            control_findings=tuple(ControlFinding(one, id) for one in failed),
+            extent=frozenset(rule.exposure.open_to),
+            kind=f"{rule.reached.service()} open to {rule.exposure.text}",
         )
         yield foreign_rule_row(aws, row, rule) if foreign else open_rule_row(aws, row, rule, usage)
 
@@ -1586,14 +1582,12 @@ def open_rule_row(aws: Account, row: Row, rule: OpenRule, usage: Usage) -> Row:
     commands = (cli_command(aws, row.target, *words) for words in revoke_commands(rule))
     return replace(
         row,
-        cells=row.cells
-        | {"Open to": open_to(rule), "Used by": used.used_by, "Blocked by": used.blocked_by},
+        cells=row.cells | {"Used by": used.used_by, "Blocked by": used.blocked_by},
         message=describe_rule(rule, used.text),
         severity=LOW if used.blocked_by not in ("", NOT_CHECKED) else severity,
         remediation=shell_line("; ".join(commands)),
-        extent=frozenset(rule.exposure.open_to) | ({"public address"} if used.public else set()),
+        extent=row.extent | ({"public address"} if used.public else set()),
         fully_read=NOT_CHECKED not in (used.used_by, used.blocked_by),
-        kind=f"{rule.reached.service()} open to {rule.exposure.text}",
         priority=rule_priority(rule, used),
         facts=rule_facts(rule, usage),
     )
@@ -1616,24 +1610,14 @@ def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
 
 def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
     """The row as the finding that a rule in another account's group is open: always Low."""
-    owner = owner_of(aws, rule.group)
+    owner, partition = owner_of(aws, rule.group), aws.arn.split(":")[1]
     return replace(
         row,
-        cells=row.cells | {"Open to": open_to(rule)},
         message=describe_rule(rule, f"; account {owner} owns the group"),
         severity=LOW,
         remediation=Remediation(manual=f"account {owner} must close it"),
-        extent=frozenset(rule.exposure.open_to),
-        kind=f"{rule.reached.service()} open to {rule.exposure.text}, by another account",
-        arn=":".join(
-            [
-                *aws.arn.split(":")[:2],
-                "ec2",
-                row.target,
-                owner,
-                f"security-group/{rule.group['GroupId']}",
-            ]
-        ),
+        kind=f"{row.kind}, by another account",
+        arn=f"arn:{partition}:ec2:{row.target}:{owner}:security-group/{rule.group['GroupId']}",
     )
 
 
