@@ -1715,17 +1715,10 @@ def check_access_keys(aws: Account, user: str) -> Rows:
 
 def root_key_row(aws: Account) -> Row:
     """The finding that root has access keys."""
-    return Row(
-        ROOT,
-        "keys",
-        {"User": ROOT},
-        Message("has access keys"),
-        CRITICAL,
-        kind="Root has access keys",
-        priority=4,
-        remediation=root_remediation(aws),
-        control_findings=(ControlFinding("IAM.4", ROOT),),
-    )
+    message, fix = Message("has access keys"), root_remediation(aws)
+    row = Row(ROOT, "keys", {"User": ROOT}, message, CRITICAL, remediation=fix, priority=4)
+    failed = (ControlFinding("IAM.4", ROOT),)
+    return replace(row, kind="Root has access keys", control_findings=failed)
 
 
 # Regions in which root neither signs in nor has MFA:
