@@ -1737,14 +1737,8 @@ def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
     """The rows of a key: OK or too old, and NOT CHECKED if an old key's last use is unread."""
     id, created, active = key["AccessKeyId"], key["CreateDate"], key["Status"] == "Active"
     age = key_age(created, aws.now)
-    cells: dict[str, Cell] = {
-        "User": user,
-        "Access key ID": id,
-        "Key status": key["Status"],
-        "Created": created,
-        "Age (days)": age,
-        "Last used": "",
-    }
+    cells: dict[str, Cell] = {"User": user, "Access key ID": id, "Key status": key["Status"]}
+    cells |= {"Created": created, "Age (days)": age, "Last used": ""}
     # IAM.3 is about 90 days; it is undecided for keys that a longer --max-key-age lets pass
     status = FAILED if age > aws.max_key_age else NOT_CHECKED
     findings = (ControlFinding("IAM.3", id, status),) if active and age > MAX_KEY_AGE else ()
@@ -1766,14 +1760,12 @@ def old_key_row(aws: Account, row: Row, active: bool, last: Cell) -> Row:
     """The row as the finding that a key is too old; `last` is a date, never or NOT CHECKED."""
     age, what = row.cells["Age (days)"], "key" if active else "inactive key"
     used = f"was used on {last:%Y-%m-%d}" if isinstance(last, datetime) else f"was {last} used"
+    used = "its last use is NOT CHECKED" if last == NOT_CHECKED else used
     fix = deactivate_key(aws, row.target, row.item) if active else None
     return replace(
         row,
         cells=row.cells | {"Last used": last},
-        message=Message(
-            f"{what} is {age:,} days old and "
-            f"{'its last use is NOT CHECKED' if last == NOT_CHECKED else used}"
-        ),
+        message=Message(f"{what} is {age:,} days old and {used}"),
         severity=MEDIUM if active else LOW,
         remediation=fix or Remediation(manual="already inactive"),
         kind=f"{'Access' if active else 'Inactive access'} key older than {aws.max_key_age} days",
