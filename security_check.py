@@ -1896,10 +1896,8 @@ def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> R
     """The row of an IAM user: OK with an MFA device, a Medium finding without."""
     about = users_by_name(aws).get(user, {})
     last = about.get("PasswordLastUsed", "never" if password else "")
-    controls = ("IAM.5", "IAM.19") if password else ("IAM.19",)
-    row = mfa_row(user, password, last, mfa, controls)
     return replace(
-        row,
+        mfa_row(user, password, last, mfa),
         severity="" if mfa else MEDIUM,
         remediation=Remediation(manual="" if mfa else "its owner must enrol a device"),
         resource=about.get("UserId", ""),  # the ID of the user, which a renaming does not change
@@ -1917,7 +1915,7 @@ def root_mfa_row(aws: Account) -> Row:
     password = bool(summary.get("AccountPasswordPresent", 1)) and signs_in
     _, report = credential_report(aws)
     last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
-    row = mfa_row(ROOT, password, last, mfa, ("IAM.9",))
+    row = mfa_row(ROOT, password, last, mfa)
     if mfa:
         return row
     if not password and not summary["AccountAccessKeysPresent"]:
@@ -1925,33 +1923,25 @@ def root_mfa_row(aws: Account) -> Row:
     return replace(row, severity=CRITICAL, remediation=root_remediation(aws))
 
 
-def mfa_row(
-    user: str, password: bool | None, last: Cell, mfa: bool, controls: Sequence[str]
-) -> Row:
-    """The row of a user or root, still without severity; without MFA it fails the controls."""
-    cells: dict[str, Cell] = {
-        "User": user,
-        "Console password": NOT_CHECKED if password is None else yes_no(password),
-        "Last sign-in": last,
-        "MFA": yes_no(mfa),
-    }
+def mfa_row(user: str, password: bool | None, last: Cell, mfa: bool) -> Row:
+    """The row of a user or root, still without severity; without MFA it fails its controls."""
+    known = password is not None
+    cells: dict[str, Cell] = {"User": user}
+    cells |= {"Console password": yes_no(password) if known else NOT_CHECKED}
+    cells |= {"Last sign-in": last, "MFA": yes_no(mfa)}
     facts: dict[str, Fact] = {"console_password": password, "mfa": mfa}
+    row = Row(user, "", cells, Message("Enabled"), fully_read=known, facts=facts)
     if mfa:
-        return Row(
-            user, "", cells, Message("Enabled"), fully_read=password is not None, facts=facts
-        )
-    return Row(
-        user,
-        "",
-        cells,
-        Message(describe_sign_in(password, last)),
+        return row
+    controls = ("IAM.9",) if user == ROOT else ("IAM.5", "IAM.19") if password else ("IAM.19",)
+    who, has = "Root" if user == ROOT else "User", "with" if password else "without"
+    return replace(
+        row,
+        message=Message(describe_sign_in(password, last)),
         control_findings=tuple(ControlFinding(control, user) for control in controls),
         extent=frozenset({"password"} if password else ()),
-        fully_read=password is not None,
-        kind=f"{'Root' if user == ROOT else 'User'} with{'' if password else 'out'} a console "
-        "password, and without MFA",
+        kind=f"{who} {has} a console password, and without MFA",
         priority=3 if password else 0,
-        facts=facts,
     )
 
 
