@@ -2171,7 +2171,6 @@ def account_and_regions(aws: Account) -> Iterator[str]:
         *("Management events", "Log file validation"),
     ),
     name_columns=("Trail", "Home region"),
-    row_noun="row",
     coverage=(
         "Regions, the trails of the account, and the account itself. Data events, CloudTrail Lake, "
         "and who may read or delete the logs are not looked at."
