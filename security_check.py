@@ -1978,11 +1978,9 @@ def selector_recordings(selectors: dict[str, Any]) -> list[Recording]:
     """The recordings of the selectors of GetEventSelectors that record management events."""
     if advanced := selectors.get("AdvancedEventSelectors"):
         return [*map(advanced_selector_events, advanced)]
+    excluded = "ExcludeManagementEventSources"
     return [
-        (
-            READ_WRITE_TYPES[one["ReadWriteType"]],
-            {*(one.get("ExcludeManagementEventSources") or ())},
-        )
+        (READ_WRITE_TYPES[one["ReadWriteType"]], {*(one.get(excluded) or ())})
         for one in selectors["EventSelectors"]
         if one["IncludeManagementEvents"]
     ]
@@ -1995,11 +1993,8 @@ def recorded_together(recordings: Iterable[Recording]) -> Recording:
     """
     found = [*recordings]
     recorded = {event for events, _ in found for event in events}
-    missed = (
-        set.intersection(*(left_out for events, left_out in found if event in events))
-        for event in recorded
-    )
-    return recorded, set().union(*missed)
+    missed = [[left_out for events, left_out in found if one in events] for one in recorded]
+    return recorded, set().union(*(set.intersection(*left_out) for left_out in missed))
 
 
 def describe_recording(recording: Recording) -> str:
