@@ -2053,6 +2053,11 @@ class Trail:
         """The number of the account that owns the trail."""
         return self.arn.split(":")[4]
 
+    @property
+    def records(self) -> Recording:
+        """The recording of all selectors of the trail together."""
+        return recorded_together(self.recordings)
+
     def problems(self) -> list[str]:
         """The reasons why the trail records nothing: logging is stopped, or delivery fails."""
         stopped = ["logging stopped"] if self.logging is False else []
@@ -2072,13 +2077,8 @@ class Trail:
 
     def rank(self) -> tuple[bool, bool, int, bool]:
         """The sort key: trails that surely record come first, and then those that record all."""
-        complete = recorded_together(self.recordings) == EVERYTHING
-        return (
-            not self.certain_recordings(),
-            not complete,
-            len(self.problems()),
-            not self.validates(),
-        )
+        uncertain, incomplete = not self.certain_recordings(), self.records != EVERYTHING
+        return uncertain, incomplete, len(self.problems()), not self.validates()
 
 
 @once
@@ -2225,16 +2225,15 @@ def trail_cells(region: str, trails: Sequence[Trail]) -> dict[str, Cell]:
 # --- check 5: CloudTrail, the account -------------------------------------------------
 
 
-def fulfils_cloudtrail_1(trail: Trail) -> bool | None:
-    """Whether a multi-region trail records all management events; None if that is not known.
+def fulfils_cloudtrail_1(trail: Trail) -> bool | AwsError:
+    """Whether a multi-region trail records all management events, or the error that hides it.
 
     The rule behind the control (multi-region-cloudtrail-enabled) wants nothing left out, and does
     not look at the delivery of log files.
     """
-    complete = recorded_together(trail.recordings) == EVERYTHING
-    if trail.logging is False or not complete:
+    if trail.logging is False or trail.records != EVERYTHING:
         return False
-    return None if trail.error else True
+    return trail.error or True
 
 
 def account_rows(aws: Account) -> Iterator[Row]:
@@ -2265,7 +2264,7 @@ def account_rows(aws: Account) -> Iterator[Row]:
 def describe_trail(trail: Trail) -> str:
     """The reason why a trail does not record everything, such as `main records read only`."""
     stopped = trail.logging is False
-    records = f"records {describe_recording(recorded_together(trail.recordings))}"
+    records = f"records {describe_recording(trail.records)}"
     return f"{trail.description['Name']} {'is stopped' if stopped else records}"
 
 
@@ -2320,11 +2319,9 @@ def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
 def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
     """The trails to show: one that records what all do, else all that record, else the best."""
     by_rank = sorted(found, key=Trail.rank)
-    recording = [trail for trail in by_rank if trail.certain_recordings()]
-    alone = [
-        trail for trail in recording if recorded_together(trail.certain_recordings()) == records
-    ]
-    return alone[:1] or recording or by_rank[:1]
+    certain = [trail for trail in by_rank if trail.certain_recordings()]
+    alone = [trail for trail in certain if trail.records == records]
+    return alone[:1] or certain or by_rank[:1]
 
 
 def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> Message:
@@ -2340,7 +2337,7 @@ def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> 
 def start_trail(aws: Account, found: Sequence[Trail]) -> Remediation:
     """The command that starts this account's trail if it is only stopped, else a task by hand."""
     for trail in sorted(found, key=Trail.rank):
-        complete = recorded_together(trail.recordings)[0] == {READ, WRITE} and not trail.error
+        complete = trail.records[0] == {READ, WRITE} and not trail.error
         if complete and trail.problems() == ["logging stopped"] and trail.owner == aws.number:
             return aws_cli(aws, trail.home, "cloudtrail", "start-logging", "--name", trail.arn)
     return trail_by_hand(aws, found)
