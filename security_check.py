@@ -2242,18 +2242,14 @@ def account_rows(aws: Account) -> Iterator[Row]:
     answers = [fulfils_cloudtrail_1(trail) for trail in trails]
     if True in answers:
         return
-    for trail, answer in zip(trails, answers, strict=True):
-        if answer is None and trail.error:
-            raise AwsCallFailed(trail.error)
-    yield Row(
-        ACCOUNT_TARGET,
-        "",
-        {"Region": ACCOUNT_TARGET},
-        Message(
-            "the account has no multi-region trail that records all management events",
-            after=f": {in_words(map(describe_trail, trails))}" if trails else "",
-        ),
-        HIGH,
+    for answer in answers:
+        if isinstance(answer, AwsError):
+            raise AwsCallFailed(answer)
+    why = f": {in_words(map(describe_trail, trails))}" if trails else ""
+    sentence = "the account has no multi-region trail that records all management events"
+    row = Row(ACCOUNT_TARGET, "", {"Region": ACCOUNT_TARGET}, Message(sentence, after=why), HIGH)
+    yield replace(
+        row,
         kind="No multi-region trail records all management events",
         priority=2,
         remediation=Remediation(manual="create a multi-region trail, or complete one by hand"),
