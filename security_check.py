@@ -2127,14 +2127,9 @@ def evaluate_trail(
         found = [(events, left_out | {GLOBAL_SERVICES}) for events, left_out in found]
     if status is None:
         return Trail(description, tuple(found), None, error=error)
-    return Trail(
-        description,
-        tuple(found),
-        bool(status["IsLogging"]),
-        status.get("LatestDeliveryError", ""),
-        status.get("LatestDigestDeliveryError", ""),
-        error,
-    )
+    names, logs = ("LatestDeliveryError", "LatestDigestDeliveryError"), bool(status["IsLogging"])
+    delivery_error, digest_error = (status.get(name, "") for name in names)
+    return Trail(description, tuple(found), logs, delivery_error, digest_error, error)
 
 
 def multi_region_trails(aws: Account, names: Iterable[str]) -> dict[str, Trail]:
@@ -2210,14 +2205,13 @@ def trail_cells(region: str, trails: Sequence[Trail]) -> dict[str, Cell]:
         return cells
     unread = any(trail.logging is None for trail in trails)
     records = recorded_together(one for trail in trails for one in trail.recordings)
+    events = NOT_CHECKED if any(trail.error for trail in trails) else describe_recording(records)
     return cells | {
         "Trail": ", ".join(trail.description["Name"] for trail in trails),
         "Home region": ", ".join(dict.fromkeys(trail.home for trail in trails)),
         "Multi-region": yes_no(all(trail.description["IsMultiRegionTrail"] for trail in trails)),
         "Logging": NOT_CHECKED if unread else yes_no(all(trail.logging for trail in trails)),
-        "Management events": NOT_CHECKED
-        if any(trail.error for trail in trails)
-        else describe_recording(records),
+        "Management events": events,
         "Log file validation": yes_no(all(trail.validates() for trail in trails)),
     }
 
@@ -2274,12 +2268,8 @@ def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
     if certain not in (EVERYTHING, possible):
         return unread_region_row(aws, region, found)
     shown, (events, left_out) = shown_trails(found, certain), certain
-    row = Row(
-        region,
-        "",
-        trail_cells(region, shown),
-        arn=shown[0].arn if shown and shown[0].owner == aws.number else "",
-    )
+    arn = shown[0].arn if shown and shown[0].owner == aws.number else ""
+    row = Row(region, "", trail_cells(region, shown), arn=arn)
     if events != {READ, WRITE}:
         problems = {one for trail in shown for one in trail.problems()}
         return replace(
