@@ -2361,24 +2361,16 @@ def trail_flaws(trail: Trail) -> dict[str, str]:
 
 def trail_row(aws: Account, trail: Trail) -> Row:
     """The finding that a trail of this account has flaws."""
-    flaws, failed = trail_flaws(trail), not trail.validates()
-    fix = Remediation(manual="mend its bucket, or the policy of the bucket")
-    if failed:
-        words = ("update-trail", "--name", trail.arn, "--enable-log-file-validation")
-        fix = aws_cli(aws, trail.home, "cloudtrail", *words)
-    return Row(
-        trail.home,
-        trail.description["Name"],
-        trail_cells(trail.home, [trail]),
-        Message("", in_words(flaws.values())),
-        LOW,
-        remediation=fix,
-        control_findings=(ControlFinding("CloudTrail.4", trail.arn),) if failed else (),
-        extent=frozenset(flaws),
-        resource=trail.arn,
-        arn=trail.arn,
-        kind=f"A trail {in_words(flaws.values())}",
-    )
+    flaws, arn = trail_flaws(trail), trail.arn
+    text, cells = in_words(flaws.values()), trail_cells(trail.home, [trail])
+    row = Row(trail.home, trail.description["Name"], cells, Message("", text), LOW)
+    row = replace(row, extent=frozenset(flaws), kind=f"A trail {text}", resource=arn, arn=arn)
+    if trail.validates():
+        fix = Remediation(manual="mend its bucket, or the policy of the bucket")
+        return replace(row, remediation=fix)
+    words = ("update-trail", "--name", arn, "--enable-log-file-validation")
+    fix = aws_cli(aws, trail.home, "cloudtrail", *words)
+    return replace(row, remediation=fix, control_findings=(ControlFinding("CloudTrail.4", arn),))
 
 
 # --- check 6: S3 ACLs, grants ---------------------------------------------------------
