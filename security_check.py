@@ -466,25 +466,22 @@ def check(title: str, **fields: Any) -> Callable[[CheckFunction], CheckFunction]
 def declaration_problem(definition: Check) -> str:
     """The first flaw in the declaration of a check; blank if there is none."""
     own, links = set(definition.columns), definition.console_links
-    in_links = (name for template in links.values() for name in template_fields(template))
     in_arn = {*template_fields(definition.arn)} - ARN_FIELDS
-    used = {*definition.name_columns, *links, *in_links, *in_arn}
+    used = {*definition.name_columns, *links, *template_fields("".join(links.values())), *in_arn}
     in_message = {*template_fields(definition.empty_message)}
     known = {name for other in CHECKS for name in other.controls}
     titles = [*OTHER_SHEETS, *(other.title.lower() for other in CHECKS)]
+    valid_title = re.fullmatch(r"[^/\\?*\[\]:']{1,31}", definition.title)
+    severities = {control.severity for control in definition.controls.values()}
     problems = {
-        "the title of a sheet has 1 to 31 characters, none of / \\ ? * [ ] : '": not re.fullmatch(
-            r"[^/\\?*\[\]:']{1,31}", definition.title
-        ),
+        "the title of a sheet has 1 to 31 characters, none of / \\ ? * [ ] : '": not valid_title,
         "another sheet has this title": definition.title.lower() in titles,
         "it needs at least one column": not definition.columns,
         f"every sheet has a column {in_words(sorted(own & COMMON_COLUMNS))}": own & COMMON_COLUMNS,
         f"no column {in_words(sorted(used - own))}": used - own,
         "empty_message may use {targets} and {evaluated} only": in_message - EMPTY_FIELDS,
         "another check decides one of the controls": known & definition.controls.keys(),
-        "the severity of a control is one of SEVERITIES": any(
-            control.severity not in SEVERITIES for control in definition.controls.values()
-        ),
+        "the severity of a control is one of SEVERITIES": severities - {*SEVERITIES},
     }
     return next((sentence for sentence, wrong in problems.items() if wrong), "")
 
