@@ -111,7 +111,7 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import translate
 from ipaddress import collapse_addresses, ip_network
-from itertools import accumulate, pairwise
+from itertools import accumulate, filterfalse, pairwise
 from pathlib import Path
 from types import SimpleNamespace, UnionType
 from typing import (
@@ -1010,12 +1010,6 @@ def is_private(network: Any) -> bool:
     return any(map(network.subnet_of, networks_of(NON_PUBLIC_NETWORKS, network.version)))
 
 
-def public_ranges(cidrs: Collection[str], version: int) -> list[str]:
-    """The CIDRs of one IP version that are not private, merged into as few as possible."""
-    networks = (net for net in networks_of(cidrs, version) if not is_private(net))
-    return [str(net) for net in collapse_addresses(networks)]
-
-
 def exposure(cidrs: Iterable[str]) -> Exposure:
     """The exposure that the CIDRs make together: their public addresses are counted.
 
@@ -1038,7 +1032,8 @@ def exposure_of(cidrs: frozenset[str]) -> Exposure:
         text = f"the whole {'' if 4 in whole else 'IPv6 '}Internet"
         return Exposure(True, whole, tuple(WHOLE_INTERNET[version] for version in whole), text)
     large = tuple(version for version in counts if counts[version] >= MANY_ADDRESSES[version])
-    ranges = (cidr for version in large for cidr in public_ranges(cidrs, version))
+    public = (filterfalse(is_private, networks_of(cidrs, version)) for version in large)
+    ranges = (str(net) for networks in public for net in collapse_addresses(networks))
     percent = {v: min(max(round(100 * counts[v] / ALL_ADDRESSES[v]), 1), 99) for v in large}
     texts = (f"{percent[v]} % of the {'IPv6 ' if v == 6 else ''}Internet" for v in large)
     return Exposure(False, large, tuple(ranges), in_words(texts))
