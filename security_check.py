@@ -2430,9 +2430,7 @@ def failed_bucket_controls(grantee: dict[str, Any], owner: str, permission: str)
 
 # --- check 6: S3 ACLs, public access blocks -------------------------------------------
 
-BLOCK_SETTINGS = (
-    *("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"),
-)
+OTHER_BLOCK_SETTINGS = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy")
 
 
 @once
@@ -2484,7 +2482,7 @@ def restrict_bucket(aws: Account, bucket: str) -> Remediation:
     region, about = bucket_regions(aws)[bucket], ("--bucket", bucket)
     if public_access_block(aws, bucket) is None:
         return Remediation(manual="turn on Block Public Access of the bucket by hand")
-    kept = ",".join(f"{name}:{name}" for name in BLOCK_SETTINGS if name != "RestrictPublicBuckets")
+    kept = ",".join(f"{name}:{name}" for name in OTHER_BLOCK_SETTINGS)
     settings = f"PublicAccessBlockConfiguration.{{{kept},RestrictPublicBuckets:`true`}}"
     query = ("--query", settings, "--output", "json")
     read = cli_command(aws, region, "s3api", "get-public-access-block", *about, *query)
