@@ -2532,45 +2532,40 @@ def prefetch_acl_and_policy(aws: Account, bucket: str) -> None:
 )
 def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """The rows of a bucket: each grant (S3.2, S3.3, S3.12), and a policy that makes it public."""
-    acl = bucket_acl(aws, bucket)
-    for grant in acl["Grants"]:
-        yield from grant_rows(aws, bucket, acl, grant["Grantee"], grant["Permission"])
+    for grant in bucket_acl(aws, bucket)["Grants"]:
+        yield from grant_rows(aws, bucket, grant["Grantee"], grant["Permission"])
     status = policy_status(aws, bucket)
     if status and status["PolicyStatus"]["IsPublic"]:
-        yield policy_row(aws, bucket, acl)
+        yield policy_row(aws, bucket)
     return Counter(["", *BUCKET_CONTROLS])
 
 
-def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cell]:
+def grant_cells(aws: Account, bucket: str) -> dict[str, Cell]:
     """The cells that all rows of a bucket share: Bucket, Region, Owner, and a blank Blocked by."""
-    region, owner = bucket_regions(aws)[bucket], acl["Owner"]
+    region, owner = bucket_regions(aws)[bucket], bucket_acl(aws, bucket)["Owner"]
     name = owner.get("DisplayName") or owner["ID"]
     return {"Bucket": bucket, "Region": region, "Owner": name, "Blocked by": ""}
 
 
 def grant_rows(
-    aws: Account, bucket: str, acl: dict[str, Any], grantee: dict[str, Any], permission: str
+    aws: Account, bucket: str, grantee: dict[str, Any], permission: str
 ) -> Iterator[Row]:
     """The row of a grant, and one NOT CHECKED if a block that may void it could not be read."""
-    owner = acl["Owner"]["ID"]
+    owner, uri = bucket_acl(aws, bucket)["Owner"]["ID"], grantee.get("URI", "")
     id, name = grantee_names(grantee, owner)
-    cells = grant_cells(aws, bucket, acl) | {"Grantee": name, "Permission": permission}
+    cells = grant_cells(aws, bucket) | {"Grantee": name, "Permission": permission}
     failed = failed_bucket_controls(grantee, owner, permission)
     may = PERMISSIONS.get(permission, (f"{permission} on it", ()))[0]
     other = f"the group {name}" if "URI" in grantee else "another AWS account"
-    uri = grantee.get("URI", "")
     message = Message(f"{PUBLIC_GRANTEES.get(uri, other)} may ", may)
     findings = tuple(ControlFinding(control, bucket) for control in failed)
-    row = Row(
-        bucket, f"{id}/{permission}", cells, message, control_findings=findings,
-        kind=f"Bucket: {PUBLIC_GRANTEES.get(uri, other)} may {may}",
-    )  # fmt: skip
+    row = Row(bucket, f"{id}/{permission}", cells, message, control_findings=findings)
+    row = replace(row, kind=f"Bucket: {''.join(message)}")
     if not failed:
         yield replace(row, message=Message(f"{name} has {permission}"))
     elif uri in PUBLIC_GRANTEES:
-        row = replace(
-            row, priority=5 if "WRITE" in permission or permission == "FULL_CONTROL" else 4
-        )
+        writes = "WRITE" in permission or permission == "FULL_CONTROL"
+        row = replace(row, priority=5 if writes else 4)
         yield from public_grant_rows(aws, row, remove_grant(aws, bucket, uri, permission))
     else:
         ask = "remove the grant by hand" if uri else "ask the other account"
@@ -2584,20 +2579,18 @@ def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]
     """
     blocked = value_or_error(blocked_by, aws, row.target, "IgnorePublicAcls")
     only_grant = tuple(one for one in row.control_findings if one.control == "S3.12")
+    in_any_case = replace(row, control_findings=only_grant, remediation=fix)
     if blocked == "":
         yield replace(row, severity=CRITICAL, remediation=fix)
     elif isinstance(blocked, AwsError):
         text = row.message._replace(after=", unless a public access block makes that void")
         cells = row.cells | {"Blocked by": NOT_CHECKED}
-        yield replace(
-            row, cells=cells, message=text, severity=MEDIUM, remediation=fix,
-            control_findings=only_grant, fully_read=False,
-        )  # fmt: skip
+        yield replace(in_any_case, cells=cells, message=text, severity=MEDIUM, fully_read=False)
         public = (one for one in row.control_findings if one.control != "S3.12")
         undecided = tuple(one._replace(status=NOT_CHECKED) for one in public)
         yield replace(row, error=blocked, control_findings=undecided, message=Message(""))
     else:
-        yield replace(blocked_row(row, blocked), control_findings=only_grant, remediation=fix)
+        yield blocked_row(in_any_case, blocked)
 
 
 def blocked_row(row: Row, blocked: str) -> Row:
@@ -2610,31 +2603,27 @@ def blocked_row(row: Row, blocked: str) -> Row:
     )
 
 
-def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
+def policy_row(aws: Account, bucket: str) -> Row:
     """The finding of a policy that makes the bucket public, Low if a block makes it void.
 
     AWS does not say whether the policy lets the public read (S3.2) or write (S3.3).
     """
-    cells = grant_cells(aws, bucket, acl)
+    cells = grant_cells(aws, bucket)
     cells |= {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
     message = Message(f"its policy lets in {PUBLIC_GRANTEES[EVERYONE]}")
     undecided = tuple(ControlFinding(name, bucket, NOT_CHECKED) for name in ("S3.2", "S3.3"))
-    row = Row(bucket, "policy", cells, message, kind=f"Bucket: {''.join(message)}", priority=4)
+    row = Row(bucket, "policy", cells, message, control_findings=undecided, priority=4)
+    row = replace(row, kind=f"Bucket: {''.join(message)}")
     try:
         if blocked := blocked_by(aws, bucket, "RestrictPublicBuckets"):
             fix = Remediation(manual="void now: make the policy private by hand")
-            return replace(blocked_row(row, blocked), remediation=fix)
+            return replace(blocked_row(row, blocked), remediation=fix, control_findings=())
         fix = restrict_bucket(aws, bucket)
     except AwsCallFailed as failed:
-        return replace(row, error=failed.error, control_findings=undecided, message=Message(""))
+        return replace(row, error=failed.error, message=Message(""))
     after = "; RestrictPublicBuckets also shuts out a web site's visitors, and named accounts"
-    return replace(
-        row,
-        message=message._replace(after=after),
-        severity=CRITICAL,
-        remediation=fix,
-        control_findings=undecided,
-    )
+    message = message._replace(after=after)
+    return replace(row, message=message, severity=CRITICAL, remediation=fix)
 
 
 # === aws ==============================================================================
