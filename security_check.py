@@ -720,14 +720,13 @@ def once(function: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate
     def cached(aws: Account, *args: P.args, **kwargs: P.kwargs) -> T:
         with aws.lock:
             first = (key := (function, args)) not in aws.cache
-            future = aws.cache.setdefault(key, Future())
+            future: Future[T] = aws.cache.setdefault(key, Future())
         if first:
             try:
                 future.set_result(function(aws, *args, **kwargs))
             except BaseException as error:
                 future.set_exception(error)
-        value: T = future.result()
-        return value
+        return future.result()
 
     return cached  # type: ignore[return-value]
 
