@@ -1009,7 +1009,7 @@ def is_private(network: Any) -> bool:
     return any(map(network.subnet_of, networks_of(NON_PUBLIC_NETWORKS, network.version)))
 
 
-def exposure(cidrs: Iterable[str]) -> Exposure:
+def exposure(*cidrs: Iterable[str]) -> Exposure:
     """The exposure that the CIDRs make together: their public addresses are counted.
 
     >>> exposure(["0.0.0.0/1", "128.0.0.0/1"]).text, exposure(["10.0.0.0/7"]).text
@@ -1017,7 +1017,7 @@ def exposure(cidrs: Iterable[str]) -> Exposure:
     >>> exposure(["8.0.0.0/8", "9.0.0.0/8"]).text, exposure(["2000::/4"]).text
     ('1 % of the Internet', '50 % of the IPv6 Internet')
     """
-    return exposure_of(frozenset(cidrs))
+    return exposure_of(frozenset[str]().union(*cidrs))
 
 
 @functools.lru_cache(maxsize=4096)  # cached: many groups have the same sources
@@ -1056,7 +1056,7 @@ def sources_to_remove(cidrs: Collection[str], others: Collection[str] = ()) -> l
     for (_, version), equally_wide in sorted(widths.items()):
         left = [cidr for cidr in cidrs if cidr not in removed]
         place = [*WHOLE_INTERNET].index(version)
-        if exposure([*left, *others]).levels[place] > allowed[place]:
+        if exposure(left, others).levels[place] > allowed[place]:
             removed += equally_wide
     return removed
 
@@ -1259,11 +1259,11 @@ Rules = dict[PortRange, list[str]]  # CIDRs of a group's inbound rules, by port 
 
 def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
     """The exposure of the rules together, and the widest of them, which suffice to make it."""
-    together = exposure([cidr for cidrs in rules.values() for cidr in cidrs])
+    together = exposure(*rules.values())
     widest = sorted(rules, key=lambda ports: -max(share_of(rules[ports], v) for v in (4, 6)))
     for number in range(1, len(rules) + 1) if together.versions else ():
         used = {ports: rules[ports] for ports in widest[:number]}
-        found = exposure([cidr for cidrs in used.values() for cidr in cidrs])
+        found = exposure(*used.values())
         if found.levels == together.levels:
             return found, used
     return Exposure(), {}
@@ -1311,7 +1311,7 @@ def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Ope
             names[PortRange.of_rule(rule)] += [one[name] for one in rule.get(kind) or ()]
     sources = {ports: read_sources(aws, region, names[ports]) for ports in names}
     rules = {ports: sources[ports].all_cidrs() for ports in names}
-    closed = not exposure([cidr for cidrs in rules.values() for cidr in cidrs]).versions
+    closed = not exposure(*rules.values()).versions
     for ports in names:
         found = (Exposure(), ports, {}) if closed else most_exposed(rules, ports)
         if found[0].versions or sources[ports].unread:
@@ -1320,8 +1320,7 @@ def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Ope
 
 def lists_in(rule: OpenRule) -> list[str]:
     """The IDs of the prefix lists on which the exposure of a rule depends."""
-    others = [cidr for cidrs in rule.partners.values() for cidr in cidrs]
-    if exposure([*rule.sources.cidrs, *others]).levels == rule.exposure.levels:
+    if exposure(rule.sources.cidrs, *rule.partners.values()).levels == rule.exposure.levels:
         return []
     lists = rule.sources.lists
     return [id for id, cidrs in lists.items() if exposure(cidrs).versions] or [*lists]
@@ -2176,7 +2175,7 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
         found = [load_trail(aws, one) for one in trails_of(aws, target)]
     except AwsCallFailed:
         others = (name for name in regions(aws) if name != target)
-        row = region_row(aws, target, [*multi_region_trails(aws, others).values()])
+        row = region_row(aws, target, multi_region_trails(aws, others))
         if row.error or row.severity == HIGH:
             raise
         # the region's own trails are not known, so CloudTrail.4 is undecided
