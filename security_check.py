@@ -2122,15 +2122,15 @@ def evaluate_trail(
     return Trail(description, tuple(found), logs, delivery_error, digest_error, error)
 
 
-def multi_region_trails(aws: Account, names: Iterable[str]) -> dict[str, Trail]:
-    """The multi-region trails, which every region shows, by ARN; raises if none could be read."""
+def multi_region_trails(aws: Account, names: Iterable[str]) -> list[Trail]:
+    """The multi-region trails, which every region shows; raises if none could be read."""
     answers = [value_or_error(trails_of, aws, name) for name in names]
     read = [answer for answer in answers if not isinstance(answer, AwsError)]
     errors = [answer for answer in answers if isinstance(answer, AwsError)]
     if errors and not read:
         raise AwsCallFailed(errors[0])
     trails = {one["TrailARN"]: one for found in read for one in found if one["IsMultiRegionTrail"]}
-    return {arn: load_trail(aws, one) for arn, one in trails.items()}
+    return [load_trail(aws, one) for one in trails.values()]
 
 
 # --- check 5: CloudTrail --------------------------------------------------------------
@@ -2222,7 +2222,7 @@ def fulfils_cloudtrail_1(trail: Trail) -> bool | AwsError:
 
 def account_rows(aws: Account) -> Iterator[Row]:
     """A finding if no multi-region trail records everything, else no row; raises if not known."""
-    trails = [*multi_region_trails(aws, regions(aws)).values()]
+    trails = multi_region_trails(aws, regions(aws))
     answers = [fulfils_cloudtrail_1(trail) for trail in trails]
     if True in answers:
         return
