@@ -2531,7 +2531,7 @@ def prefetch_acl_and_policy(aws: Account, bucket: str) -> None:
 def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """The rows of a bucket: each grant (S3.2, S3.3, S3.12), and a policy that makes it public."""
     for grant in bucket_acl(aws, bucket)["Grants"]:
-        yield from grant_rows(aws, bucket, grant["Grantee"], grant["Permission"])
+        yield from grant_rows(aws, bucket, grant)
     status = policy_status(aws, bucket)
     if status and status["PolicyStatus"]["IsPublic"]:
         yield policy_row(aws, bucket)
@@ -2545,10 +2545,9 @@ def grant_cells(aws: Account, bucket: str) -> dict[str, Cell]:
     return {"Bucket": bucket, "Region": region, "Owner": name, "Blocked by": ""}
 
 
-def grant_rows(
-    aws: Account, bucket: str, grantee: dict[str, Any], permission: str
-) -> Iterator[Row]:
+def grant_rows(aws: Account, bucket: str, grant: dict[str, Any]) -> Iterator[Row]:
     """The row of a grant, and one NOT CHECKED if a block that may void it could not be read."""
+    grantee, permission = grant["Grantee"], grant["Permission"]
     owner, uri = bucket_acl(aws, bucket)["Owner"]["ID"], grantee.get("URI", "")
     id, name = grantee_names(grantee, owner)
     cells = grant_cells(aws, bucket) | {"Grantee": name, "Permission": permission}
@@ -2593,12 +2592,9 @@ def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]
 
 def blocked_row(row: Row, blocked: str) -> Row:
     """The row of public access, lowered to Low because a public access block makes it void."""
-    return replace(
-        row,
-        cells=row.cells | {"Blocked by": blocked},
-        message=row.message._replace(after=f", but the {blocked} makes that void"),
-        severity=LOW,
-    )
+    cells = row.cells | {"Blocked by": blocked}
+    text = row.message._replace(after=f", but the {blocked} makes that void")
+    return replace(row, cells=cells, message=text, severity=LOW)
 
 
 def policy_row(aws: Account, bucket: str) -> Row:
