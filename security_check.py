@@ -1886,12 +1886,10 @@ def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> R
     """The row of an IAM user: OK with an MFA device, a Medium finding without."""
     about = users_by_name(aws).get(user, {})
     last = about.get("PasswordLastUsed", "never" if password else "")
-    return replace(
-        mfa_row(user, password, last, mfa),
-        severity="" if mfa else MEDIUM,
-        remediation=Remediation(manual="" if mfa else "its owner must enrol a device"),
-        resource=about.get("UserId", ""),  # the ID of the user, which a renaming does not change
-    )
+    # UserId is the ID of the user, which a renaming does not change
+    row = replace(mfa_row(user, password, last, mfa), resource=about.get("UserId", ""))
+    fix = Remediation(manual="its owner must enrol a device")
+    return row if mfa else replace(row, severity=MEDIUM, remediation=fix)
 
 
 def root_mfa_row(aws: Account) -> Row:
@@ -2232,13 +2230,10 @@ def account_rows(aws: Account) -> Iterator[Row]:
     why = f": {in_words(map(describe_trail, trails))}" if trails else ""
     sentence = "the account has no multi-region trail that records all management events"
     row = Row(ACCOUNT_TARGET, "", {"Region": ACCOUNT_TARGET}, Message(sentence, after=why), HIGH)
-    yield replace(
-        row,
-        kind="No multi-region trail records all management events",
-        priority=2,
-        remediation=Remediation(manual="create a multi-region trail, or complete one by hand"),
-        control_findings=(ControlFinding("CloudTrail.1", aws.number),),
-    )
+    kind = "No multi-region trail records all management events"
+    fix = Remediation(manual="create a multi-region trail, or complete one by hand")
+    failed = (ControlFinding("CloudTrail.1", aws.number),)
+    yield replace(row, kind=kind, priority=2, remediation=fix, control_findings=failed)
 
 
 def describe_trail(trail: Trail) -> str:
@@ -2261,25 +2256,16 @@ def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
     arn = shown[0].arn if shown and shown[0].owner == aws.number else ""
     row = Row(region, "", trail_cells(region, shown), arn=arn)
     if events != {READ, WRITE}:
+        message, fix = describe_region(region, shown, certain), start_trail(aws, found)
         problems = {one for trail in shown for one in trail.problems()}
-        return replace(
-            row,
-            message=describe_region(region, shown, certain),
-            severity=HIGH,
-            kind="A region's API calls are not recorded",
-            priority=1,
-            remediation=start_trail(aws, found),
-            extent=frozenset({describe_recording(certain), *problems}),
-        )
+        extent = frozenset({describe_recording(certain), *problems})
+        row = replace(row, message=message, severity=HIGH, remediation=fix, extent=extent)
+        return replace(row, kind="A region's API calls are not recorded", priority=1)
     if left_out:
-        return replace(
-            row,
-            message=Message("records ", region, f", but not {in_words(sorted(left_out))}"),
-            severity=LOW,
-            kind="The API calls of some services are not recorded",
-            remediation=complete_trail(aws, shown, left_out),
-            extent=frozenset(left_out),
-        )
+        message = Message("records ", region, f", but not {in_words(sorted(left_out))}")
+        fix, extent = complete_trail(aws, shown, left_out), frozenset(left_out)
+        row = replace(row, message=message, severity=LOW, remediation=fix, extent=extent)
+        return replace(row, kind="The API calls of some services are not recorded")
     others = in_words(sorted({trail.owner for trail in shown} - {aws.number}))
     return replace(row, message=Message(f"Enabled by account {others}" if others else "Enabled"))
 
