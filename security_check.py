@@ -17,8 +17,8 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
                     Control, ControlFinding, ControlStatus, Remediation, Message, Row, TargetKind,
                     Check, CHECKS, check, check_name_of, CheckResult, KnownFinding, HistoryEntry,
                     CoveredFinding, Coverage, AccountState, Question, Report, AccountJob, Overview,
-                    once, for_each, value_or_error, counted, in_words, yes_no, not_checked_row,
-                    utc_now, start_of_day
+                    once, for_each, counted, in_words, yes_no, not_checked_row, utc_now,
+                    start_of_day
     checks        the targets of checks, then six checks, each below its rules
                   offers: enabled_regions, regions, account_aliases
     aws           the only code that calls AWS
@@ -45,7 +45,7 @@ Where to look:
 
     when a port is a finding           checks: exposure, rule_rows, port_severity, open_rule_row
     a denied call becomes a row        audit: check_target, to_aws_error
-    a denied call that is the answer   model: value_or_error, and `except AwsCallFailed`
+    a denied call that is the answer   checks: answer_or_error, and `except AwsCallFailed`
     when a finding is NEW or WORSE     audit: apply_state, changed_row, moved_row, is_worse
     when a finding is resolved         audit: diff_with_state
     when an acceptance counts          model: Acceptance.matches; audit: apply_acceptances
@@ -703,7 +703,7 @@ class Overview:
         return any(report.needs_attention() for report in self.reports)
 
 
-# --- calls ----------------------------------------------------------------------------
+# --- cached calls ---------------------------------------------------------------------
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -742,14 +742,6 @@ def for_each(
                 pool.submit(function, aws, name)
 
     return call_all
-
-
-def value_or_error(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | AwsError:
-    """The result of a function with these arguments, or the error if a call to AWS fails."""
-    try:
-        return call(*args, **kwargs)
-    except AwsCallFailed as failed:
-        return failed.error
 
 
 # --- words ----------------------------------------------------------------------------
@@ -832,6 +824,14 @@ def shell_line(line: str) -> Remediation:
 def aws_cli(aws: Account, region: str, *words: str) -> Remediation:
     """The remediation by a single command of the AWS CLI, made by `cli_command`."""
     return shell_line(cli_command(aws, region, *words))
+
+
+def answer_or_error(ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | AwsError:
+    """The result of the function, or the AwsError if its call to AWS failed."""
+    try:
+        return ask(*args, **kwargs)
+    except AwsCallFailed as failed:
+        return failed.error
 
 
 # --- targets --------------------------------------------------------------------------
@@ -1466,8 +1466,8 @@ def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
     if not group_ids:
         return Usage({}, VpcBlockPublicAccess("off"))
     return Usage(
-        value_or_error(interfaces_by_group, aws, region, group_ids),
-        value_or_error(vpc_block_public_access, aws, region),
+        answer_or_error(interfaces_by_group, aws, region, group_ids),
+        answer_or_error(vpc_block_public_access, aws, region),
     )
 
 
@@ -1738,7 +1738,7 @@ def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
         soon = f", due {due:%Y-%m-%d}" if due - aws.now <= DUE_SOON else ""
         yield replace(row, message=Message(f"Key is rotated{soon}"))
         return
-    used = value_or_error(aws.ask, "iam", "GetAccessKeyLastUsed", AccessKeyId=id)
+    used = answer_or_error(aws.ask, "iam", "GetAccessKeyLastUsed", AccessKeyId=id)
     if not isinstance(used, AwsError):
         yield old_key_row(aws, row, active, used["AccessKeyLastUsed"].get("LastUsedDate", "never"))
     elif used.code not in GONE_CODES:
@@ -1873,7 +1873,7 @@ def check_mfa(aws: Account, user: str) -> Rows:
         yield root_mfa_row(aws)
         return Counter({"IAM.9": 1})
     mfa = has_mfa(aws, user)
-    password = value_or_error(has_password, aws, user, mfa)
+    password = answer_or_error(has_password, aws, user, mfa)
     yield user_mfa_row(aws, user, mfa, None if isinstance(password, AwsError) else password)
     if isinstance(password, AwsError):
         undecided = () if mfa else (ControlFinding("IAM.5", user, NOT_CHECKED),)
@@ -2122,7 +2122,7 @@ def evaluate_trail(
 
 def multi_region_trails(aws: Account, names: Iterable[str]) -> list[Trail]:
     """The multi-region trails, which every region shows; raises if none could be read."""
-    answers = [value_or_error(trails_of, aws, name) for name in names]
+    answers = [answer_or_error(trails_of, aws, name) for name in names]
     read = [answer for answer in answers if not isinstance(answer, AwsError)]
     errors = [answer for answer in answers if isinstance(answer, AwsError)]
     if errors and not read:
@@ -2560,7 +2560,7 @@ def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]
 
     It fails S3.12 in any case; if the block cannot be read, a row NOT CHECKED has the rest.
     """
-    blocked = value_or_error(blocked_by, aws, row.target, "IgnorePublicAcls")
+    blocked = answer_or_error(blocked_by, aws, row.target, "IgnorePublicAcls")
     only_grant = tuple(one for one in row.control_findings if one.control == "S3.12")
     in_any_case = replace(row, control_findings=only_grant, remediation=fix)
     if blocked == "":
@@ -3378,6 +3378,14 @@ def names_or_none(function: Callable[[Account], list[str]], aws: Account) -> lis
     """The names from a function, such as aliases, or no names if they cannot be read."""
     names = value_or_error(function, aws)
     return [] if isinstance(names, AwsError) else names
+
+
+def value_or_error(function: Callable[[Account], T], aws: Account) -> T | AwsError:
+    """The result of a function of the account, or the error if a call to AWS fails."""
+    try:
+        return function(aws)
+    except AwsCallFailed as failed:
+        return failed.error
 
 
 # --- running a check ------------------------------------------------------------------
