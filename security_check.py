@@ -1790,15 +1790,13 @@ def credential_report(aws: Account) -> tuple[bool, dict[str, dict[str, str]]]:
     https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_getting-report.html
     """
     not_ready = ("ReportInProgress", "ReportNotPresent", "ReportExpired")
-    try:
+    with contextlib.suppress(AwsCallFailed):
         fresh = aws.ask("iam", "GenerateCredentialReport")["State"] == "STARTED"
         for _ in range(REPORT_POLLS):
             if response := aws.ask("iam", "GetCredentialReport", absent=not_ready):
                 text = response["Content"].decode()
                 return fresh, {row["user"]: row for row in csv.DictReader(io.StringIO(text))}
             time.sleep(REPORT_PAUSE)
-    except AwsCallFailed:
-        pass
     return False, {}
 
 
