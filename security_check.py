@@ -1569,24 +1569,21 @@ def open_rule_row(aws: Account, row: Row, rule: OpenRule, usage: Usage) -> Row:
     used = usage_of(rule.group, usage)
     severity = port_severity(rule.reached) if rule.exposure.whole else MEDIUM
     severity = one_level_lower(severity) if used.unused else severity
+    blocked = used.blocked_by not in ("", NOT_CHECKED)
+    # public addresses raise the priority most, then any use, then the whole Internet
+    use = 0 if used.unused or blocked else 1 + used.public
     commands = (cli_command(aws, row.target, *words) for words in revoke_commands(rule))
     return replace(
         row,
         cells=row.cells | {"Used by": used.used_by, "Blocked by": used.blocked_by},
         message=describe_rule(rule, used.text),
-        severity=LOW if used.blocked_by not in ("", NOT_CHECKED) else severity,
+        severity=LOW if blocked else severity,
         remediation=shell_line("; ".join(commands)),
         extent=row.extent | ({"public address"} if used.public else set()),
         fully_read=NOT_CHECKED not in (used.used_by, used.blocked_by),
-        priority=rule_priority(rule, used),
+        priority=2 * use + rule.exposure.whole,
         facts=rule_facts(rule, usage),
     )
-
-
-def rule_priority(rule: OpenRule, used: GroupUsage) -> int:
-    """A sort number: public addresses raise it most, then any use, then the whole Internet."""
-    use = 0 if used.unused or used.blocked_by not in ("", NOT_CHECKED) else 1 + used.public
-    return 2 * use + rule.exposure.whole
 
 
 def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
