@@ -696,7 +696,7 @@ class Overview:
     def exit_code(self) -> int:
         """The highest exit code of all reports; 3 if no account was audited."""
         audited = any(report.results for report in self.reports)
-        return max([report.exit_code() for report in self.reports] + ([] if audited else [3]))
+        return max(report.exit_code() for report in self.reports) if audited else 3
 
     def needs_attention(self) -> bool:
         """Whether a person should look at any of the accounts."""
