@@ -1598,14 +1598,11 @@ def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
 def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
     """The row as the finding that a rule in another account's group is open: always Low."""
     owner, partition = owner_of(aws, rule.group), aws.arn.split(":")[1]
-    return replace(
-        row,
-        message=describe_rule(rule, f"; account {owner} owns the group"),
-        severity=LOW,
-        remediation=Remediation(manual=f"account {owner} must close it"),
-        kind=f"{row.kind}, by another account",
-        arn=f"arn:{partition}:ec2:{row.target}:{owner}:security-group/{rule.group['GroupId']}",
-    )
+    message = describe_rule(rule, f"; account {owner} owns the group")
+    fix = Remediation(manual=f"account {owner} must close it")
+    arn = f"arn:{partition}:ec2:{row.target}:{owner}:security-group/{rule.group['GroupId']}"
+    kind = f"{row.kind}, by another account"
+    return replace(row, message=message, severity=LOW, remediation=fix, kind=kind, arn=arn)
 
 
 def open_to(rule: OpenRule) -> str:
@@ -2233,8 +2230,7 @@ def account_rows(aws: Account) -> Iterator[Row]:
 
 def describe_trail(trail: Trail) -> str:
     """The reason why a trail does not record everything, such as `main records read only`."""
-    stopped = trail.logging is False
-    records = f"records {describe_recording(trail.records)}"
+    stopped, records = trail.logging is False, f"records {describe_recording(trail.records)}"
     return f"{trail.description['Name']} {'is stopped' if stopped else records}"
 
 
