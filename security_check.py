@@ -1869,8 +1869,7 @@ def check_mfa(aws: Account, user: str) -> Rows:
     yield user_mfa_row(aws, user, mfa, None if isinstance(password, AwsError) else password)
     if isinstance(password, AwsError):
         undecided = () if mfa else (ControlFinding("IAM.5", user, NOT_CHECKED),)
-        row = not_checked_row(user, "password", {"User": user}, password)
-        yield replace(row, control_findings=undecided)
+        yield Row(user, "password", {"User": user}, error=password, control_findings=undecided)
     return Counter(("IAM.5", "IAM.19") if password is True else ("IAM.19",))
 
 
