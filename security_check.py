@@ -1295,7 +1295,7 @@ def read_sources(aws: Account, region: str, names: Iterable[str]) -> Sources:
     """The sources of a rule; no prefix list is read if the CIDRs open everything already."""
     sources = Sources([name for name in names if not name.startswith("pl-")], {}, {})
     everything = exposure(sources.cidrs).levels == (2, 2)
-    for id in () if everything else sorted({*names} - {*sources.cidrs}):
+    for id in () if everything else sorted({name for name in names if name.startswith("pl-")}):
         try:
             sources.lists[id] = prefix_list(aws, region, id)
         except AwsCallFailed as failed:
@@ -2106,9 +2106,9 @@ def evaluate_trail(
         found = [(events, left_out | {GLOBAL_SERVICES}) for events, left_out in found]
     if status is None:
         return Trail(description, tuple(found), None, error=error)
-    names, logs = ("LatestDeliveryError", "LatestDigestDeliveryError"), bool(status["IsLogging"])
-    delivery_error, digest_error = (status.get(name, "") for name in names)
-    return Trail(description, tuple(found), logs, delivery_error, digest_error, error)
+    delivery = status.get("LatestDeliveryError", "")
+    digests = status.get("LatestDigestDeliveryError", "")
+    return Trail(description, tuple(found), bool(status["IsLogging"]), delivery, digests, error)
 
 
 def multi_region_trails(aws: Account, names: Iterable[str]) -> list[Trail]:
@@ -2408,7 +2408,7 @@ OTHER_BLOCK_SETTINGS = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolic
 
 
 @once
-def public_access_block(aws: Account, bucket: str = "") -> dict[str, Any] | None:
+def public_access_block(aws: Account, bucket: str) -> dict[str, Any] | None:
     """A bucket's public access block, the account's if `bucket` is blank; None if there is none."""
     service, of = ("s3", {"Bucket": bucket}) if bucket else ("s3control", {"AccountId": aws.number})
     region, absent = bucket_regions(aws).get(bucket, ""), {"NoSuchPublicAccessBlockConfiguration"}
