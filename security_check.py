@@ -1627,16 +1627,11 @@ def one_level_lower(severity: str) -> str:
 # --- check 3: access keys -------------------------------------------------------------
 
 DUE_SOON = timedelta(days=31)  # a key due within this time is due before the next monthly run
+KEY_AGE_REQUIREMENT = "No active access key was created more than 90 days ago"
 KEY_CONTROLS = {
     # Security Hub counts a key's age from its creation or last activation, as the credential
     # report does; we count from the creation, which no reactivation changes.
-    "IAM.3": Control(
-        MEDIUM,
-        "No active access key was created more than 90 days ago",
-        "1.13",
-        "1.14",
-        "8.3.9, 8.6.3",
-    ),
+    "IAM.3": Control(MEDIUM, KEY_AGE_REQUIREMENT, "1.13", "1.14", "8.3.9, 8.6.3"),
     "IAM.4": Control(CRITICAL, "Root has no access key", "1.3", "1.4", scope=ROOT),
 }
 
@@ -1994,14 +1989,9 @@ ACCOUNT_TARGET = "<account>"  # the target that stands for the account as a whol
 # https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-concepts.html
 LEADING_REGIONS = {"us-east-1", "us-gov-west-1", "cn-north-1"}
 GLOBAL_SERVICES = "global services"  # stands for all their event sources if a trail omits them
+MULTI_REGION_REQUIREMENT = "One multi-region trail records all management events"
 TRAIL_CONTROLS = {
-    "CloudTrail.1": Control(
-        HIGH,
-        "One multi-region trail records all management events",
-        "3.1",
-        "3.1",
-        scope=ACCOUNT_TARGET,
-    ),
+    "CloudTrail.1": Control(HIGH, MULTI_REGION_REQUIREMENT, "3.1", "3.1", scope=ACCOUNT_TARGET),
     "CloudTrail.4": Control(LOW, "Log files of every trail are validated", "3.2", "3.2", "10.3.2"),
 }
 
