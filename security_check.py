@@ -1465,10 +1465,8 @@ def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
     """
     if not group_ids:
         return Usage({}, VpcBlockPublicAccess("off"))
-    return Usage(
-        answer_or_error(interfaces_by_group, aws, region, group_ids),
-        answer_or_error(vpc_block_public_access, aws, region),
-    )
+    interfaces = answer_or_error(interfaces_by_group, aws, region, group_ids)
+    return Usage(interfaces, answer_or_error(vpc_block_public_access, aws, region))
 
 
 def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
