@@ -58,7 +58,7 @@ Where to look:
     how fast AWS is asked              aws: Pace
     whose credentials are used         command line: connect, role_session; aws: sign_in
     what an assumed role may do        aws: READ_POLICY; command line: role_session
-    what our clients can do            aws: ReadOnlyLoader
+    what our clients can do            aws: READ_PREFIXES, read_only_loader
     what --debug shows, and hides      aws: log_attempt; command line: log_calls
     the ID of a row                    model: Row.id, Check.id
     when a finding is NEW or WORSE     audit: changed_row, moved_row, is_worse
@@ -133,7 +133,7 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import translate
 from ipaddress import collapse_addresses, ip_network
-from itertools import accumulate, pairwise
+from itertools import accumulate, filterfalse, pairwise
 from pathlib import Path
 from types import SimpleNamespace, UnionType
 from typing import (
@@ -489,25 +489,22 @@ def check(title: str, **fields: Any) -> Callable[[CheckFunction], CheckFunction]
 def declaration_problem(definition: Check) -> str:
     """The first flaw in the declaration of a check; blank if there is none."""
     own, links = set(definition.columns), definition.console_links
-    in_links = (name for template in links.values() for name in template_fields(template))
     in_arn = {*template_fields(definition.arn)} - ARN_FIELDS
-    used = {*definition.name_columns, *links, *in_links, *in_arn}
+    used = {*definition.name_columns, *links, *template_fields("".join(links.values())), *in_arn}
     in_message = {*template_fields(definition.empty_message)}
     known = {name for other in CHECKS for name in other.controls}
     titles = [*OTHER_SHEETS, *(other.title.lower() for other in CHECKS)]
+    valid_title = re.fullmatch(r"[^/\\?*\[\]:']{1,31}", definition.title)
+    severities = {control.severity for control in definition.controls.values()}
     problems = {
-        "the title of a sheet has 1 to 31 characters, none of / \\ ? * [ ] : '": not re.fullmatch(
-            r"[^/\\?*\[\]:']{1,31}", definition.title
-        ),
+        "the title of a sheet has 1 to 31 characters, none of / \\ ? * [ ] : '": not valid_title,
         "another sheet has this title": definition.title.lower() in titles,
         "it needs at least one column": not definition.columns,
         f"every sheet has a column {in_words(sorted(own & COMMON_COLUMNS))}": own & COMMON_COLUMNS,
         f"no column {in_words(sorted(used - own))}": used - own,
         "empty_message may use {targets} and {evaluated} only": in_message - EMPTY_FIELDS,
         "another check decides one of the controls": known & definition.controls.keys(),
-        "the severity of a control is one of SEVERITIES": any(
-            control.severity not in SEVERITIES for control in definition.controls.values()
-        ),
+        "the severity of a control is one of SEVERITIES": severities - {*SEVERITIES},
     }
     return next((sentence for sentence, wrong in problems.items() if wrong), "")
 
@@ -722,7 +719,7 @@ class Overview:
     def exit_code(self) -> int:
         """The highest exit code of all reports; 3 if no account was audited."""
         audited = any(report.results for report in self.reports)
-        return max([report.exit_code() for report in self.reports] + ([] if audited else [3]))
+        return max(report.exit_code() for report in self.reports) if audited else 3
 
     def needs_attention(self) -> bool:
         """Whether a person should look at any of the accounts."""
@@ -746,14 +743,13 @@ def once(function: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate
     def cached(aws: Account, *args: P.args, **kwargs: P.kwargs) -> T:
         with aws.lock:
             first = (key := (function, args)) not in aws.cache
-            future = aws.cache.setdefault(key, Future())
+            future: Future[T] = aws.cache.setdefault(key, Future())
         if first:
             try:
                 future.set_result(function(aws, *args, **kwargs))
             except BaseException as error:
                 future.set_exception(error)
-        value: T = future.result()
-        return value
+        return future.result()
 
     return cached  # type: ignore[return-value]
 
@@ -832,11 +828,6 @@ def cli_option(name: str, value: str) -> tuple[str, ...]:
     return (f"--{name}={value}",) if value.startswith("-") else (f"--{name}", value)
 
 
-def compact_json(value: Any) -> str:
-    """The value as JSON without spaces, for the command line."""
-    return json.dumps(value, separators=(",", ":"))
-
-
 def cli_command(aws: Account, region: str, *words: str) -> str:
     """The shell command `aws ...` with region and profile, every word quoted.
 
@@ -858,10 +849,10 @@ def aws_cli(aws: Account, region: str, *words: str) -> Remediation:
     return shell_line(cli_command(aws, region, *words))
 
 
-def answer_or_error(ask: Callable[[], T]) -> T | AwsError:
+def answer_or_error(ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | AwsError:
     """The result of the function, or the AwsError if its call to AWS failed."""
     try:
-        return ask()
+        return ask(*args, **kwargs)
     except AwsCallFailed as failed:
         return failed.error
 
@@ -958,16 +949,12 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
         evaluated += len(reservation["Instances"])
         for instance in filter(is_classic, reservation["Instances"]):
             id, state = instance["InstanceId"], instance["State"]["Name"]
-            cells: dict[str, Cell] = {
-                "Region": region,
-                "Instance ID": id,
-                "Name": name_tag(instance),
-                "State": state,
-                "Launched": instance["LaunchTime"],
-            }
-            message, manual = Message(f"is {state} outside a VPC"), "move it by hand"
+            cells: dict[str, Cell] = {"Region": region, "Instance ID": id}
+            cells |= {"Name": name_tag(instance), "State": state}
+            cells |= {"Launched": instance["LaunchTime"]}
             yield Row(
-                region, id, cells, message, HIGH, remediation=Remediation(manual=manual),
+                region, id, cells, Message(f"is {state} outside a VPC"), HIGH,
+                remediation=Remediation(manual="move it by hand"),
                 kind="Instance outside a VPC", priority=2 if state == "running" else 0,
             )  # fmt: skip
     return evaluated
@@ -977,12 +964,11 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
 
 # Networks that no host on the Internet has; of IPv6, that leaves 2000::/3.
 # https://www.iana.org/assignments/iana-ipv4-special-registry
-NON_PUBLIC_NETWORKS: list[Any] = [
-    *map(ip_network, ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8")),
-    *map(ip_network, ("169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24")),
-    *map(ip_network, ("192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24")),
-    *map(ip_network, ("224.0.0.0/3", "::/3", "4000::/2", "8000::/1")),
-]
+NON_PUBLIC_NETWORKS = (
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+    *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.168.0.0/16", "198.18.0.0/15"),
+    *("198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3", "::/3", "4000::/2", "8000::/1"),
+)
 # The least number of public addresses, by IP version, that mean nobody in particular: as many
 # as two IPv4 /8 have, or an IPv6 /12, which IANA gives to a regional registry as a whole.
 MANY_ADDRESSES = {4: 2 * 2**24, 6: 2**116}
@@ -1029,15 +1015,12 @@ def public_addresses(cidrs: frozenset[str], version: int) -> int:
     >>> public_addresses(frozenset(["8.0.0.0/8", "8.0.0.0/9", "10.0.0.0/8"]), 4) == 2**24
     True
     """
-    private = [net for net in NON_PUBLIC_NETWORKS if net.version == version]
+    private = networks_of(NON_PUBLIC_NETWORKS, version)
     covered = [*networks_of(cidrs, version), *private]
     return number_of_addresses(covered) - number_of_addresses(private)
 
 
-ALL_ADDRESSES = {
-    version: public_addresses(frozenset([cidr]), version)
-    for version, cidr in WHOLE_INTERNET.items()
-}
+ALL_ADDRESSES = {v: public_addresses(frozenset([cidr]), v) for v, cidr in WHOLE_INTERNET.items()}
 
 
 def share_of(cidrs: Iterable[str], version: int) -> float:
@@ -1047,17 +1030,10 @@ def share_of(cidrs: Iterable[str], version: int) -> float:
 
 def is_private(network: Any) -> bool:
     """Whether no host on the Internet has an address in the network."""
-    same_version = (other for other in NON_PUBLIC_NETWORKS if other.version == network.version)
-    return any(network.subnet_of(other) for other in same_version)
+    return any(map(network.subnet_of, networks_of(NON_PUBLIC_NETWORKS, network.version)))
 
 
-def public_ranges(cidrs: Collection[str], version: int) -> list[str]:
-    """The CIDRs of one IP version that are not private, merged into as few as possible."""
-    networks = (net for net in networks_of(cidrs, version) if not is_private(net))
-    return [str(net) for net in collapse_addresses(networks)]
-
-
-def exposure(cidrs: Iterable[str]) -> Exposure:
+def exposure(*cidrs: Iterable[str]) -> Exposure:
     """The exposure that the CIDRs make together: their public addresses are counted.
 
     >>> exposure(["0.0.0.0/1", "128.0.0.0/1"]).text, exposure(["10.0.0.0/7"]).text
@@ -1065,7 +1041,7 @@ def exposure(cidrs: Iterable[str]) -> Exposure:
     >>> exposure(["8.0.0.0/8", "9.0.0.0/8"]).text, exposure(["2000::/4"]).text
     ('1 % of the Internet', '50 % of the IPv6 Internet')
     """
-    return exposure_of(frozenset(cidrs))
+    return exposure_of(frozenset[str]().union(*cidrs))
 
 
 @functools.lru_cache(maxsize=4096)  # cached: many groups have the same sources
@@ -1082,12 +1058,10 @@ def exposure_of(cidrs: frozenset[str]) -> Exposure:
         text = f"the whole {'' if 4 in whole else 'IPv6 '}Internet"
         networks = tuple(WHOLE_INTERNET[version] for version in whole)
         return Exposure(True, whole, networks, text, levels)
-    ranges = (cidr for version in large for cidr in public_ranges(cidrs, version))
-    shares = {version: 100 * counts[version] / ALL_ADDRESSES[version] for version in large}
-    texts = [
-        f"{min(max(round(share), 1), 99)} % of the {'IPv6 ' if version == 6 else ''}Internet"
-        for version, share in shares.items()
-    ]
+    public = (filterfalse(is_private, networks_of(cidrs, version)) for version in large)
+    ranges = (str(net) for networks in public for net in collapse_addresses(networks))
+    percent = {v: min(max(round(100 * counts[v] / ALL_ADDRESSES[v]), 1), 99) for v in large}
+    texts = (f"{percent[v]} % of the {'IPv6 ' if v == 6 else ''}Internet" for v in large)
     return Exposure(False, large, tuple(ranges), in_words(texts), levels)
 
 
@@ -1109,7 +1083,7 @@ def sources_to_remove(cidrs: Collection[str], others: Collection[str] = ()) -> l
     for (_, version), equally_wide in sorted(widths.items()):
         left = [cidr for cidr in cidrs if cidr not in removed]
         place = [*WHOLE_INTERNET].index(version)
-        if exposure([*left, *others]).levels[place] > allowed[place]:
+        if exposure(left, others).levels[place] > allowed[place]:
             removed += equally_wide
     return removed
 
@@ -1197,35 +1171,28 @@ class PortRange(NamedTuple):
         >>> PortRange("TCP", 22, 22).service(), PortRange("UDP", 22, 22).service()
         ('SSH (22)', 'UDP 22')
         """
+        name, numbers = self.name(), self.numbers()
         if self.protocol == "ALL":
             return "all ports"
         if self.protocol not in PORT_PROTOCOLS:
-            everything = self.numbers().startswith("ALL")
-            return self.protocol if everything else f"{self.protocol} {self.numbers()}"
-        if self.numbers() == "ALL":
+            return self.protocol if numbers.startswith("ALL") else f"{self.protocol} {numbers}"
+        if numbers == "ALL":
             return f"all {self.protocol} ports"
-        return (
-            f"{self.name()} ({self.numbers()})"
-            if self.name()
-            else f"{self.protocol} {self.numbers()}"
-        )
+        return f"{name} ({numbers})" if name else f"{self.protocol} {numbers}"
 
-    def parts(self, others: Iterable[PortRange]) -> Iterator[PortRange]:
+    def parts(self, others: Collection[PortRange]) -> Iterator[PortRange]:
         """The ports in pieces, cut where the others begin and end; ALL becomes TCP and UDP.
 
         >>> [part.numbers() for part in PortRange("TCP", 20, 30).parts([PortRange("TCP", 22, 22)])]
         ['20-21', '22', '23-30']
         """
-        others = [*others]
         if not self.ports:
             yield self
-        for protocol in PORT_PROTOCOLS if self.ports else ():
-            if self.protocol not in ("ALL", protocol):
-                continue
-            edges = {self.ports.start, self.ports.stop}
-            for ports in (other.ports for other in others if other.protocol == protocol):
-                edges |= {edge for edge in (ports.start, ports.stop) if edge in self.ports}
-            for first, end in pairwise(sorted(edges)):
+            return
+        for protocol in PORT_PROTOCOLS if self.protocol == "ALL" else (self.protocol,):
+            ranges = [other.ports for other in others if other.protocol == protocol]
+            cuts = {edge for one in ranges for edge in (one.start, one.stop) if edge in self.ports}
+            for first, end in pairwise(sorted({self.ports.start, *cuts, self.ports.stop})):
                 yield PortRange(protocol, first, end - 1)
 
     def covers(self, part: PortRange) -> bool:
@@ -1319,11 +1286,11 @@ Rules = dict[PortRange, list[str]]  # CIDRs of a group's inbound rules, by port 
 
 def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
     """The exposure of the rules together, and the widest of them, which suffice to make it."""
-    together = exposure([cidr for cidrs in rules.values() for cidr in cidrs])
+    together = exposure(*rules.values())
     widest = sorted(rules, key=lambda ports: -max(share_of(rules[ports], v) for v in (4, 6)))
     for number in range(1, len(rules) + 1) if together.versions else ():
         used = {ports: rules[ports] for ports in widest[:number]}
-        found = exposure([cidr for cidrs in used.values() for cidr in cidrs])
+        found = exposure(*used.values())
         if found.reach == together.reach:
             return found, used
     return Exposure(), {}
@@ -1361,9 +1328,8 @@ def prefix_list(aws: Account, region: str, id: str) -> list[str]:
 def read_sources(aws: Account, region: str, names: Iterable[str]) -> Sources:
     """The sources of a rule; no prefix list is read if the CIDRs open everything already."""
     sources = Sources([name for name in names if not name.startswith("pl-")], {}, {})
-    if exposure(sources.cidrs).levels == (2, 2):
-        return sources
-    for id in sorted({name for name in names if name.startswith("pl-")}):
+    everything = exposure(sources.cidrs).levels == (2, 2)
+    for id in () if everything else sorted({name for name in names if name.startswith("pl-")}):
         try:
             sources.lists[id] = prefix_list(aws, region, id)
         except AwsCallFailed as failed:
@@ -1379,7 +1345,7 @@ def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Ope
             names[PortRange.of_rule(rule)] += [one[name] for one in rule.get(kind) or ()]
     sources = {ports: read_sources(aws, region, names[ports]) for ports in names}
     rules = {ports: sources[ports].all_cidrs() for ports in names}
-    closed = not exposure([cidr for cidrs in rules.values() for cidr in cidrs]).versions
+    closed = not exposure(*rules.values()).versions
     for ports in names:
         found = (Exposure(), ports, {}) if closed else most_exposed(rules, ports)
         if found[0].versions or sources[ports].unread:
@@ -1388,8 +1354,7 @@ def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[Ope
 
 def lists_in(rule: OpenRule) -> list[str]:
     """The IDs of the prefix lists on which the exposure of a rule depends."""
-    others = [cidr for cidrs in rule.partners.values() for cidr in cidrs]
-    if exposure([*rule.sources.cidrs, *others]).reach == rule.exposure.reach:
+    if exposure(rule.sources.cidrs, *rule.partners.values()).reach == rule.exposure.reach:
         return []
     lists = rule.sources.lists
     return [id for id, cidrs in lists.items() if exposure(cidrs).versions] or [*lists]
@@ -1408,14 +1373,13 @@ def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
     cidrs = rule.sources.cidrs
     removed = {*sources_to_remove(cidrs), *sources_to_remove(cidrs, others), *lists}
     operation, group_id = "revoke-security-group-ingress", rule.group["GroupId"]
-    for permission in rule.group["IpPermissions"]:
-        if PortRange.of_rule(permission) != rule.ports:
-            continue
+    permissions = rule.group["IpPermissions"]
+    for permission in (one for one in permissions if PortRange.of_rule(one) == rule.ports):
         names = ("IpProtocol", "FromPort", "ToPort")
         about = {name: permission[name] for name in names if name in permission}
         for kind, name in SOURCE_FIELDS.items():
             for source in (one[name] for one in permission.get(kind) or () if one[name] in removed):
-                text = compact_json([{**about, kind: [{name: source}]}])
+                text = json.dumps([about | {kind: [{name: source}]}], separators=(",", ":"))
                 yield "ec2", operation, "--group-id", group_id, "--ip-permissions", text
 
 
@@ -1477,8 +1441,7 @@ class VpcBlockPublicAccess:
     """The setting of a region. AWS applies it to the account's own VPCs only."""
 
     mode: str
-    own_vpcs: frozenset[str] = frozenset()
-    excluded: frozenset[str] = frozenset()  # VPCs with an exclusion, also of one subnet
+    vpcs: frozenset[str] = frozenset()  # own VPCs without an exclusion, also of one subnet
 
     def blocks(self, group_vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
         """The text `VPC block public access (...)` if that stops traffic to the group; else blank.
@@ -1488,10 +1451,8 @@ class VpcBlockPublicAccess:
         """
         # a security group may be used in other VPCs than its own
         vpcs = {group_vpc, *(interface.get("VpcId", group_vpc) for interface in interfaces)}
-        stops = self.mode.startswith("block-") and vpcs <= self.own_vpcs
-        return (
-            f"VPC block public access ({self.mode})" if stops and not vpcs & self.excluded else ""
-        )
+        stops = self.mode.startswith("block-") and vpcs <= self.vpcs
+        return f"VPC block public access ({self.mode})" if stops else ""
 
 
 @once
@@ -1502,7 +1463,7 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
     if mode == "off":
         return VpcBlockPublicAccess(mode)
     vpcs = aws.fetch("ec2", "DescribeVpcs", "Vpcs", region)
-    own = frozenset(vpc["VpcId"] for vpc in vpcs if vpc["OwnerId"] == aws.number)
+    own = {vpc["VpcId"] for vpc in vpcs if vpc["OwnerId"] == aws.number}
     operation, items = "DescribeVpcBlockPublicAccessExclusions", "VpcBlockPublicAccessExclusions"
     inactive = ("create-failed", "delete-complete", "disable-complete")
     excluded = {
@@ -1513,7 +1474,7 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
     }
     subnets = {id for id in excluded if id.startswith("subnet-")}
     inside = {one["VpcId"] for _, one in interfaces_with(aws, region, "subnet-id", subnets)}
-    return VpcBlockPublicAccess(mode, own, frozenset(excluded | inside))
+    return VpcBlockPublicAccess(mode, frozenset(own - excluded - inside))
 
 
 class Usage(NamedTuple):
@@ -1540,10 +1501,8 @@ def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
     """
     if not group_ids:
         return Usage({}, VpcBlockPublicAccess("off"))
-    return Usage(
-        answer_or_error(lambda: interfaces_by_group(aws, region, group_ids)),
-        answer_or_error(lambda: vpc_block_public_access(aws, region)),
-    )
+    interfaces = answer_or_error(interfaces_by_group, aws, region, group_ids)
+    return Usage(interfaces, answer_or_error(vpc_block_public_access, aws, region))
 
 
 def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
@@ -1554,13 +1513,11 @@ def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
         return GroupUsage("instances outside a VPC", "", "; instances outside a VPC may use it")
     interfaces = usage.interfaces[group["GroupId"]]
     used_by, text = describe_usage(interfaces)
-    used = GroupUsage(used_by, NOT_CHECKED, text, not interfaces, any(map(is_public, interfaces)))
-    if isinstance(usage.block, AwsError):
-        return used
-    blocked = usage.block.blocks(vpc, interfaces)
-    return used._replace(
-        blocked_by=blocked, text=text + (f"; {blocked} stops it" if blocked else "")
-    )
+    blocked = NOT_CHECKED
+    if not isinstance(usage.block, AwsError):
+        blocked = usage.block.blocks(vpc, interfaces)
+        text += f"; {blocked} stops it" if blocked else ""
+    return GroupUsage(used_by, blocked, text, not interfaces, any(map(is_public, interfaces)))
 
 
 # --- check 2: security groups ---------------------------------------------------------
@@ -1617,30 +1574,26 @@ def check_security_groups(aws: Account, region: str) -> Rows:
 
 def rule_rows(aws: Account, region: str, rule: OpenRule, usage: Usage) -> Iterator[Row]:
     """The rows of a rule: a finding if it is open, and NOT CHECKED if a prefix list is unread."""
-    group, ports = rule.group, rule.ports
-    item = f"{group['GroupId']}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
-    cells: dict[str, Cell] = {
-        "Region": region,
-        "Group ID": group["GroupId"],
-        "Group name": group.get("GroupName", ""),
-        "VPC": group.get("VpcId", ""),
-        "Protocol": ports.protocol,
-        "Ports": ports.cell(),
-    }
+    group, ports, id = rule.group, rule.ports, rule.group["GroupId"]
+    item = f"{id}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
+    cells: dict[str, Cell] = {"Region": region, "Group ID": id}
+    cells |= {"Group name": group.get("GroupName", ""), "VPC": group.get("VpcId", "")}
+    cells |= {"Protocol": ports.protocol, "Ports": ports.cell()}
+    row = Row(region, item, cells, resource=f"{region}/{id}")
     foreign = owner_of(aws, group) != aws.number
     failed = [] if foreign else failed_group_controls(ports, rule.sources.all_cidrs())
     for error in [*rule.sources.unread.values()][:1]:
         possible = [] if foreign else failed_group_controls(ports, WHOLE_INTERNET.values())
         undecided = (ControlFinding(one, "", NOT_CHECKED) for one in possible if one not in failed)
         unread = cells | {"Open to": ", ".join(rule.sources.unread)}
-        yield Row(
-            region, item, unread, error=error, control_findings=tuple(undecided),
-            resource=f"{region}/{group['GroupId']}",
-        )  # fmt: skip
+        yield replace(row, cells=unread, error=error, control_findings=tuple(undecided))
     if rule.exposure.versions:
-        findings = tuple(ControlFinding(one, group["GroupId"]) for one in failed)
-        row = Row(
-            region, item, cells, control_findings=findings, resource=f"{region}/{group['GroupId']}"
+        row = replace(
+            row,
+            cells=cells | {"Open to": open_to(rule)},
+            control_findings=tuple(ControlFinding(one, id) for one in failed),
+            extent=frozenset(rule.exposure.open_to),
+            kind=f"{rule.reached.service()} open to {rule.exposure.text}",
         )
         yield foreign_rule_row(aws, row, rule) if foreign else open_rule_row(aws, row, rule, usage)
 
@@ -1650,26 +1603,21 @@ def open_rule_row(aws: Account, row: Row, rule: OpenRule, usage: Usage) -> Row:
     used = usage_of(rule.group, usage)
     severity = port_severity(rule.reached) if rule.exposure.whole else MEDIUM
     severity = one_level_lower(severity) if used.unused else severity
+    blocked = used.blocked_by not in ("", NOT_CHECKED)
+    # public addresses raise the priority most, then any use, then the whole Internet
+    use = 0 if used.unused or blocked else 1 + used.public
     commands = (cli_command(aws, row.target, *words) for words in revoke_commands(rule))
     return replace(
         row,
-        cells=row.cells
-        | {"Open to": open_to(rule), "Used by": used.used_by, "Blocked by": used.blocked_by},
+        cells=row.cells | {"Used by": used.used_by, "Blocked by": used.blocked_by},
         message=describe_rule(rule, used.text),
-        severity=LOW if used.blocked_by not in ("", NOT_CHECKED) else severity,
+        severity=LOW if blocked else severity,
         remediation=shell_line("; ".join(commands)),
-        extent=frozenset(rule.exposure.open_to) | ({"public address"} if used.public else set()),
+        extent=row.extent | ({"public address"} if used.public else set()),
         fully_read=NOT_CHECKED not in (used.used_by, used.blocked_by),
-        kind=f"{rule.reached.service()} open to {rule.exposure.text}",
-        priority=rule_priority(rule, used),
+        priority=2 * use + rule.exposure.whole,
         facts=rule_facts(rule, usage),
     )
-
-
-def rule_priority(rule: OpenRule, used: GroupUsage) -> int:
-    """A sort number: public addresses raise it most, then any use, then the whole Internet."""
-    use = 0 if used.unused or used.blocked_by not in ("", NOT_CHECKED) else 1 + used.public
-    return 2 * use + rule.exposure.whole
 
 
 def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
@@ -1683,25 +1631,12 @@ def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
 
 def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
     """The row as the finding that a rule in another account's group is open: always Low."""
-    owner = owner_of(aws, rule.group)
-    return replace(
-        row,
-        cells=row.cells | {"Open to": open_to(rule)},
-        message=describe_rule(rule, f"; account {owner} owns the group"),
-        severity=LOW,
-        remediation=Remediation(manual=f"account {owner} must close it"),
-        extent=frozenset(rule.exposure.open_to),
-        kind=f"{rule.reached.service()} open to {rule.exposure.text}, by another account",
-        arn=":".join(
-            [
-                *aws.arn.split(":")[:2],
-                "ec2",
-                row.target,
-                owner,
-                f"security-group/{rule.group['GroupId']}",
-            ]
-        ),
-    )
+    owner, partition = owner_of(aws, rule.group), aws.arn.split(":")[1]
+    message = describe_rule(rule, f"; account {owner} owns the group")
+    fix = Remediation(manual=f"account {owner} must close it")
+    arn = f"arn:{partition}:ec2:{row.target}:{owner}:security-group/{rule.group['GroupId']}"
+    kind = f"{row.kind}, by another account"
+    return replace(row, message=message, severity=LOW, remediation=fix, kind=kind, arn=arn)
 
 
 def open_to(rule: OpenRule) -> str:
@@ -1726,16 +1661,11 @@ def one_level_lower(severity: str) -> str:
 # --- check 3: access keys -------------------------------------------------------------
 
 DUE_SOON = timedelta(days=31)  # a key due within this time is due before the next monthly run
+KEY_AGE_REQUIREMENT = "No active access key was created more than 90 days ago"
 KEY_CONTROLS = {
     # Security Hub counts a key's age from its creation or last activation, as the credential
     # report does; we count from the creation, which no reactivation changes.
-    "IAM.3": Control(
-        MEDIUM,
-        "No active access key was created more than 90 days ago",
-        "1.13",
-        "1.14",
-        "8.3.9, 8.6.3",
-    ),
+    "IAM.3": Control(MEDIUM, KEY_AGE_REQUIREMENT, "1.13", "1.14", "8.3.9, 8.6.3"),
     "IAM.4": Control(CRITICAL, "Root has no access key", "1.3", "1.4", scope=ROOT),
 }
 
@@ -1798,17 +1728,10 @@ def check_access_keys(aws: Account, user: str) -> Rows:
 
 def root_key_row(aws: Account) -> Row:
     """The finding that root has access keys."""
-    return Row(
-        ROOT,
-        "keys",
-        {"User": ROOT},
-        Message("has access keys"),
-        CRITICAL,
-        kind="Root has access keys",
-        priority=4,
-        remediation=root_remediation(aws),
-        control_findings=(ControlFinding("IAM.4", ROOT),),
-    )
+    message, fix = Message("has access keys"), root_remediation(aws)
+    row = Row(ROOT, "keys", {"User": ROOT}, message, CRITICAL, remediation=fix, priority=4)
+    failed = (ControlFinding("IAM.4", ROOT),)
+    return replace(row, kind="Root has access keys", control_findings=failed)
 
 
 # Regions in which root neither signs in nor has MFA:
@@ -1827,14 +1750,8 @@ def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
     """The rows of a key: OK or too old, and NOT CHECKED if an old key's last use is unread."""
     id, created, active = key["AccessKeyId"], key["CreateDate"], key["Status"] == "Active"
     age = key_age(created, aws.now)
-    cells: dict[str, Cell] = {
-        "User": user,
-        "Access key ID": id,
-        "Key status": key["Status"],
-        "Created": created,
-        "Age (days)": age,
-        "Last used": "",
-    }
+    cells: dict[str, Cell] = {"User": user, "Access key ID": id, "Key status": key["Status"]}
+    cells |= {"Created": created, "Age (days)": age, "Last used": ""}
     # IAM.3 is about 90 days; it is undecided for keys that a longer --max-key-age lets pass
     status = FAILED if age > aws.max_key_age else NOT_CHECKED
     findings = (ControlFinding("IAM.3", id, status),) if active and age > MAX_KEY_AGE else ()
@@ -1844,7 +1761,7 @@ def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
         soon = f", due {due:%Y-%m-%d}" if due - aws.now <= DUE_SOON else ""
         yield replace(row, message=Message(f"Key is rotated{soon}"))
         return
-    used = answer_or_error(lambda: aws.ask("iam", "GetAccessKeyLastUsed", AccessKeyId=id))
+    used = answer_or_error(aws.ask, "iam", "GetAccessKeyLastUsed", AccessKeyId=id)
     if not isinstance(used, AwsError):
         yield old_key_row(aws, row, active, used["AccessKeyLastUsed"].get("LastUsedDate", "never"))
     elif used.code not in GONE_CODES:
@@ -1856,14 +1773,12 @@ def old_key_row(aws: Account, row: Row, active: bool, last: Cell) -> Row:
     """The row as the finding that a key is too old; `last` is a date, never or NOT CHECKED."""
     age, what = row.cells["Age (days)"], "key" if active else "inactive key"
     used = f"was used on {last:%Y-%m-%d}" if isinstance(last, datetime) else f"was {last} used"
+    used = "its last use is NOT CHECKED" if last == NOT_CHECKED else used
     fix = deactivate_key(aws, row.target, row.item) if active else None
     return replace(
         row,
         cells=row.cells | {"Last used": last},
-        message=Message(
-            f"{what} is {age:,} days old and "
-            f"{'its last use is NOT CHECKED' if last == NOT_CHECKED else used}"
-        ),
+        message=Message(f"{what} is {age:,} days old and {used}"),
         severity=MEDIUM if active else LOW,
         remediation=fix or Remediation(manual="already inactive"),
         kind=f"{'Access' if active else 'Inactive access'} key older than {aws.max_key_age} days",
@@ -1898,15 +1813,13 @@ def credential_report(aws: Account) -> tuple[bool, dict[str, dict[str, str]]]:
     https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_getting-report.html
     """
     not_ready = ("ReportInProgress", "ReportNotPresent", "ReportExpired")
-    try:
+    with contextlib.suppress(AwsCallFailed):
         fresh = aws.ask("iam", "GenerateCredentialReport")["State"] == "STARTED"
         for _ in range(REPORT_POLLS):
             if response := aws.ask("iam", "GetCredentialReport", absent=not_ready):
                 text = response["Content"].decode()
                 return fresh, {row["user"]: row for row in csv.DictReader(io.StringIO(text))}
             time.sleep(REPORT_PAUSE)
-    except AwsCallFailed:
-        pass
     return False, {}
 
 
@@ -1981,12 +1894,11 @@ def check_mfa(aws: Account, user: str) -> Rows:
         yield root_mfa_row(aws)
         return Counter({"IAM.9": 1})
     mfa = has_mfa(aws, user)
-    password = answer_or_error(lambda: has_password(aws, user, mfa))
+    password = answer_or_error(has_password, aws, user, mfa)
     yield user_mfa_row(aws, user, mfa, None if isinstance(password, AwsError) else password)
     if isinstance(password, AwsError):
         undecided = () if mfa else (ControlFinding("IAM.5", user, NOT_CHECKED),)
-        row = not_checked_row(user, "password", {"User": user}, password)
-        yield replace(row, control_findings=undecided)
+        yield Row(user, "password", {"User": user}, error=password, control_findings=undecided)
     return Counter(("IAM.5", "IAM.19") if password is True else ("IAM.19",))
 
 
@@ -1994,14 +1906,10 @@ def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> R
     """The row of an IAM user: OK with an MFA device, a Medium finding without."""
     about = users_by_name(aws).get(user, {})
     last = about.get("PasswordLastUsed", "never" if password else "")
-    controls = ("IAM.5", "IAM.19") if password else ("IAM.19",)
-    row = mfa_row(user, password, last, mfa, controls)
-    return replace(
-        row,
-        severity="" if mfa else MEDIUM,
-        remediation=Remediation(manual="" if mfa else "its owner must enrol a device"),
-        resource=about.get("UserId", ""),  # the ID of the user, which a renaming does not change
-    )
+    # UserId is the ID of the user, which a renaming does not change
+    row = replace(mfa_row(user, password, last, mfa), resource=about.get("UserId", ""))
+    fix = Remediation(manual="its owner must enrol a device")
+    return row if mfa else replace(row, severity=MEDIUM, remediation=fix)
 
 
 def root_mfa_row(aws: Account) -> Row:
@@ -2015,7 +1923,7 @@ def root_mfa_row(aws: Account) -> Row:
     password = bool(summary.get("AccountPasswordPresent", 1)) and signs_in
     _, report = credential_report(aws)
     last = report_date(report.get(ROOT, {}).get("password_last_used", ""))
-    row = mfa_row(ROOT, password, last, mfa, ("IAM.9",))
+    row = mfa_row(ROOT, password, last, mfa)
     if mfa:
         return row
     if not password and not summary["AccountAccessKeysPresent"]:
@@ -2023,33 +1931,25 @@ def root_mfa_row(aws: Account) -> Row:
     return replace(row, severity=CRITICAL, remediation=root_remediation(aws))
 
 
-def mfa_row(
-    user: str, password: bool | None, last: Cell, mfa: bool, controls: Sequence[str]
-) -> Row:
-    """The row of a user or root, still without severity; without MFA it fails the controls."""
-    cells: dict[str, Cell] = {
-        "User": user,
-        "Console password": NOT_CHECKED if password is None else yes_no(password),
-        "Last sign-in": last,
-        "MFA": yes_no(mfa),
-    }
+def mfa_row(user: str, password: bool | None, last: Cell, mfa: bool) -> Row:
+    """The row of a user or root, still without severity; without MFA it fails its controls."""
+    known = password is not None
+    cells: dict[str, Cell] = {"User": user}
+    cells |= {"Console password": yes_no(password) if known else NOT_CHECKED}
+    cells |= {"Last sign-in": last, "MFA": yes_no(mfa)}
     facts: dict[str, Fact] = {"console_password": password, "mfa": mfa}
+    row = Row(user, "", cells, Message("Enabled"), fully_read=known, facts=facts)
     if mfa:
-        return Row(
-            user, "", cells, Message("Enabled"), fully_read=password is not None, facts=facts
-        )
-    return Row(
-        user,
-        "",
-        cells,
-        Message(describe_sign_in(password, last)),
+        return row
+    controls = ("IAM.9",) if user == ROOT else ("IAM.5", "IAM.19") if password else ("IAM.19",)
+    who, has = "Root" if user == ROOT else "User", "with" if password else "without"
+    return replace(
+        row,
+        message=Message(describe_sign_in(password, last)),
         control_findings=tuple(ControlFinding(control, user) for control in controls),
         extent=frozenset({"password"} if password else ()),
-        fully_read=password is not None,
-        kind=f"{'Root' if user == ROOT else 'User'} with{'' if password else 'out'} a console "
-        "password, and without MFA",
+        kind=f"{who} {has} a console password, and without MFA",
         priority=3 if password else 0,
-        facts=facts,
     )
 
 
@@ -2086,11 +1986,9 @@ def selector_recordings(selectors: dict[str, Any]) -> list[Recording]:
     """The recordings of the selectors of GetEventSelectors that record management events."""
     if advanced := selectors.get("AdvancedEventSelectors"):
         return [*map(advanced_selector_events, advanced)]
+    excluded = "ExcludeManagementEventSources"
     return [
-        (
-            READ_WRITE_TYPES[one["ReadWriteType"]],
-            {*(one.get("ExcludeManagementEventSources") or ())},
-        )
+        (READ_WRITE_TYPES[one["ReadWriteType"]], {*(one.get(excluded) or ())})
         for one in selectors["EventSelectors"]
         if one["IncludeManagementEvents"]
     ]
@@ -2103,11 +2001,8 @@ def recorded_together(recordings: Iterable[Recording]) -> Recording:
     """
     found = [*recordings]
     recorded = {event for events, _ in found for event in events}
-    missed = (
-        set.intersection(*(left_out for events, left_out in found if event in events))
-        for event in recorded
-    )
-    return recorded, set().union(*missed)
+    missed = [[left_out for events, left_out in found if one in events] for one in recorded]
+    return recorded, set().union(*(set.intersection(*left_out) for left_out in missed))
 
 
 def describe_recording(recording: Recording) -> str:
@@ -2128,14 +2023,9 @@ ACCOUNT_TARGET = "<account>"  # the target that stands for the account as a whol
 # https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-concepts.html
 LEADING_REGIONS = {"us-east-1", "us-gov-west-1", "cn-north-1"}
 GLOBAL_SERVICES = "global services"  # stands for all their event sources if a trail omits them
+MULTI_REGION_REQUIREMENT = "One multi-region trail records all management events"
 TRAIL_CONTROLS = {
-    "CloudTrail.1": Control(
-        HIGH,
-        "One multi-region trail records all management events",
-        "3.1",
-        "3.1",
-        scope=ACCOUNT_TARGET,
-    ),
+    "CloudTrail.1": Control(HIGH, MULTI_REGION_REQUIREMENT, "3.1", "3.1", scope=ACCOUNT_TARGET),
     "CloudTrail.4": Control(LOW, "Log files of every trail are validated", "3.2", "3.2", "10.3.2"),
 }
 
@@ -2166,16 +2056,21 @@ class Trail:
         """The number of the account that owns the trail."""
         return self.arn.split(":")[4]
 
+    @property
+    def records(self) -> Recording:
+        """The recording of all selectors of the trail together."""
+        return recorded_together(self.recordings)
+
     def problems(self) -> list[str]:
         """The reasons why the trail records nothing: logging is stopped, or delivery fails."""
         stopped = ["logging stopped"] if self.logging is False else []
         return stopped + ([f"no delivery ({self.delivery_error})"] if self.delivery_error else [])
 
-    def certain(self) -> Sequence[Recording]:
+    def certain_recordings(self) -> Sequence[Recording]:
         """The recordings of the trail, if it works and everything of it was read; else none."""
         return () if self.problems() or self.error else self.recordings
 
-    def possible(self) -> Sequence[Recording]:
+    def possible_recordings(self) -> Sequence[Recording]:
         """The recordings of the trail if it may work; unread selectors count as EVERYTHING."""
         return () if self.problems() else self.recordings
 
@@ -2185,8 +2080,8 @@ class Trail:
 
     def rank(self) -> tuple[bool, bool, int, bool]:
         """The sort key: trails that surely record come first, and then those that record all."""
-        complete = recorded_together(self.recordings) == EVERYTHING
-        return not self.certain(), not complete, len(self.problems()), not self.validates()
+        uncertain, incomplete = not self.certain_recordings(), self.records != EVERYTHING
+        return uncertain, incomplete, len(self.problems()), not self.validates()
 
 
 @once
@@ -2205,16 +2100,14 @@ def status_and_selectors(
     They are asked in the trail's home region. Without custom selectors, the default ones are
     given, not asked: a member account may not ask for those of its organization's trail.
     """
-    status = answer_or_error(lambda: aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn))
-    if isinstance(status, AwsError):
-        return None, None, status
-    if not custom:
-        return status, DEFAULT_SELECTORS, None
-    ask = functools.partial(aws.ask, "cloudtrail", "GetEventSelectors", home, TrailName=arn)
-    selectors = answer_or_error(ask)
-    return (
-        (status, None, selectors) if isinstance(selectors, AwsError) else (status, selectors, None)
-    )
+    status = None
+    try:
+        status = aws.ask("cloudtrail", "GetTrailStatus", home, Name=arn)
+        if not custom:
+            return status, DEFAULT_SELECTORS, None
+        return status, aws.ask("cloudtrail", "GetEventSelectors", home, TrailName=arn), None
+    except AwsCallFailed as failed:
+        return status, None, failed.error
 
 
 def load_trail(aws: Account, description: dict[str, Any]) -> Trail:
@@ -2237,25 +2130,20 @@ def evaluate_trail(
         found = [(events, left_out | {GLOBAL_SERVICES}) for events, left_out in found]
     if status is None:
         return Trail(description, tuple(found), None, error=error)
-    return Trail(
-        description,
-        tuple(found),
-        bool(status["IsLogging"]),
-        status.get("LatestDeliveryError", ""),
-        status.get("LatestDigestDeliveryError", ""),
-        error,
-    )
+    delivery = status.get("LatestDeliveryError", "")
+    digests = status.get("LatestDigestDeliveryError", "")
+    return Trail(description, tuple(found), bool(status["IsLogging"]), delivery, digests, error)
 
 
-def multi_region_trails(aws: Account, names: Iterable[str]) -> dict[str, Trail]:
-    """The multi-region trails, which every region shows, by ARN; raises if none could be read."""
-    answers = [answer_or_error(functools.partial(trails_of, aws, name)) for name in names]
+def multi_region_trails(aws: Account, names: Iterable[str]) -> list[Trail]:
+    """The multi-region trails, which every region shows; raises if none could be read."""
+    answers = [answer_or_error(trails_of, aws, name) for name in names]
     read = [answer for answer in answers if not isinstance(answer, AwsError)]
     errors = [answer for answer in answers if isinstance(answer, AwsError)]
     if errors and not read:
         raise AwsCallFailed(errors[0])
     trails = {one["TrailARN"]: one for found in read for one in found if one["IsMultiRegionTrail"]}
-    return {arn: load_trail(aws, one) for arn, one in trails.items()}
+    return [load_trail(aws, one) for one in trails.values()]
 
 
 # --- check 5: CloudTrail --------------------------------------------------------------
@@ -2276,7 +2164,6 @@ def account_and_regions(aws: Account) -> Iterator[str]:
         *("Management events", "Log file validation"),
     ),
     name_columns=("Trail", "Home region"),
-    row_noun="row",
     coverage=(
         "Regions, the trails of the account, and the account itself. Data events, CloudTrail Lake, "
         "and who may read or delete the logs are not looked at."
@@ -2302,7 +2189,7 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
         found = [load_trail(aws, one) for one in trails_of(aws, target)]
     except AwsCallFailed:
         others = (name for name in regions(aws) if name != target)
-        row = region_row(aws, target, [*multi_region_trails(aws, others).values()])
+        row = region_row(aws, target, multi_region_trails(aws, others))
         if row.status == OK:
             yield row
         raise  # the region's own trails are not known, so CloudTrail.4 is undecided
@@ -2322,14 +2209,13 @@ def trail_cells(region: str, trails: Sequence[Trail]) -> dict[str, Cell]:
         return cells
     unread = any(trail.logging is None for trail in trails)
     records = recorded_together(one for trail in trails for one in trail.recordings)
+    events = NOT_CHECKED if any(trail.error for trail in trails) else describe_recording(records)
     return cells | {
         "Trail": ", ".join(trail.description["Name"] for trail in trails),
         "Home region": ", ".join(dict.fromkeys(trail.home for trail in trails)),
         "Multi-region": yes_no(all(trail.description["IsMultiRegionTrail"] for trail in trails)),
         "Logging": NOT_CHECKED if unread else yes_no(all(trail.logging for trail in trails)),
-        "Management events": NOT_CHECKED
-        if any(trail.error for trail in trails)
-        else describe_recording(records),
+        "Management events": events,
         "Log file validation": yes_no(all(trail.validates() for trail in trails)),
     }
 
@@ -2337,47 +2223,38 @@ def trail_cells(region: str, trails: Sequence[Trail]) -> dict[str, Cell]:
 # --- check 5: CloudTrail, the account -------------------------------------------------
 
 
-def fulfils_cloudtrail_1(trail: Trail) -> bool | None:
-    """Whether a multi-region trail records all management events; None if that is not known.
+def fulfils_cloudtrail_1(trail: Trail) -> bool | AwsError:
+    """Whether a multi-region trail records all management events, or the error that hides it.
 
     The rule behind the control (multi-region-cloudtrail-enabled) wants nothing left out, and does
     not look at the delivery of log files.
     """
-    complete = recorded_together(trail.recordings) == EVERYTHING
-    if trail.logging is False or not complete:
+    if trail.logging is False or trail.records != EVERYTHING:
         return False
-    return None if trail.error else True
+    return trail.error or True
 
 
 def account_rows(aws: Account) -> Iterator[Row]:
     """A finding if no multi-region trail records everything, else no row; raises if not known."""
-    trails = [*multi_region_trails(aws, regions(aws)).values()]
+    trails = multi_region_trails(aws, regions(aws))
     answers = [fulfils_cloudtrail_1(trail) for trail in trails]
     if True in answers:
         return
-    for trail, answer in zip(trails, answers, strict=True):
-        if answer is None and trail.error:
-            raise AwsCallFailed(trail.error)
-    yield Row(
-        ACCOUNT_TARGET,
-        "",
-        {"Region": ACCOUNT_TARGET},
-        Message(
-            "the account has no multi-region trail that records all management events",
-            after=f": {in_words(map(describe_trail, trails))}" if trails else "",
-        ),
-        HIGH,
-        kind="No multi-region trail records all management events",
-        priority=2,
-        remediation=Remediation(manual="create a multi-region trail, or complete one by hand"),
-        control_findings=(ControlFinding("CloudTrail.1", aws.number),),
-    )
+    for answer in answers:
+        if isinstance(answer, AwsError):
+            raise AwsCallFailed(answer)
+    why = f": {in_words(map(describe_trail, trails))}" if trails else ""
+    sentence = "the account has no multi-region trail that records all management events"
+    row = Row(ACCOUNT_TARGET, "", {"Region": ACCOUNT_TARGET}, Message(sentence, after=why), HIGH)
+    kind = "No multi-region trail records all management events"
+    fix = Remediation(manual="create a multi-region trail, or complete one by hand")
+    failed = (ControlFinding("CloudTrail.1", aws.number),)
+    yield replace(row, kind=kind, priority=2, remediation=fix, control_findings=failed)
 
 
 def describe_trail(trail: Trail) -> str:
     """The reason why a trail does not record everything, such as `main records read only`."""
-    stopped = trail.logging is False
-    records = f"records {describe_recording(recorded_together(trail.recordings))}"
+    stopped, records = trail.logging is False, f"records {describe_recording(trail.records)}"
     return f"{trail.description['Name']} {'is stopped' if stopped else records}"
 
 
@@ -2386,37 +2263,24 @@ def describe_trail(trail: Trail) -> str:
 
 def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
     """The row of a region: whether the trails that cover it record its API calls together."""
-    certain = recorded_together(one for trail in found for one in trail.certain())
-    possible = recorded_together(one for trail in found for one in trail.possible())
+    certain = recorded_together(one for trail in found for one in trail.certain_recordings())
+    possible = recorded_together(one for trail in found for one in trail.possible_recordings())
     if certain not in (EVERYTHING, possible):
         return unread_region_row(aws, region, found)
     shown, (events, left_out) = shown_trails(found, certain), certain
-    row = Row(
-        region,
-        "",
-        trail_cells(region, shown),
-        arn=shown[0].arn if shown and shown[0].owner == aws.number else "",
-    )
+    arn = shown[0].arn if shown and shown[0].owner == aws.number else ""
+    row = Row(region, "", trail_cells(region, shown), arn=arn)
     if events != {READ, WRITE}:
+        message, fix = describe_region(region, shown, certain), start_trail(aws, found)
         problems = {one for trail in shown for one in trail.problems()}
-        return replace(
-            row,
-            message=describe_region(region, shown, certain),
-            severity=HIGH,
-            kind="A region's API calls are not recorded",
-            priority=1,
-            remediation=start_or_create(aws, found),
-            extent=frozenset({describe_recording(certain), *problems}),
-        )
+        extent = frozenset({describe_recording(certain), *problems})
+        row = replace(row, message=message, severity=HIGH, remediation=fix, extent=extent)
+        return replace(row, kind="A region's API calls are not recorded", priority=1)
     if left_out:
-        return replace(
-            row,
-            message=Message("records ", region, f", but not {in_words(sorted(left_out))}"),
-            severity=LOW,
-            kind="The API calls of some services are not recorded",
-            remediation=complete_trail(aws, shown, left_out),
-            extent=frozenset(left_out),
-        )
+        message = Message("records ", region, f", but not {in_words(sorted(left_out))}")
+        fix, extent = complete_trail(aws, shown, left_out), frozenset(left_out)
+        row = replace(row, message=message, severity=LOW, remediation=fix, extent=extent)
+        return replace(row, kind="The API calls of some services are not recorded")
     others = in_words(sorted({trail.owner for trail in shown} - {aws.number}))
     return replace(row, message=Message(f"Enabled by account {others}" if others else "Enabled"))
 
@@ -2432,9 +2296,9 @@ def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
 def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
     """The trails to show: one that records what all do, else all that record, else the best."""
     by_rank = sorted(found, key=Trail.rank)
-    recording = [trail for trail in by_rank if trail.certain()]
-    alone = [trail for trail in recording if recorded_together(trail.certain()) == records]
-    return alone[:1] or recording or by_rank[:1]
+    certain = [trail for trail in by_rank if trail.certain_recordings()]
+    alone = [trail for trail in certain if trail.records == records]
+    return alone[:1] or certain or by_rank[:1]
 
 
 def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> Message:
@@ -2447,10 +2311,10 @@ def describe_region(region: str, shown: Sequence[Trail], records: Recording) -> 
     return Message("does not record the API calls of ", region, f": {why[0]}")
 
 
-def start_or_create(aws: Account, found: Sequence[Trail]) -> Remediation:
+def start_trail(aws: Account, found: Sequence[Trail]) -> Remediation:
     """The command that starts this account's trail if it is only stopped, else a task by hand."""
     for trail in sorted(found, key=Trail.rank):
-        complete = recorded_together(trail.recordings)[0] == {READ, WRITE} and not trail.error
+        complete = trail.records[0] == {READ, WRITE} and not trail.error
         if complete and trail.problems() == ["logging stopped"] and trail.owner == aws.number:
             return aws_cli(aws, trail.home, "cloudtrail", "start-logging", "--name", trail.arn)
     return trail_by_hand(aws, found)
@@ -2488,25 +2352,16 @@ def trail_flaws(trail: Trail) -> dict[str, str]:
 
 def trail_row(aws: Account, trail: Trail) -> Row:
     """The finding that a trail of this account has flaws."""
-    flaws, failed = trail_flaws(trail), not trail.validates()
-    fix = Remediation(manual="mend its bucket, or the policy of the bucket")
-    if failed:
-        words = ("update-trail", "--name", trail.arn, "--enable-log-file-validation")
-        fix = aws_cli(aws, trail.home, "cloudtrail", *words)
-    return Row(
-        trail.home,
-        trail.description["Name"],
-        trail_cells(trail.home, [trail]),
-        Message("", in_words(flaws.values())),
-        LOW,
-        remediation=fix,
-        control_findings=(ControlFinding("CloudTrail.4", trail.arn),) if failed else (),
-        extent=frozenset(flaws),
-        fully_read=trail.logging is not None,
-        resource=trail.arn,
-        arn=trail.arn,
-        kind=f"A trail {in_words(flaws.values())}",
-    )
+    flaws, arn, read = trail_flaws(trail), trail.arn, trail.logging is not None
+    text, cells = in_words(flaws.values()), trail_cells(trail.home, [trail])
+    row = Row(trail.home, trail.description["Name"], cells, Message("", text), LOW, fully_read=read)
+    row = replace(row, extent=frozenset(flaws), kind=f"A trail {text}", resource=arn, arn=arn)
+    if trail.validates():
+        fix = Remediation(manual="mend its bucket, or the policy of the bucket")
+        return replace(row, remediation=fix)
+    words = ("update-trail", "--name", arn, "--enable-log-file-validation")
+    fix = aws_cli(aws, trail.home, "cloudtrail", *words)
+    return replace(row, remediation=fix, control_findings=(ControlFinding("CloudTrail.4", arn),))
 
 
 def unread_trail_row(trail: Trail, error: AwsError) -> Row:
@@ -2581,29 +2436,27 @@ def failed_bucket_controls(grantee: dict[str, Any], owner: str, permission: str)
 
 # --- check 6: S3 ACLs, public access blocks -------------------------------------------
 
-BLOCK_SETTINGS = (
-    *("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"),
-)
+OTHER_BLOCK_SETTINGS = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy")
 
 
 @once
-def public_access_block(aws: Account, bucket: str = "", region: str = "") -> dict[str, Any] | None:
+def public_access_block(aws: Account, bucket: str) -> dict[str, Any] | None:
     """A bucket's public access block, the account's if `bucket` is blank; None if there is none."""
     service, of = ("s3", {"Bucket": bucket}) if bucket else ("s3control", {"AccountId": aws.number})
-    absent = {"NoSuchPublicAccessBlockConfiguration"}
+    region, absent = bucket_regions(aws).get(bucket, ""), {"NoSuchPublicAccessBlockConfiguration"}
     response = aws.ask(service, "GetPublicAccessBlock", region, absent, **of)
     return response["PublicAccessBlockConfiguration"] if response else None
 
 
-def blocked_by(aws: Account, bucket: str, region: str, setting: str) -> str:
+def blocked_by(aws: Account, bucket: str, setting: str) -> str:
     """The public access block, of account or bucket, that has a setting on; blank if none has.
 
     If one has it on, it does not matter whether the other can be read.
     """
     failure = None
-    for level, where in (("account", ()), ("bucket", (bucket, region))):
+    for level, name in (("account", ""), ("bucket", bucket)):
         try:
-            block = public_access_block(aws, *where)
+            block = public_access_block(aws, name)
             if block is not None and block[setting]:
                 return f"{level} public access block"
         except AwsCallFailed as failed:
@@ -2633,9 +2486,9 @@ def restrict_bucket(aws: Account, bucket: str) -> Remediation:
     not tell settings that somebody made meanwhile from settings that it may not read.
     """
     region, about = bucket_regions(aws)[bucket], ("--bucket", bucket)
-    if public_access_block(aws, bucket, region) is None:
+    if public_access_block(aws, bucket) is None:
         return Remediation(manual="turn on Block Public Access of the bucket by hand")
-    kept = ",".join(f"{name}:{name}" for name in BLOCK_SETTINGS if name != "RestrictPublicBuckets")
+    kept = ",".join(f"{name}:{name}" for name in OTHER_BLOCK_SETTINGS)
     settings = f"PublicAccessBlockConfiguration.{{{kept},RestrictPublicBuckets:`true`}}"
     query = ("--query", settings, "--output", "json")
     read = cli_command(aws, region, "s3api", "get-public-access-block", *about, *query)
@@ -2659,7 +2512,7 @@ def policy_status(aws: Account, bucket: str) -> dict[str, Any]:
     return aws.ask("s3", "GetBucketPolicyStatus", region, absent, Bucket=bucket)
 
 
-def acl_and_policy(aws: Account, bucket: str) -> None:
+def prefetch_acl_and_policy(aws: Account, bucket: str) -> None:
     """Calls GetBucketAcl and GetBucketPolicyStatus ahead of the check, which finds them cached."""
     bucket_acl(aws, bucket)
     policy_status(aws, bucket)
@@ -2668,7 +2521,7 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
 @check(
     "S3 ACLs",
     targets=BUCKET_TARGETS,
-    prefetch=(bucket_regions, for_each(acl_and_policy, bucket_regions)),
+    prefetch=(bucket_regions, for_each(prefetch_acl_and_policy, bucket_regions)),
     columns=("Bucket", "Region", "Owner", "Grantee", "Permission", "Blocked by"),
     name_columns=("Bucket", "Region"),
     row_noun="grant",
@@ -2685,48 +2538,44 @@ def acl_and_policy(aws: Account, bucket: str) -> None:
 )
 def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """The rows of a bucket: each grant (S3.2, S3.3, S3.12), and a policy that makes it public."""
-    acl = answer_or_error(lambda: bucket_acl(aws, bucket))
+    acl = answer_or_error(bucket_acl, aws, bucket)
     if isinstance(acl, AwsError):
         if acl.code == "AccessDenied":  # the policy that makes a bucket public may deny this call
             with contextlib.suppress(AwsCallFailed):
-                yield from policy_rows(aws, bucket, {})
+                yield from policy_rows(aws, bucket)
         raise AwsCallFailed(acl)
     for grant in acl["Grants"]:
-        yield from grant_rows(aws, bucket, acl, grant["Grantee"], grant["Permission"])
-    yield from policy_rows(aws, bucket, acl)
+        yield from grant_rows(aws, bucket, grant)
+    yield from policy_rows(aws, bucket)
     return Counter(["", *BUCKET_CONTROLS])
 
 
-def grant_cells(aws: Account, bucket: str, acl: dict[str, Any]) -> dict[str, Cell]:
+def grant_cells(aws: Account, bucket: str) -> dict[str, Cell]:
     """The cells that all rows of a bucket share; a blank Owner if the ACL was not read."""
-    region, owner = bucket_regions(aws)[bucket], acl.get("Owner", {})
+    region, acl = bucket_regions(aws)[bucket], answer_or_error(bucket_acl, aws, bucket)
+    owner = {} if isinstance(acl, AwsError) else acl["Owner"]
     name = owner.get("DisplayName") or owner.get("ID", "")
     return {"Bucket": bucket, "Region": region, "Owner": name, "Blocked by": ""}
 
 
-def grant_rows(
-    aws: Account, bucket: str, acl: dict[str, Any], grantee: dict[str, Any], permission: str
-) -> Iterator[Row]:
+def grant_rows(aws: Account, bucket: str, grant: dict[str, Any]) -> Iterator[Row]:
     """The row of a grant, and one NOT CHECKED if a block that may void it could not be read."""
-    owner = acl["Owner"]["ID"]
+    grantee, permission = grant["Grantee"], grant["Permission"]
+    owner, uri = bucket_acl(aws, bucket)["Owner"]["ID"], grantee.get("URI", "")
     id, name = grantee_names(grantee, owner)
-    cells = grant_cells(aws, bucket, acl) | {"Grantee": name, "Permission": permission}
+    cells = grant_cells(aws, bucket) | {"Grantee": name, "Permission": permission}
     failed = failed_bucket_controls(grantee, owner, permission)
     may = PERMISSIONS.get(permission, (f"{permission} on it", ()))[0]
     other = f"the group {name}" if "URI" in grantee else "another AWS account"
-    uri = grantee.get("URI", "")
     message = Message(f"{PUBLIC_GRANTEES.get(uri, other)} may ", may)
     findings = tuple(ControlFinding(control, bucket) for control in failed)
-    row = Row(
-        bucket, f"{id}/{permission}", cells, message, control_findings=findings,
-        kind=f"Bucket: {PUBLIC_GRANTEES.get(uri, other)} may {may}",
-    )  # fmt: skip
+    row = Row(bucket, f"{id}/{permission}", cells, message, control_findings=findings)
+    row = replace(row, kind=f"Bucket: {''.join(message)}")
     if not failed:
         yield replace(row, message=Message(f"{name} has {permission}"))
     elif uri in PUBLIC_GRANTEES:
-        row = replace(
-            row, priority=5 if "WRITE" in permission or permission == "FULL_CONTROL" else 4
-        )
+        writes = "WRITE" in permission or permission == "FULL_CONTROL"
+        row = replace(row, priority=5 if writes else 4)
         yield from public_grant_rows(aws, row, remove_grant(aws, bucket, uri, permission))
     else:
         ask = "remove the grant by hand" if uri else "ask the other account"
@@ -2738,69 +2587,57 @@ def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]
 
     It fails S3.12 in any case; if the block cannot be read, a row NOT CHECKED has the rest.
     """
-    blocked = answer_or_error(
-        lambda: blocked_by(aws, row.target, str(row.cells["Region"]), "IgnorePublicAcls")
-    )
+    blocked = answer_or_error(blocked_by, aws, row.target, "IgnorePublicAcls")
     only_grant = tuple(one for one in row.control_findings if one.control == "S3.12")
+    in_any_case = replace(row, control_findings=only_grant, remediation=fix)
     if blocked == "":
         yield replace(row, severity=CRITICAL, remediation=fix)
     elif isinstance(blocked, AwsError):
         text = row.message._replace(after=", unless a public access block makes that void")
         cells = row.cells | {"Blocked by": NOT_CHECKED}
-        yield replace(
-            row, cells=cells, message=text, severity=MEDIUM, remediation=fix,
-            control_findings=only_grant, fully_read=False,
-        )  # fmt: skip
+        yield replace(in_any_case, cells=cells, message=text, severity=MEDIUM, fully_read=False)
         public = (one for one in row.control_findings if one.control != "S3.12")
         undecided = tuple(one._replace(status=NOT_CHECKED) for one in public)
         yield replace(row, error=blocked, control_findings=undecided, message=Message(""))
     else:
-        yield replace(blocked_row(row, blocked), control_findings=only_grant, remediation=fix)
+        yield blocked_row(in_any_case, blocked)
 
 
 def blocked_row(row: Row, blocked: str) -> Row:
     """The row of public access, lowered to Low because a public access block makes it void."""
-    return replace(
-        row,
-        cells=row.cells | {"Blocked by": blocked},
-        message=row.message._replace(after=f", but the {blocked} makes that void"),
-        severity=LOW,
-    )
+    cells = row.cells | {"Blocked by": blocked}
+    text = row.message._replace(after=f", but the {blocked} makes that void")
+    return replace(row, cells=cells, message=text, severity=LOW)
 
 
-def policy_rows(aws: Account, bucket: str, acl: dict[str, Any]) -> Iterator[Row]:
+def policy_rows(aws: Account, bucket: str) -> Iterator[Row]:
     """The row of a public policy; none if there is no policy, or none that is public."""
     status = policy_status(aws, bucket)
     if status and status["PolicyStatus"]["IsPublic"]:
-        yield policy_row(aws, bucket, acl)
+        yield policy_row(aws, bucket)
 
 
-def policy_row(aws: Account, bucket: str, acl: dict[str, Any]) -> Row:
+def policy_row(aws: Account, bucket: str) -> Row:
     """The finding of a policy that makes the bucket public, Low if a block makes it void.
 
     AWS does not say whether the policy lets the public read (S3.2) or write (S3.3).
     """
-    cells = grant_cells(aws, bucket, acl)
+    cells = grant_cells(aws, bucket)
     cells |= {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
     message = Message(f"its policy lets in {PUBLIC_GRANTEES[EVERYONE]}")
     undecided = tuple(ControlFinding(name, bucket, NOT_CHECKED) for name in ("S3.2", "S3.3"))
-    row = Row(bucket, "policy", cells, message, kind=f"Bucket: {''.join(message)}", priority=4)
+    row = Row(bucket, "policy", cells, message, control_findings=undecided, priority=4)
+    row = replace(row, kind=f"Bucket: {''.join(message)}")
     try:
-        blocked = blocked_by(aws, bucket, str(cells["Region"]), "RestrictPublicBuckets")
-        if blocked:
+        if blocked := blocked_by(aws, bucket, "RestrictPublicBuckets"):
             fix = Remediation(manual="void now: make the policy private by hand")
-            return replace(blocked_row(row, blocked), remediation=fix)
+            return replace(blocked_row(row, blocked), remediation=fix, control_findings=())
         fix = restrict_bucket(aws, bucket)
     except AwsCallFailed as failed:
-        return replace(row, error=failed.error, control_findings=undecided, message=Message(""))
+        return replace(row, error=failed.error, message=Message(""))
     after = "; RestrictPublicBuckets also shuts out a web site's visitors, and named accounts"
-    return replace(
-        row,
-        message=message._replace(after=after),
-        severity=CRITICAL,
-        remediation=fix,
-        control_findings=undecided,
-    )
+    message = message._replace(after=after)
+    return replace(row, message=message, severity=CRITICAL, remediation=fix)
 
 
 # === aws ==============================================================================
@@ -3527,8 +3364,8 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
     change = diff_with_state(results, given, aws, coverage)
     names = [one.name for one in given.checks]
     controls = {name: evaluate_control(one, name) for one in results for name in one.check.controls}
-    enabled = answer_or_error(lambda: enabled_regions(aws))
-    aliases = answer_or_error(lambda: account_aliases(aws))
+    enabled = answer_or_error(enabled_regions, aws)
+    aliases = answer_or_error(account_aliases, aws)
     report = Report(
         account=aws.number,
         started=aws.now.replace(microsecond=0),
@@ -3538,7 +3375,7 @@ def audit(aws: Account, job: AccountJob, given: AuditInput, progress: Progress) 
         home_region=aws.home_region,
         question=Question(names, sorted(aws.only_regions), aws.max_key_age, __version__),
         aliases=aliases if isinstance(aliases, list) else [],
-        regions=answer_or_error(lambda: regions(aws)),
+        regions=answer_or_error(regions, aws),
         enabled_regions=len(enabled) if isinstance(enabled, list) else 0,
         seconds=round(time.monotonic() - began, 1),
         results=results,
@@ -3560,7 +3397,7 @@ def limit_regions(aws: Account) -> None:
     wanted, excluded = set(aws.only_regions), set(aws.excluded_regions)
     if not wanted and not excluded:
         return
-    enabled = answer_or_error(lambda: enabled_regions(aws))
+    enabled = answer_or_error(enabled_regions, aws)
     if isinstance(enabled, AwsError):  # the checks themselves will say that regions cannot be read
         return
     if unknown := sorted(wanted - {*enabled}):

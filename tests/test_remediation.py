@@ -61,7 +61,7 @@ from security_check import (
     exposure,
     main,
     revoke_commands,
-    start_or_create,
+    start_trail,
     trail_row,
 )
 
@@ -345,11 +345,11 @@ def cloudtrail(*words: str, region: str = REGION) -> Remediation:
 )
 def test_what_makes_a_trail_record(status: Any, events: Any, fix: Remediation) -> None:
     found = [evaluate_trail(trail(), status, events)]
-    assert start_or_create(account(), found) == fix
+    assert start_trail(account(), found) == fix
 
 
 def test_no_trail_is_created_by_hand() -> None:
-    assert start_or_create(account(), []) == Remediation(manual="create a trail")
+    assert start_trail(account(), []) == Remediation(manual="create a trail")
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_the_summary_shows_a_command_that_its_line_can_hold() -> None:
 def test_the_region_is_that_of_the_resource_or_that_of_the_global_services() -> None:
     at_home = evaluate_trail(trail(HomeRegion="eu-north-1"), STOPPED, selectors())
     starts = cloudtrail("start-logging", "--name", ARN, region="eu-north-1")
-    assert start_or_create(account(), [at_home]) == starts
+    assert start_trail(account(), [at_home]) == starts
     china = deactivate_key(account(home="cn-north-1"), "alice", "AKIAEXAMPLE")
     assert china.command.endswith("--region cn-north-1")
 
@@ -523,6 +523,6 @@ def test_the_calls_on_trails_are_the_models() -> None:
     found = evaluate_trail(trail(LogFileValidationEnabled=False), STOPPED, selectors())
     on = parameters(call_of(trail_row(account(), found).remediation))
     assert on == {"Name": ARN, "EnableLogFileValidation": True}
-    assert parameters(call_of(start_or_create(account(), [found]))) == {"Name": ARN}
+    assert parameters(call_of(start_trail(account(), [found]))) == {"Name": ARN}
     complete = complete_trail(account(), [found], {"global services"})
     assert parameters(call_of(complete)) == {"Name": ARN, "IncludeGlobalServiceEvents": True}

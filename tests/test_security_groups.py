@@ -307,7 +307,7 @@ def test_use_in_words(interfaces: list[dict[str, Any]], words: str) -> None:
     ],
 )
 def test_what_vpc_block_public_access_stops(mode: str, excluded: list[str], blocked: bool) -> None:
-    ingress = VpcBlockPublicAccess(mode, frozenset(["vpc-1"]), frozenset(excluded))
+    ingress = VpcBlockPublicAccess(mode, frozenset({"vpc-1"} - {*excluded}))
     words = ingress.blocks("vpc-1", [{"SubnetId": "subnet-1"}])
     assert words == (f"VPC block public access ({mode})" if blocked else "")
 
@@ -323,8 +323,8 @@ def test_what_vpc_block_public_access_stops(mode: str, excluded: list[str], bloc
     ],
 )
 def test_in_which_vpcs_it_stops_it(vpc: str, used_in: str, blocked: bool) -> None:
-    own = frozenset(["vpc-1", "vpc-2", "vpc-excluded"])
-    ingress = VpcBlockPublicAccess("block-ingress", own, frozenset(["vpc-excluded"]))
+    own = {"vpc-1", "vpc-2", "vpc-excluded"}
+    ingress = VpcBlockPublicAccess("block-ingress", frozenset(own - {"vpc-excluded"}))
     assert bool(ingress.blocks(vpc, [{"VpcId": used_in, "SubnetId": "subnet-1"}])) is blocked
 
 
