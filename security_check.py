@@ -4794,22 +4794,22 @@ def rows_by_check(reports: Iterable[Report], with_ok: bool = True) -> Sheets:
             shown = (row for row in result.rows if with_ok or row.status != OK)
             found[result.check] += [(report, row) for row in shown]
     for pairs in found.values():
-        pairs.sort(key=lambda pair: seriousness(pair[1]))
+        pairs.sort(key=lambda pair: seriousness_key(pair[1]))
     return {
         definition: [SheetRow(report, definition, row, n) for n, (report, row) in enumerate(pairs)]
         for definition, pairs in found.items()
     }
 
 
-def seriousness(row: Row) -> tuple[int, int]:
-    """The sort key of a row: the most serious level first, then the highest priority."""
+def seriousness_key(row: Row) -> tuple[int, int]:
+    """The sort key of a row, smaller if more serious: by level, then by the highest priority."""
     return ROW_ORDER.index(row.level), -row.priority
 
 
 def ranked(sheets: Sheets, status: str) -> list[SheetRow]:
     """The rows of all sheets that have this status, the most serious first."""
     lines = [line for sheet in sheets.values() for line in sheet if line.row.status == status]
-    return sorted(lines, key=lambda line: seriousness(line.row))
+    return sorted(lines, key=lambda line: seriousness_key(line.row))
 
 
 def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
@@ -5002,7 +5002,7 @@ def describe_outcome(report: Report) -> str:
     return f"{how} {report.seconds:.0f} s"
 
 
-def describe_whose(overview: Overview) -> str:
+def describe_scope(overview: Overview) -> str:
     """The audited account, `AWS account 123456789012 (alias)`, or several accounts in words."""
     if overview.multi_account:
         return overview.scope
@@ -5217,7 +5217,7 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
         *finding_text("Acceptance ended", ended_lines(findings, overview), MAX_LINES),
         *first_lines("Resolved", resolved_texts(overview), MAX_LINES),
     ]
-    begin = [f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}", ""]
+    begin = [f"{describe_scope(overview)}, {overview.started:%Y-%m-%d}", ""]
     end = [*fold(describe_question(overview), ""), *filter(None, [overview.path])]
     ended = overview.started + timedelta(seconds=overview.seconds)  # a run may end after midnight
     total = [headline(overview), *last_two_bars(history, f"{ended:%Y-%m-%d}")]
@@ -5629,14 +5629,14 @@ class SheetWriter:
         self.sheet.row(self.next_row).height = min(height, MAX_ROW_HEIGHT)
         self.next_row += 1
 
-    def digits(self, column: int) -> int:
+    def width_in_digits(self, column: int) -> int:
         """The width of a column in digits, at least MIN_COLUMN."""
         return max(self.widths[column], MIN_COLUMN)
 
     def close(self) -> None:
         """Sets the widths of columns, and the links. After this nothing more can be written."""
         for column in self.widths:
-            self.sheet.col(column).width = COLUMN_UNIT * self.digits(column)
+            self.sheet.col(column).width = COLUMN_UNIT * self.width_in_digits(column)
         add_links(self.sheet, self.links)
 
 
@@ -5674,7 +5674,9 @@ class TableWriter(SheetWriter):
         Columns IF_IT_FITS are printed if they fit at MIN_SCALE. If those that are always printed
         do not fit, they go on to a second page.
         """
-        points = [COLUMN_UNIT * self.digits(number) / POINT for number in range(len(self.header))]
+        points = [
+            COLUMN_UNIT * self.width_in_digits(number) / POINT for number in range(len(self.header))
+        ]
         fits = [total * MIN_SCALE <= 100 * PAGE_WIDTH_PT for total in accumulate(points)]
         self.last_printed = max(
             number
@@ -5721,7 +5723,9 @@ class SummaryWriter(SheetWriter):
     def close(self) -> None:
         """Fits the sheet on one printed page, and the heights of its rows to their text."""
         for row, (text, first, last) in self.merged.items():
-            width = sum(map(self.digits, range(first, last + 1))) * COLUMN_UNIT / DIGIT_UNIT
+            width = (
+                sum(map(self.width_in_digits, range(first, last + 1))) * COLUMN_UNIT / DIGIT_UNIT
+            )
             height = self.sheet.row(row).height * lines_needed(text, width)
             self.sheet.row(row).height = min(height, MAX_ROW_HEIGHT)
         self.sheet.portrait = True
@@ -5915,7 +5919,7 @@ def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
 
 def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
     """Writes the first sheet: the counts, gaps and worst findings, the question and the run."""
-    whose = f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}"
+    whose = f"{describe_scope(overview)}, {overview.started:%Y-%m-%d}"
     page.write_row([StyledCell(f"AWS security check: {whose}", "title")])
     limited = describe_limits(overview) or any(report.errors() for report in overview.reports)
     page.write_merged(headline(overview), NOT_CHECKED if limited else OK, 0)
@@ -6008,7 +6012,7 @@ class Table(NamedTuple):
 
 def build_workbook(overview: Overview) -> bytes:
     """The bytes of the workbook of one account, or of the overview of several."""
-    book = WorkbookWriter(f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}")
+    book = WorkbookWriter(f"{describe_scope(overview)}, {overview.started:%Y-%m-%d}")
     sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
     write_summary(book.summary(), overview, sheets)
     for table in all_tables(overview, sheets, overview.multi_account):
@@ -6580,7 +6584,7 @@ def role_session(
 
 # --- a run ----------------------------------------------------------------------------
 
-OVERVIEW = "overview"  # stands for the account's number in a name that is of all accounts
+OVERVIEW_NAME = "overview"  # stands for the account's number in a name that is of all accounts
 
 
 @dataclass
@@ -6621,12 +6625,12 @@ class Run:
         profile = profiles.pop() if len(profiles) == 1 else None
         return connect(self.options, profile, writes=("PutObject", "DeleteObject"))
 
-    def filled(self, name: str, account: str = OVERVIEW) -> str:
+    def filled(self, name: str, account: str = OVERVIEW_NAME) -> str:
         """The name with `{account}`, `{date}` and `{time}` filled in."""
         parts = {"account": account, "date": self.today, "time": f"{self.started:%H%M}"}
         return re.sub(r"\{(account|date|time)\}", lambda part: parts[part[1]], name)
 
-    def file(self, name: str, account: str = OVERVIEW) -> File:
+    def file(self, name: str, account: str = OVERVIEW_NAME) -> File:
         """The file, here or in S3, of a name that has `{account}` and the like to fill in."""
         full = self.filled(name, account)
         if match := S3_NAME.fullmatch(full):
@@ -6634,7 +6638,7 @@ class Run:
         default = name.endswith(".xls") and name != self.options.output
         return LocalFile(Path(full), create_folder=full != name, numbered=default)
 
-    def write(self, data: bytes, name: str, account: str = OVERVIEW) -> str:
+    def write(self, data: bytes, name: str, account: str = OVERVIEW_NAME) -> str:
         """Writes a file and returns its absolute name; raises CannotRun if that fails."""
         self.written.append(written := write_or_save_copy(self.file(name, account), data))
         return written
@@ -6656,7 +6660,7 @@ class Run:
             self.accept_files[str(file)] = read_accept_file(file)
         return self.accept_files[str(file)]
 
-    def use_acceptances(self, acceptances: Iterable[Acceptance], account: str) -> None:
+    def note_used_acceptances(self, acceptances: Iterable[Acceptance], account: str) -> None:
         """Notes that these acceptances match something in an account."""
         with self.lock:
             for acceptance in acceptances:
@@ -6745,7 +6749,7 @@ class Run:
 
     def overview_name(self) -> str:
         """The name of the overview: --output, else one with the time of the run."""
-        return self.options.output or default_name(OVERVIEW, self.started)
+        return self.options.output or default_name(OVERVIEW_NAME, self.started)
 
     def workbook_name(self, account: str, started: datetime) -> str:
         """The name of an account's workbook: --output, or one of its own in the same folder."""
@@ -6787,7 +6791,7 @@ def check_before_start(run: Run) -> None:
 
 def refuse_shared_files(run: Run, names: Sequence[tuple[str, str]]) -> None:
     """Raises CannotRun if two options name one file: one would destroy what the other needs."""
-    for account in (OVERVIEW, *run.options.account, *re.findall(r"\d{12}", str(names))):
+    for account in (OVERVIEW_NAME, *run.options.account, *re.findall(r"\d{12}", str(names))):
         options: dict[str, str] = {}
         for option, name in names:
             full = run.filled(name, account)
@@ -6807,7 +6811,7 @@ def check_file(run: Run, option: str, name: str) -> None:
     elif option == "accept" and one_for_all:
         run.acceptances("")
     elif option not in ("merge", "accept") and not (option == "state" and run.options.merge):
-        for account in {OVERVIEW, "0" * 12, *run.options.account} if here else {OVERVIEW}:
+        for account in {OVERVIEW_NAME, "0" * 12, *run.options.account} if here else {OVERVIEW_NAME}:
             run.file(name, account).ensure_writable()
     if option == "state":
         if isinstance(file, LocalFile) and file.is_stream():
@@ -6947,7 +6951,7 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
     checks = [one for one in CHECKS if one.name in (run.options.check or one.name)]
     acceptances, state = run.acceptances(aws.number), run.state(aws.number)
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
-    run.use_acceptances(done.used_acceptances, aws.number)
+    run.note_used_acceptances(done.used_acceptances, aws.number)
     name = run.workbook_name(aws.number, done.report.started)
     report = run.with_question(done.report)
     report = write_account_files(run, report, "" if run.options.no_workbook else name)
@@ -6998,7 +7002,7 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
                 return (
                     report if run.keeps_ok_rows or not run.multi_account else drop_ok_rows(report)
                 )
-        error = lost_account_error(run, job)
+        error = note_lost_account(run, job)
     except Exception as failure:
         if not run.multi_account:
             if not isinstance(failure, AwsCallFailed):
@@ -7013,8 +7017,8 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
     return write_account_files(run, report, "")
 
 
-def lost_account_error(run: Run, job: AccountJob) -> AwsError | None:
-    """Notes that an account is lost; an error if that is new and the account had findings."""
+def note_lost_account(run: Run, job: AccountJob) -> AwsError | None:
+    """Notes the status of a lost account for the state; an error if it is new and had findings."""
     state = run.state(job.account)
     if job.error or job.account_status == ACTIVE or not state:
         return None
@@ -7038,7 +7042,7 @@ def account_acceptance(run: Run, account: str, error: AwsError) -> Acceptance | 
         for acceptance in run.acceptances(account):
             valid = not acceptance.until or acceptance.until >= run.today
             if valid and account and acceptance.matches(account, NOT_CHECKED_END):
-                run.use_acceptances([acceptance], account)
+                run.note_used_acceptances([acceptance], account)
                 return acceptance
     return None
 
@@ -7074,7 +7078,7 @@ def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
     return reports if keep_ok_rows else [*map(drop_ok_rows, reports)]
 
 
-def unmergeable(report: Report, why: str) -> Report:
+def not_merged_report(report: Report, why: str) -> Report:
     """Warns that a report cannot be merged, and returns one that says why, with its history."""
     named = report.name in why  # an error of a file names the file already
     warn(f"{report.account} {why}".strip() if named else f"{report.account or report.name} {why}")
@@ -7085,9 +7089,9 @@ def unmergeable(report: Report, why: str) -> Report:
 def reject_stale(run: Run, report: Report) -> Report:
     """The report if it is of this run, else an error: an old one must not hide a failed audit."""
     if report.started > run.started + CLOCK_TOLERANCE:
-        return unmergeable(report, f"is of {report.started:%Y-%m-%d %H:%M}, in the future")
+        return not_merged_report(report, f"is of {report.started:%Y-%m-%d %H:%M}, in the future")
     if run.started - report.started > MAX_RUN_DURATION:
-        return unmergeable(report, f"is of {report.started:%Y-%m-%d %H:%M}, before this run")
+        return not_merged_report(report, f"is of {report.started:%Y-%m-%d %H:%M}, before this run")
     return report
 
 
@@ -7101,7 +7105,7 @@ def reject_other_questions(reports: list[Report]) -> list[Report]:
         return reports
     (usual, _), *_ = asked.most_common()
     return [
-        unmergeable(one, "was asked for other checks, regions or key ages than most")
+        not_merged_report(one, "was asked for other checks, regions or key ages than most")
         if one.question and json.dumps(encode(one.question)) != usual
         else one
         for one in reports
@@ -7124,13 +7128,13 @@ def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
             reports = [reject_stale(run, one) for one in future.result()]
         except CannotRun as why:
             unread = Report("", run.started, name=Path(file.absolute()).name)
-            rejected.append(unmergeable(unread, str(why)))
+            rejected.append(not_merged_report(unread, str(why)))
             continue
         for report in reports:
             other, known = found.setdefault(key := report.account or report.name, (file, report))
             if known is not report:
                 twice = f"is in {other} and in {file}: the later one counts"
-                rejected.append(unmergeable(replace(report, history=[]), twice))
+                rejected.append(not_merged_report(replace(report, history=[]), twice))
                 found[key] = file, max(known, report, key=lambda one: (not one.error, one.started))
     kept = reject_other_questions([report for _, report in found.values()])
     return {report.account or report.name: report for report in kept}, rejected
@@ -7161,7 +7165,7 @@ def missing_report(run: Run, job: AccountJob) -> Report:
     """A report for an account without one; an error in it if one was expected."""
     audited = job.account_status == ACTIVE and not job.error
     try:
-        lost = None if audited else lost_account_error(run, job)
+        lost = None if audited else note_lost_account(run, job)
     except CannotRun as why:
         lost = to_aws_error(why)
     error = AwsError("NoReport", detail="of this run") if audited else lost
@@ -7255,11 +7259,13 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     overview = replace(overview, remarks=run.accept_remarks(reports))
     if overview.multi_account:
         name = "" if options.no_workbook else run.overview_name()
-        path = run.try_write(build_workbook(overview), name, OVERVIEW, failures) if name else ""
+        path = (
+            run.try_write(build_workbook(overview), name, OVERVIEW_NAME, failures) if name else ""
+        )
         overview = replace(overview, path=path)
         if options.csv and "{account}" not in options.csv:
             for title, data in csv_files(overview):
-                run.try_write(data, csv_name(options.csv, title), OVERVIEW, failures)
+                run.try_write(data, csv_name(options.csv, title), OVERVIEW_NAME, failures)
     attention = overview.needs_attention()
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
@@ -7273,7 +7279,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     if options.json == "-":
         print_result(to_json(reports, bool(options.merge)).decode())
     elif options.json and (options.merge or "{account}" not in options.json):
-        run.try_write(to_json(reports, bool(options.merge)), options.json, OVERVIEW, failures)
+        run.try_write(to_json(reports, bool(options.merge)), options.json, OVERVIEW_NAME, failures)
     if options.ocsf:
         write_ocsf(run, reports, failures)
     failures = failures or run.write_states()
@@ -7291,7 +7297,7 @@ def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
     if name == "-":
         print_result(to_ocsf(reports).decode().rstrip("\n"))
     elif "{account}" not in name:
-        run.try_write(to_ocsf(reports), name, OVERVIEW, failures)
+        run.try_write(to_ocsf(reports), name, OVERVIEW_NAME, failures)
     for one in reports if "{account}" in name else ():
         run.try_write(to_ocsf([one]), name, one.account or file_name(one.name), failures)
 
