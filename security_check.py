@@ -4893,11 +4893,6 @@ def needed_permission(error: AwsError | None) -> str:
     return f" (needs {error.missing_permission}{trust})"
 
 
-def names_or_error(names: list[str] | AwsError) -> str:
-    """The names with commas between them, or `NOT CHECKED: ` and the error."""
-    return f"{NOT_CHECKED}: {names}" if isinstance(names, AwsError) else ", ".join(names)
-
-
 def headline(overview: Overview) -> str:
     """A line with the numbers of findings and of what is NOT CHECKED, and the audit's limits."""
     reports = overview.reports
@@ -5007,16 +5002,14 @@ def describe_scope(overview: Overview) -> str:
     if overview.multi_account:
         return overview.scope
     (report,) = overview.reports
-    aliases = f" ({names_or_error(report.aliases)})" if report.aliases else ""
+    aliases = f" ({', '.join(report.aliases)})" if report.aliases else ""
     return f"AWS account {report.account}{aliases}"
 
 
 def run_details(overview: Overview) -> dict[str, str]:
     """The lines of the Summary's section `The audit`, by label: account, auditor, time."""
-    when = {
-        "Started": f"{overview.started:%Y-%m-%d %H:%M} UTC",
-        "Duration": f"{overview.seconds:.0f} s",
-    }
+    started, duration = f"{overview.started:%Y-%m-%d %H:%M} UTC", f"{overview.seconds:.0f} s"
+    when = {"Started": started, "Duration": duration}
     if overview.multi_account:
         accounts = {"Accounts": describe_accounts(overview.reports), "Scope": overview.scope}
         return accounts | {"Audited by": overview.auditor_arn} | when
@@ -5032,20 +5025,16 @@ def question_details(overview: Overview) -> dict[str, str]:
         return {"Version": describe_version(overview)}
     checks, where, keys, *accounts = question_parts(overview)
     names = where.text if where.limited else f"all {len(where.names):,} that are enabled"
+    named = [f"{part.text}: {', '.join(part.names)}" for part in accounts]
     least = min((question.fail_on for question in asked), key=SEVERITIES.index)
     return {
         **{one.title: one.coverage if one.name in checks.names else "not asked" for one in CHECKS},
         "Regions": f"{names}: {', '.join(where.names)}",
         "Key age": f"{keys.text} are findings",
-        **({"Accounts": "; ".join(map(describe_part, accounts))} if accounts else {}),
+        **({"Accounts": "; ".join(named)} if named else {}),
         **({"Exit code": f"1 only for findings of {least} or worse"} if least != LOW else {}),
         "Version": describe_version(overview),
     }
-
-
-def describe_part(part: QuestionPart) -> str:
-    """The text of a part of the question, and all its names: `2 accounts named: a, b`."""
-    return f"{part.text}: {', '.join(part.names)}"
 
 
 # --- history --------------------------------------------------------------------------
@@ -5102,44 +5091,25 @@ class SummaryLine(NamedTuple):
     command: str = ""
 
 
-def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> Iterator[SummaryLine]:
     """A line for each resource, with the remediation command of its first finding."""
-    return [
-        SummaryLine(
-            group[0].row.severity,
-            describe_resource(group, overview.multi_account),
-            group[0].link(),
-            group[0].row.remediation.command,
-        )
-        for group in group_by_resource(lines)
-    ]
+    for group in group_by_resource(lines):
+        first, text = group[0], describe_resource(group, overview.multi_account)
+        yield SummaryLine(first.row.severity, text, first.link(), first.row.remediation.command)
 
 
-def change_lines(lines: Iterable[SheetRow], overview: Overview, change: str) -> list[SummaryLine]:
-    """A line for each resource with NEW findings, or with WORSE ones and what they were."""
-    changed = [line for line in lines if line.row.change == change]
-    return finding_lines(changed, overview)
-
-
-def ended_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """A line for each resource with findings whose acceptance does not count any more."""
-    return finding_lines([line for line in lines if line.row.acceptance_ended], overview)
-
-
-def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> Iterator[SummaryLine]:
     """A line for each resource with findings; with several accounts, for each kind of finding."""
     if not overview.multi_account:
-        return finding_lines(lines, overview)
+        yield from finding_lines(lines, overview)
+        return
     groups: dict[tuple[str, ...], list[SheetRow]] = defaultdict(list)
     for line in lines:
         kind = line.row.kind or line.row.result
         groups[line.check.name, line.row.severity, kind].append(line)
-    return [
-        SummaryLine(
-            severity, f"{kind[:1].upper()}{kind[1:]}: {describe_spread(group)}", group[0].link()
-        )
-        for (_, severity, kind), group in groups.items()
-    ]
+    for (_, severity, kind), group in groups.items():
+        text = f"{kind[:1].upper()}{kind[1:]}: {describe_spread(group)}"
+        yield SummaryLine(severity, text, group[0].link())
 
 
 def describe_spread(group: Sequence[SheetRow]) -> str:
@@ -5149,36 +5119,24 @@ def describe_spread(group: Sequence[SheetRow]) -> str:
     return f"{counted(len(group), group[0].check.row_noun)} in {where}"
 
 
-def account_error_lines(overview: Overview) -> list[SummaryLine]:
-    """A line for each account that could not be opened, with the reason."""
-    return [
-        SummaryLine(
-            NOT_CHECKED,
-            f"{report.account} {report.name}: {describe_outcome(report)}".strip(),
-            f"#Accounts!A{number}",
-        )
-        for number, report in enumerate(overview.reports, HEADER_ROWS + 1)
-        if report.error
-    ]
-
-
-def gap_lines(overview: Overview, sheets: Sheets) -> list[SummaryLine]:
-    """A line for each error of a check, with everything that is NOT CHECKED for it."""
+def gap_lines(overview: Overview, sheets: Sheets) -> Iterator[SummaryLine]:
+    """A line for each account not opened, then for each error of a check, with all its gaps."""
+    for number, report in enumerate(overview.reports, HEADER_ROWS + 1):
+        if report.error:
+            text = f"{report.account} {report.name}: {describe_outcome(report)}".strip()
+            yield SummaryLine(NOT_CHECKED, text, f"#Accounts!A{number}")
     groups: dict[tuple[str, str], list[SheetRow]] = defaultdict(list)
     for line in ranked(sheets, NOT_CHECKED):
         error = f"{describe_result(line.row)}{needed_permission(line.row.error)}"
         groups[line.check.title, error].append(line)
-    return [
-        SummaryLine(
-            NOT_CHECKED, f"{title}: {error}: {describe_gap(group, overview)}", group[0].link()
-        )
-        for (title, error), group in groups.items()
-    ]
+    for (title, error), group in groups.items():
+        text = f"{title}: {error}: {describe_gap(group, overview)}"
+        yield SummaryLine(NOT_CHECKED, text, group[0].link())
 
 
 def describe_gap(group: Sequence[SheetRow], overview: Overview) -> str:
     """The names of everything that was not read; of several accounts, also their accounts."""
-    text = in_words(line.row.id.removesuffix("/not-checked") for line in group)
+    text = in_words(line.row.id.removesuffix(f"/{NOT_CHECKED_END}") for line in group)
     accounts = (f"{line.report.account} {line.report.name}".strip() for line in group)
     return f"{text} in {in_words(accounts)}" if overview.multi_account else text
 
@@ -5207,25 +5165,32 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
     sheets = rows_by_check(overview.reports)
     table = account_table if overview.multi_account else check_table
     findings = ranked(sheets, FINDING)
-    history = merge_history(overview.reports)
     numbers = [*table(overview, sheets, colour), ""]
     worst = finding_text("Worst", worst_lines(findings, overview), MAX_WORST)
-    news = [
-        *finding_text("Worse", change_lines(findings, overview, WORSE), MAX_LINES),
-        *finding_text("New", change_lines(findings, overview, NEW), MAX_LINES),
-        *first_lines("Not checked", gap_texts(overview, sheets), MAX_LINES),
-        *finding_text("Acceptance ended", ended_lines(findings, overview), MAX_LINES),
-        *first_lines("Resolved", resolved_texts(overview), MAX_LINES),
-    ]
+    news = news_text(overview, sheets, findings)
     begin = [f"{describe_scope(overview)}, {overview.started:%Y-%m-%d}", ""]
     end = [*fold(describe_question(overview), ""), *filter(None, [overview.path])]
-    ended = overview.started + timedelta(seconds=overview.seconds)  # a run may end after midnight
-    total = [headline(overview), *last_two_bars(history, f"{ended:%Y-%m-%d}")]
+    until = overview.started + timedelta(seconds=overview.seconds)  # a run may end after midnight
+    total = [headline(overview)]
+    total += last_two_bars(merge_history(overview.reports), f"{until:%Y-%m-%d}")
     total += first_run_text(overview)
     compared = overview.with_state and not any(report.first_run for report in overview.reports)
     if quiet and compared:
         return "\n".join([*begin, *total, *news, "", *numbers, *end])
     return "\n".join([*begin, *numbers, *total, *worst, *news, *end])
+
+
+def news_text(overview: Overview, sheets: Sheets, findings: list[SheetRow]) -> list[str]:
+    """The sections of the terminal on what is news, and on what is NOT CHECKED."""
+    worse, new = ([line for line in findings if line.row.change == one] for one in (WORSE, NEW))
+    ended = [line for line in findings if line.row.acceptance_ended]
+    return [
+        *finding_text("Worse", finding_lines(worse, overview), MAX_LINES),
+        *finding_text("New", finding_lines(new, overview), MAX_LINES),
+        *first_lines("Not checked", gap_texts(overview, sheets), MAX_LINES),
+        *finding_text("Acceptance ended", finding_lines(ended, overview), MAX_LINES),
+        *first_lines("Resolved", resolved_texts(overview), MAX_LINES),
+    ]
 
 
 def first_run_text(overview: Overview) -> list[str]:
@@ -5237,7 +5202,7 @@ def first_run_text(overview: Overview) -> list[str]:
 
 def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
     """The texts of what is NOT CHECKED, at most MAX_LINES; last, the statement to add."""
-    texts = [one.text for one in (*account_error_lines(overview), *gap_lines(overview, sheets))]
+    texts = [line.text for line in gap_lines(overview, sheets)]
     policy = [line.text for line in policy_line(overview)]
     if len(texts) > (room := MAX_LINES - len(policy)):
         texts[room - 1 :] = [f"and {len(texts) - room + 1:,} more"]
@@ -5374,18 +5339,13 @@ class Column(NamedTuple):
 
 NUMBER = Column(numeric=True)
 COLUMNS: dict[str, Column] = {
-    "Account name": Column(12),
-    "Group name": Column(14),
-    "Ports": Column(14),
-    "Open to": Column(14),
-    "Used by": Column(12),
-    "Blocked by": Column(12),
+    **dict.fromkeys(("Account name", "Used by", "Blocked by"), Column(12)),
+    **dict.fromkeys(("Group name", "Ports", "Open to"), Column(14)),
     "User": Column(28),
     "Bucket": Column(30),
     "Grantee": Column(18, AT_SPACES),
     "Result": Column(39),
-    "Requirement": Column(52),
-    "Finding": Column(52),
+    **dict.fromkeys(("Requirement", "Finding"), Column(52)),
     **dict.fromkeys(("Instance ID", "Group ID", "Access key ID"), Column(wraps=AT_SPACES)),
     **dict.fromkeys(("VPC", "Owner"), Column(wraps=AT_SPACES)),
     **dict.fromkeys((*SEVERITIES, NOT_CHECKED, ACCEPTED, "New", "Resolved"), NUMBER),
@@ -5407,8 +5367,7 @@ STYLES = {
     FINDING: "font: bold on",
     NOT_CHECKED: "font: colour white, bold on; pattern: pattern solid, fore_colour gray80",
     ACCEPTED: "font: colour gray50, italic on",
-    OK: "font: colour green",
-    PASSED: "font: colour green",
+    **dict.fromkeys((OK, PASSED), "font: colour green"),
     FAILED: "font: colour dark_red, bold on",
     # styles of cells with any other text
     "new": "font: bold on; pattern: pattern solid, fore_colour light_turquoise",
@@ -5926,37 +5885,32 @@ def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> No
     page.write_merged(" ".join([describe_question(overview), *first_run_text(overview)]), "cell", 0)
     page.next_row += 1
     write_check_counts(page, overview, sheets)
-    gaps = [*account_error_lines(overview), *gap_lines(overview, sheets)]
-    page.write_section("Not checked", [*first_of(gaps, SUMMARY_GAPS), *policy_line(overview)])
-    worst_first = ranked(sheets, FINDING)
-    worst = worst_lines(worst_first, overview)
-    page.write_section("Worst findings", first_of(worst, SUMMARY_WORST))
-    changed = [line for line in worst_first if line.row.change in (NEW, WORSE)]
-    if changed:
-        lines = finding_lines(changed, overview)
-        page.write_section("New and worse", first_of(lines, SUMMARY_WORST))
+    gaps = first_of(gap_lines(overview, sheets), SUMMARY_GAPS)
+    page.write_section("Not checked", [*gaps, *policy_line(overview)])
+    findings = ranked(sheets, FINDING)
+    page.write_section("Worst findings", first_of(worst_lines(findings, overview), SUMMARY_WORST))
+    changed = [line for line in findings if line.row.change in (NEW, WORSE)]
+    if lines := first_of(finding_lines(changed, overview), SUMMARY_WORST):
+        page.write_section("New and worse", lines)
     write_history(page, merge_history(overview.reports))
     page.write_section("What was asked", details_lines(question_details(overview)))
-    links = {"Accounts": "#Accounts!A1"}
-    remarks = [SummaryLine("", remark) for remark in overview.remarks]
-    if remarks:
+    if remarks := [SummaryLine("", remark) for remark in overview.remarks]:
         page.write_section("The accept file", first_of(remarks, SUMMARY_WORST))
-    page.write_section("The audit", details_lines(run_details(overview), links))
+    page.write_section("The audit", details_lines(run_details(overview), Accounts="#Accounts!A1"))
     page.write_section("What a status means", details_lines(STATUS_HELP))
 
 
-def first_of(lines: Sequence[SummaryLine], most: int) -> list[SummaryLine]:
+def first_of(lines: Iterable[SummaryLine], most: int) -> list[SummaryLine]:
     """The first lines, then one that says `and N more`; a single line more is shown itself."""
-    if len(lines) <= most + 1:
-        return [*lines]
-    return [*lines[:most], SummaryLine("", f"and {len(lines) - most:,} more")]
+    first = [*lines]
+    if len(first) > most + 1:
+        first[most:] = [SummaryLine("", f"and {len(first) - most:,} more")]
+    return first
 
 
-def details_lines(
-    details: dict[str, str], links: dict[str, str] | None = None
-) -> list[SummaryLine]:
+def details_lines(details: dict[str, str], **links: str) -> list[SummaryLine]:
     """The lines of the Summary for these details, with the links that some of them have."""
-    return [SummaryLine(name, text, (links or {}).get(name, "")) for name, text in details.items()]
+    return [SummaryLine(name, text, links.get(name, "")) for name, text in details.items()]
 
 
 def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
@@ -5967,9 +5921,8 @@ def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) 
     columns = [COLUMNS.get(name, Column()) for name in names]
     page.write_row([StyledCell(name, "header") for name in names], columns)
     if unopened:
-        title = (
-            StyledCell("Accounts", "link", "#Accounts!A1") if overview.multi_account else "Account"
-        )
+        link = StyledCell("Accounts", "link", "#Accounts!A1")
+        title = link if overview.multi_account else StyledCell("Account")
         page.write_row([title, *("" for _ in names[2:]), unopened])
     for definition, numbers in counts.items():
         title = StyledCell(definition.title, "link", f"#'{definition.title}'!A1")
