@@ -5232,12 +5232,10 @@ def first_lines(title: str, lines: list[str], most: int) -> list[str]:
 
 def check_table(overview: Overview, sheets: Sheets, colour: bool) -> list[str]:
     """The counts of a single account as a table: headings, then a line for each check."""
-    lines: list[str] = []
-    for definition, found in sheets.items():
-        counts = check_tally(overview, definition, found)
-        lines += [] if lines else [" " * 15 + number_cells(counts, names=True)]
-        lines.append(f"{definition.title:15}" + number_cells(counts, colour))
-    return lines
+    tallies = {one.title: check_tally(overview, one, lines) for one, lines in sheets.items()}
+    heading = number_cells(next(iter(tallies.values()), {}), names=True)
+    lines = [f"{title:15}{number_cells(counts, colour)}" for title, counts in tallies.items()]
+    return [f"{'':15}{heading}", *lines]
 
 
 def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
@@ -5633,15 +5631,11 @@ class TableWriter(SheetWriter):
         Columns IF_IT_FITS are printed if they fit at MIN_SCALE. If those that are always printed
         do not fit, they go on to a second page.
         """
-        points = [
-            COLUMN_UNIT * self.width_in_digits(number) / POINT for number in range(len(self.header))
-        ]
-        fits = [total * MIN_SCALE <= 100 * PAGE_WIDTH_PT for total in accumulate(points)]
-        self.last_printed = max(
-            number
-            for number, column in enumerate(self.columns)
-            if column.printed == ALWAYS or (column.printed == IF_IT_FITS and fits[number])
-        )
+        widths = accumulate(map(self.width_in_digits, range(len(self.header))))
+        fits = [COLUMN_UNIT * width / POINT * MIN_SCALE <= 100 * PAGE_WIDTH_PT for width in widths]
+        for number, column in enumerate(self.columns):
+            if column.printed == ALWAYS or (column.printed == IF_IT_FITS and fits[number]):
+                self.last_printed = number
         self.sheet.fit_num_pages = self.sheet.fit_width_to_pages = int(fits[self.last_printed])
         self.sheet.fit_height_to_pages, self.sheet.print_scaling = 0, MIN_SCALE
         super().close()
@@ -5682,10 +5676,9 @@ class SummaryWriter(SheetWriter):
     def close(self) -> None:
         """Fits the sheet on one printed page, and the heights of its rows to their text."""
         for row, (text, first, last) in self.merged.items():
-            width = (
-                sum(map(self.width_in_digits, range(first, last + 1))) * COLUMN_UNIT / DIGIT_UNIT
-            )
-            height = self.sheet.row(row).height * lines_needed(text, width)
+            digits = sum(map(self.width_in_digits, range(first, last + 1)))
+            lines = lines_needed(text, digits * COLUMN_UNIT / DIGIT_UNIT)
+            height = self.sheet.row(row).height * lines
             self.sheet.row(row).height = min(height, MAX_ROW_HEIGHT)
         self.sheet.portrait = True
         self.sheet.fit_num_pages = self.sheet.fit_height_to_pages = 1
@@ -5711,16 +5704,16 @@ class WorkbookWriter:
 
     def write_table(self, table: Table) -> None:
         """Writes a table, on a further sheet after each MAX_ROWS; an empty table says so."""
-        writer = None
+        writer = self.add_table(table, 0)
         for number, cells in enumerate(table.rows):
             part, line = divmod(number, MAX_ROWS - HEADER_ROWS)
-            if not writer or line == 0:
+            if part and line == 0:
                 writer = self.add_table(table, part)
             writer.write_table_row(cells)
-        if not writer:
-            self.add_table(table).write_row([StyledCell(table.empty, "note")])
+        if writer.next_row == HEADER_ROWS:
+            writer.write_row([StyledCell(table.empty, "note")])
 
-    def add_table(self, table: Table, part: int = 0) -> TableWriter:
+    def add_table(self, table: Table, part: int) -> TableWriter:
         """A new sheet for a table: title, note and header are written, no rows yet."""
         sheet = self.book.add_sheet(sheet_title(table.title, part))
         self.sheets.append(writer := TableWriter(sheet, self.footer, table.header))
@@ -5783,7 +5776,7 @@ def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
     """The cells of a row of a check's sheet; in an overview its ID begins with the account."""
     report, definition, row, _ = line
     command, manual = row.remediation
-    cells: TableRow = {
+    values: dict[str, Cell] = {
         **row.cells,
         "Account": report.account,
         "Account name": report.name,
@@ -5800,13 +5793,14 @@ def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
     styles |= {"Result": "new"} if row.change in (NEW, WORSE) else {}
     styles |= {"Remediation": "command"} if command else {}
     if row.status == ACCEPTED:
-        styles = dict.fromkeys((*definition.columns, *cells), ACCEPTED)
+        styles = dict.fromkeys((*definition.columns, *values), ACCEPTED)
     links = {name: console_link(line, name) for name in definition.console_links}
     styles |= {name: "link" for name, link in links.items() if link}
-    for name, style in styles.items():
-        if style:
-            cells[name] = StyledCell(plain_value(cells.get(name, "")), style, links.get(name, ""))
-    return cells
+    return values | {
+        name: StyledCell(values.get(name, ""), style, links.get(name, ""))
+        for name, style in styles.items()
+        if style
+    }
 
 
 def plain_value(cell: Cell | StyledCell) -> Cell:
@@ -6069,9 +6063,8 @@ def ocsf_events(report: Report) -> Iterator[dict[str, Any]]:
         for row in (row for row in result.rows if row.status != OK):
             yield ocsf_row_event(report, result.check, row)
     for id, known in (report.resolved or {}).items():
-        event = ocsf_event(report, id, known.result, "Resolved", 1, known.severity)
-        event["finding_info"]["first_seen_time"] = ocsf_time(start_of_day(known.first_seen))
-        yield event
+        severity, first_seen = known.severity, known.first_seen
+        yield ocsf_event(report, id, known.result, "Resolved", 1, severity, first_seen)
 
 
 def ocsf_time(moment: datetime) -> int:
@@ -6080,21 +6073,23 @@ def ocsf_time(moment: datetime) -> int:
 
 
 def ocsf_event(
-    report: Report, id: str, text: str, status: str, compliance: int, severity: str = ""
+    report: Report, id: str, text: str, status: str, result: int, severity: str = "", day: str = ""
 ) -> dict[str, Any]:
-    """An OCSF event with the fields that every event has; its resource is the account."""
+    """An OCSF event with the fields that every event has; its resource is the account.
+
+    `result` is a key of OCSF_COMPLIANCE, `day` the day on which the finding was first seen.
+    """
     status_id, activity = OCSF_STATUSES[status]
     name = report.name or ", ".join(report.aliases)
     account = {"uid": report.account, "name": name, "type": "AWS Account", "type_id": 10}
-    product = {"name": "security_check.py", "vendor_name": "security_check.py"}
-    source = check_name_of(id)
+    script, source = "security_check.py", check_name_of(id)
+    product = {"name": script, "vendor_name": script, "version": __version__}
+    metadata = {"version": OCSF_VERSION, "profiles": ["cloud"], "event_code": source}
+    finding = {"uid": f"{report.account}/{id}", "title": text, "types": [source]}
+    seen = {"first_seen_time": ocsf_time(start_of_day(day))} if day else {}
+    passed = {"status_id": result, "status": OCSF_COMPLIANCE[result]}
     return {
-        "metadata": {
-            "version": OCSF_VERSION,
-            "profiles": ["cloud"],
-            "event_code": source,
-            "product": {**product, "version": __version__},
-        },
+        "metadata": {**metadata, "product": product},
         "time": ocsf_time(report.started),
         "category_uid": 2,
         "category_name": "Findings",
@@ -6109,12 +6104,8 @@ def ocsf_event(
         "status_id": status_id,
         "status": status,
         "message": text,
-        "finding_info": {"uid": f"{report.account}/{id}", "title": text, "types": [source]},
-        "compliance": {
-            "status_id": compliance,
-            "status": OCSF_COMPLIANCE[compliance],
-            "standards": [],
-        },
+        "finding_info": {**finding, **seen},
+        "compliance": {**passed, "standards": []},
         "cloud": {"provider": "AWS", "account": account},
         "resources": [{"uid": f"AWS::::Account:{report.account}"}],
     }
@@ -6125,11 +6116,9 @@ def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any
     known = row.first_seen and row.first_seen != f"{report.started:%Y-%m-%d}"
     status = "In Progress" if known else "New"
     status = "Suppressed" if row.status == ACCEPTED else status
-    id, text = definition.id(row), describe_result(row)
-    event = ocsf_event(report, id, text, status, 2 if row.error else 3, row.severity)
+    id, text, result = definition.id(row), describe_result(row), 2 if row.error else 3
+    event = ocsf_event(report, id, text, status, result, row.severity, row.first_seen)
     event["finding_info"]["title"] = text if row.error else row.kind or text
-    if row.first_seen:
-        event["finding_info"]["first_seen_time"] = ocsf_time(start_of_day(row.first_seen))
     event["finding_info"]["desc"] = definition.description
     if row.controls:
         event["compliance"] |= ocsf_controls(definition, row.controls)
@@ -6159,16 +6148,13 @@ def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
         "CIS AWS Foundations Benchmark 3.0.0": [one.cis_3 for one in controls if one.cis_3],
         "PCI DSS 4.0.1": [one.pci for one in controls if one.pci],
     }
-    numbers = {standard: found for standard, found in numbers.items() if found}
+    texts = {name: ", ".join(dict.fromkeys(found)) for name, found in numbers.items() if found}
     return {
         "control": names[0],
-        "standards": ["AWS Security Hub", *numbers],
+        "standards": ["AWS Security Hub", *texts],
         "requirements": [
             *(f"AWS Security Hub {name}" for name in names),
-            *(
-                f"{standard} {', '.join(dict.fromkeys(found))}"
-                for standard, found in numbers.items()
-            ),
+            *(f"{standard} {text}" for standard, text in texts.items()),
         ],
     }
 
