@@ -6398,6 +6398,8 @@ BAD_CREDENTIALS_CODES = {
     *("InvalidSignatureException", "RequestExpired", "RequestTimeTooSkewed"),
     "UnrecognizedClientException",
 }
+LOGIN_CODES = ("LoginRefreshRequired", "LoginTokenLoadError", "LoginError")
+SSO_CODES = ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError")
 CREDENTIALS_HELP = {  # advice by error code; {option} becomes --profile and its name
     **dict.fromkeys(EXPIRED_CODES, "the credentials have expired: renew them and run again"),
     "NoCredentialsError": "no AWS credentials found: "
@@ -6405,14 +6407,8 @@ CREDENTIALS_HELP = {  # advice by error code; {option} becomes --profile and its
     "MissingDependencyException": "`aws login` needs one package more: "
     "run `pip install 'boto3[crt]'`",
     "NoTerminal": "the profile asks for an MFA code, and there is no terminal to type it",
-    **dict.fromkeys(
-        ("LoginRefreshRequired", "LoginTokenLoadError", "LoginError"),
-        "the login session has expired: run `aws login{option}`",
-    ),
-    **dict.fromkeys(
-        ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
-        "the SSO session has expired: run `aws sso login{option}`",
-    ),
+    **dict.fromkeys(LOGIN_CODES, "the login session has expired: run `aws login{option}`"),
+    **dict.fromkeys(SSO_CODES, "the SSO session has expired: run `aws sso login{option}`"),
     **dict.fromkeys(
         BAD_CREDENTIALS_CODES,
         "AWS does not accept these credentials: check the access key and the clock",
@@ -6464,28 +6460,22 @@ def connect(
 
         known = ", ".join(botocore.session.Session().available_profiles) or "none"
         raise CannotRun(f"{error} (profiles: {known})") from error
-    except AwsCallFailed as failed:
-        raise CannotRun(credentials_help(failed.error, profile)) from failed
-    except BotoCoreError as error:
+    except (AwsCallFailed, BotoCoreError) as error:
         raise CannotRun(credentials_help(describe_failure(error, SIGN_IN), profile)) from error
     return aws
 
 
-def assume_role(
-    caller: Account, profile: str | None, role: str, number: str, external_id: str | None = None
-) -> Account:
+def assume_role(caller: Account, role: str, number: str, external_id: str | None = None) -> Account:
     """The account of a number, opened by its role; the caller's own is opened without one."""
-    if number == caller.number:
-        session, arn = caller.session, caller.arn
-    else:
-        session, arn = role_session(caller, profile, role, number, external_id)
-    profile = profile if number == caller.number else ""
     limits = caller.only_regions, caller.excluded_regions, caller.max_key_age
-    return Account(session, utc_now(), *limits, number, arn, profile or "")
+    if number == caller.number:
+        return Account(caller.session, utc_now(), *limits, number, caller.arn, caller.profile)
+    session, arn = role_session(caller, role, number, external_id)
+    return Account(session, utc_now(), *limits, number, arn)
 
 
 def role_session(
-    caller: Account, profile: str | None, role: str, number: str, external_id: str | None
+    caller: Account, role: str, number: str, external_id: str | None
 ) -> tuple[boto3.Session, str]:
     """A session with a role in another account, renewed before it expires, and its ARN."""
     from botocore.credentials import RefreshableCredentials
@@ -6517,8 +6507,8 @@ def role_session(
     credentials = RefreshableCredentials.create_from_metadata(
         metadata(response), refresh_using=lambda: metadata(assume()), method="assume-role"
     )
-    session = new_session(profile, SimpleNamespace(get_credentials=lambda: credentials))
-    return session, response["AssumedRoleUser"]["Arn"]
+    base = SimpleNamespace(get_credentials=lambda: credentials)
+    return new_session(caller.profile or None, base), response["AssumedRoleUser"]["Arn"]
 
 
 # --- a run ----------------------------------------------------------------------------
@@ -6778,13 +6768,12 @@ def select_accounts(run: Run) -> Selection:
     if len(set(options.profile)) > 1:
         jobs = jobs_by_profile(options)
         return Selection("AWS profiles", ", ".join(options.profile), jobs)
-    profile = next(iter(options.profile), None)
-    caller = connect(options, profile)
+    caller = connect(options, next(iter(options.profile), None))
     if options.organization:
-        jobs = organization_jobs(run, caller, profile)
+        jobs = organization_jobs(run, caller)
         return Selection(f"AWS organization of {caller.number}", caller.arn, jobs)
     numbers = dict.fromkeys(options.account or [caller.number])
-    jobs = [account_job(caller, options, profile, {"Id": number}) for number in numbers]
+    jobs = [account_job(caller, options, {"Id": number}) for number in numbers]
     return Selection("AWS accounts", caller.arn, jobs)
 
 
@@ -6799,25 +6788,16 @@ def without_excluded(options: argparse.Namespace, selection: Selection) -> Selec
     return selection._replace(jobs=jobs)
 
 
-def account_job(
-    caller: Account, options: argparse.Namespace, profile: str | None, about: dict[str, Any]
-) -> AccountJob:
+def account_job(caller: Account, options: argparse.Namespace, about: dict[str, Any]) -> AccountJob:
     """The job for an account as ListAccounts describes it; only an active one is opened."""
-    number = about["Id"]
+    number, name = about["Id"], about.get("Name", "")
     status = about.get("State") or about.get("Status") or ACTIVE  # State replaced Status in 2026
-    open_account = functools.partial(
-        assume_role, caller, profile, options.role, number, options.external_id
-    )
-    return AccountJob(
-        number,
-        about.get("Name", ""),
-        (profile or "") if number == caller.number else "",
-        status,
-        open=open_account if status == ACTIVE else None,
-    )
+    profile = caller.profile if number == caller.number else ""
+    opener = functools.partial(assume_role, caller, options.role, number, options.external_id)
+    return AccountJob(number, name, profile, status, open=opener if status == ACTIVE else None)
 
 
-def organization_jobs(run: Run, caller: Account, profile: str | None) -> list[AccountJob]:
+def organization_jobs(run: Run, caller: Account) -> list[AccountJob]:
     """The jobs for the accounts of the organization, or for those named by --account.
 
     Accounts that the state knows and that are not listed any more have left the organization.
@@ -6832,16 +6812,13 @@ def organization_jobs(run: Run, caller: Account, profile: str | None) -> list[Ac
         raise CannotRun(f"cannot list the accounts: {why}; {hint}") from failed
     not_listed = AwsError("NotListed", "organizations", "ListAccounts")
     jobs = [
-        account_job(caller, options, profile, listed[number])
+        account_job(caller, options, listed[number])
         if number in listed
         else AccountJob(number, error=not_listed)
         for number in dict.fromkeys(options.account or listed)
     ]
-    known = [] if options.account else known_accounts(run)
-    return [
-        *jobs,
-        *(AccountJob(one, account_status=LEFT_ORGANIZATION) for one in known if one not in listed),
-    ]
+    left = [] if options.account else [one for one in known_accounts(run) if one not in listed]
+    return [*jobs, *(AccountJob(one, account_status=LEFT_ORGANIZATION) for one in left)]
 
 
 def known_accounts(run: Run) -> list[str]:
@@ -6875,8 +6852,8 @@ def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
         if first := jobs.get(caller.number):
             warn(f"{profile}: the same account as {first.profile}: audited once")
             continue
-        open_account = functools.partial(assume_role, caller, profile, "", caller.number)
-        jobs[caller.number] = AccountJob(caller.number, profile, profile, open=open_account)
+        opener = functools.partial(assume_role, caller, "", caller.number)
+        jobs[caller.number] = AccountJob(caller.number, profile, profile, open=opener)
     return [*jobs.values()]
 
 
