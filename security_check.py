@@ -7068,13 +7068,7 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
         reports[job.account] = replace(report, name=job.name or report.name)
     if not reports and not rejected:
         raise CannotRun("there is no report to merge")
-    accepted = (
-        replace(one, error_acceptance=account_acceptance(run, one.account, one.error))
-        if one.error
-        else one
-        for one in reports.values()
-    )
-    return [*accepted, *rejected]
+    return [*reports.values(), *rejected]
 
 
 def missing_report(run: Run, job: AccountJob) -> Report:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -343,3 +343,17 @@ def test_the_commands_of_the_readme_make_the_overview_of_one_run(
     (made,) = Path("runs").iterdir()
     main(["--organization", "--output", f"{made}/local.xls"])
     assert timeless(made / "overview.xls") == timeless(made / "local.xls")
+
+
+def test_an_account_whose_gap_is_accepted_stays_so_in_the_overview(
+    copy_runs: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_runs(TOKYO)
+    path = Path("runs", f"{SOEHNE}.json")
+    live_with_it = making.acceptance(pattern=f"{SOEHNE}/not-checked", reason="its role comes later")
+    error = making.aws_error("AccessDenied: sts AssumeRole")
+    started = datetime.now(timezone.utc).replace(microsecond=0)
+    report = security_check.Report(SOEHNE, started, error=error, error_acceptance=live_with_it)
+    path.write_bytes(to_json([report]))
+    assert main(["--merge", "runs", "--output", "o.xls"]) == 1
+    assert "2 findings, 1 NOT CHECKED but accepted" in capsys.readouterr().out
