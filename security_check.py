@@ -6521,11 +6521,11 @@ class Run:
     """A run of the program: its options, and what it has read and written."""
 
     options: argparse.Namespace
-    started: datetime = field(default_factory=lambda: utc_now())
-    accept_files: dict[str, list[Acceptance]] = field(default_factory=dict)  # acceptances by file
+    started: datetime = field(default_factory=lambda: utc_now().replace(microsecond=0))
+    accept_files: dict[File, list[Acceptance]] = field(default_factory=dict)  # acceptances by file
     # the accounts in which an acceptance matched something
     used_acceptances: dict[Acceptance, set[str]] = field(default_factory=dict)
-    state_files: dict[str, dict[str, Any]] = field(default_factory=dict)  # raw contents by file
+    state_files: dict[File, dict[str, Any]] = field(default_factory=dict)  # raw contents by file
     changes: dict[str, StateChange] = field(default_factory=dict)  # changes of state by account
     written: list[str] = field(default_factory=list)  # absolute names of the files written so far
     lock: Any = field(default_factory=threading.Lock)
@@ -6544,8 +6544,9 @@ class Run:
 
     @property
     def keeps_ok_rows(self) -> bool:
-        """Whether the OK rows of all accounts are needed at the end, for the JSON report."""
-        return bool(self.options.json) and "{account}" not in self.options.json
+        """Whether OK rows are needed at the end: of one account, or for the JSON report of all."""
+        name = self.options.json
+        return not self.multi_account or bool(name and "{account}" not in name)
 
     @functools.cached_property
     def files_account(self) -> Account:
@@ -6585,9 +6586,9 @@ class Run:
         if not self.options.accept:
             return []
         file = self.file(self.options.accept, account)
-        if str(file) not in self.accept_files:
-            self.accept_files[str(file)] = read_accept_file(file)
-        return self.accept_files[str(file)]
+        if file not in self.accept_files:
+            self.accept_files[file] = read_accept_file(file)
+        return self.accept_files[file]
 
     def note_used_acceptances(self, acceptances: Iterable[Acceptance], account: str) -> None:
         """Notes that these acceptances match something in an account."""
@@ -6601,13 +6602,8 @@ class Run:
         A line is called unused only if everything was asked for and read.
         """
         options, used = self.options, self.used_acceptances
-        limited = (
-            options.merge
-            or options.exclude_region
-            or options.check
-            or options.region
-            or options.account
-        )
+        limits = ("merge", "check", "account", "region", "exclude_region")
+        limited = any(getattr(options, name) for name in limits)
         lines = [one for found in self.accept_files.values() for one in found]
         remarks = [
             f"{one.pattern} is accepted in {counted(len(used[one]), 'account')}: put the account's "
@@ -6624,9 +6620,9 @@ class Run:
         """The raw states in the state file that an account is in, by account; read once."""
         file = self.file(self.options.state, account)
         with self.lock:
-            if str(file) not in self.state_files:
-                self.state_files[str(file)] = read_state_file(file)
-            return self.state_files[str(file)]
+            if file not in self.state_files:
+                self.state_files[file] = read_state_file(file)
+            return self.state_files[file]
 
     def state(self, account: str) -> AccountState | None:
         """The state of an account after earlier runs; None without --state. Raises CannotRun."""
@@ -6644,12 +6640,11 @@ class Run:
 
     def write_states(self) -> list[str]:
         """Writes the changes to the state files; returns the errors of those that failed."""
-        files: dict[str, tuple[File, dict[str, StateChange]]] = {}
+        files = defaultdict[File, dict[str, StateChange]](dict)
         for account, change in self.changes.items():
-            file = self.file(self.options.state, account)
-            files.setdefault(str(file), (file, {}))[1][account] = change
+            files[self.file(self.options.state, account)][account] = change
         failures = []
-        for file, changes in files.values():
+        for file, changes in files.items():
             try:
                 write_state_file(file, changes)
             except CannotRun as why:
@@ -6658,22 +6653,16 @@ class Run:
 
     def with_question(self, report: Report) -> Report:
         """The report, its question completed with the accounts and limits that options name."""
-        options = self.options
-        if not report.question:
+        options, question = self.options, report.question
+        if not question:
             return report
-        named = options.account if options.organization else []
-        question = replace(
-            report.question,
-            accounts=sorted({*report.question.accounts, *named}),
-            excluded_accounts=sorted(
-                {*report.question.excluded_accounts, *options.exclude_account}
-            ),
-        )
+        named = {*question.accounts, *(options.account if options.organization else ())}
+        excluded = sorted({*question.excluded_accounts, *options.exclude_account})
+        question = replace(question, accounts=sorted(named), excluded_accounts=excluded)
         if not options.merge:
-            limits = sorted(set(options.region)), sorted(set(options.exclude_region))
-            question = replace(
-                question, regions=limits[0], excluded_regions=limits[1], fail_on=options.fail_on
-            )
+            wanted, left_out = sorted({*options.region}), sorted({*options.exclude_region})
+            question = replace(question, regions=wanted, excluded_regions=left_out)
+            question = replace(question, fail_on=options.fail_on)
         return replace(report, question=question)
 
     def overview_name(self) -> str:
@@ -6868,22 +6857,21 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
     acceptances, state = run.acceptances(aws.number), run.state(aws.number)
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
     run.note_used_acceptances(done.used_acceptances, aws.number)
-    name = run.workbook_name(aws.number, done.report.started)
-    report = run.with_question(done.report)
-    report = write_account_files(run, report, "" if run.options.no_workbook else name)
+    report = write_account_files(run, run.with_question(done.report))
     if state and not report.file_errors:
         run.changes[aws.number] = done.change
     return report
 
 
-def write_account_files(run: Run, report: Report, name: str) -> Report:
+def write_account_files(run: Run, report: Report) -> Report:
     """Writes the workbook, CSV files and JSON of an account; failures are in the report.
 
-    With a blank `name` no workbook is written.
+    Without results there is only JSON.
     """
     options, errors = run.options, list[str]()
     account = report.account or file_name(report.name)
-    if name:
+    if report.results and not options.no_workbook:
+        name = run.workbook_name(account, report.started)
         remarks = [] if run.multi_account else run.accept_remarks([report])
         data = build_workbook(replace(Overview.of_one(report), remarks=remarks))
         report = replace(report, workbook=run.try_write(data, name, account, errors))
@@ -6915,9 +6903,7 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
         if job.open:
             with contextlib.closing(job.open()) as aws:
                 report = audit_account(run, aws, job, progress)
-                return (
-                    report if run.keeps_ok_rows or not run.multi_account else drop_ok_rows(report)
-                )
+                return report if run.keeps_ok_rows else drop_ok_rows(report)
         error = note_lost_account(run, job)
     except Exception as failure:
         if not run.multi_account:
@@ -6926,11 +6912,14 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
             if not run.options.json:
                 raise CannotRun(cannot_open(failure.error)) from failure
         error = to_aws_error(failure)
-    report = job.report(run.started.replace(microsecond=0), error)
-    acceptance = account_acceptance(run, job.account, report.error) if report.error else None
-    history = run.history(job.account)
-    report = replace(report, error_acceptance=acceptance, history=history)
-    return write_account_files(run, report, "")
+    return write_account_files(run, unaudited_report(run, job, error))
+
+
+def unaudited_report(run: Run, job: AccountJob, error: AwsError | None) -> Report:
+    """The report of an account that was not audited: its error, if there is one, its history."""
+    report = job.report(run.started, error)
+    acceptance = account_acceptance(run, job.account, report.error)
+    return replace(report, error_acceptance=acceptance, history=run.history(job.account))
 
 
 def note_lost_account(run: Run, job: AccountJob) -> AwsError | None:
@@ -6938,9 +6927,8 @@ def note_lost_account(run: Run, job: AccountJob) -> AwsError | None:
     state = run.state(job.account)
     if job.error or job.account_status == ACTIVE or not state:
         return None
-    run.changes[job.account] = StateChange(
-        run.today, [], {}, set(), {}, 0, {}, state.max_key_age, job.account_status
-    )
+    nothing = StateChange(run.today, [], {}, set(), {}, 0, {}, state.max_key_age)
+    run.changes[job.account] = nothing._replace(account_status=job.account_status)
     if not state.findings or state.account_status == job.account_status:
         return None
     known = counted(len(state.findings), "finding")
@@ -6950,9 +6938,9 @@ def note_lost_account(run: Run, job: AccountJob) -> AwsError | None:
 UNACCEPTABLE = {*EXPIRED_CODES, "CannotRun", "InternalError", "NotMerged", "NoReport"}
 
 
-def account_acceptance(run: Run, account: str, error: AwsError) -> Acceptance | None:
+def account_acceptance(run: Run, account: str, error: AwsError | None) -> Acceptance | None:
     """The valid acceptance `ACCOUNT/not-checked` of an account that was not opened, or None."""
-    if error.code in UNACCEPTABLE:
+    if not error or error.code in UNACCEPTABLE:
         return None
     with contextlib.suppress(CannotRun):
         for acceptance in run.acceptances(account):
@@ -7073,14 +7061,12 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
 
 def missing_report(run: Run, job: AccountJob) -> Report:
     """A report for an account without one; an error in it if one was expected."""
-    audited = job.account_status == ACTIVE and not job.error
+    if job.account_status == ACTIVE and not job.error:
+        return unaudited_report(run, job, AwsError("NoReport", detail="of this run"))
     try:
-        lost = None if audited else note_lost_account(run, job)
+        return unaudited_report(run, job, note_lost_account(run, job))
     except CannotRun as why:
-        lost = to_aws_error(why)
-    error = AwsError("NoReport", detail="of this run") if audited else lost
-    report = job.report(run.started.replace(microsecond=0), error)
-    return replace(report, history=run.history(job.account))
+        return unaudited_report(run, job, to_aws_error(why))
 
 
 def merged_overview(run: Run, selection: Selection, reports: list[Report]) -> Overview:
