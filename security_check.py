@@ -6166,10 +6166,9 @@ def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
 
 def print_message(text: str, stream: TextIO | None) -> None:
     """Prints text for people; a failure to print is ignored, because it undoes no audit."""
-    if stream is None:  # the program was started with the stream closed
-        return
     with contextlib.suppress(OSError, ValueError):
-        print_line(text, stream)
+        if stream is not None:  # None: the program was started with the stream closed
+            print_line(text, stream)
 
 
 def print_result(text: str) -> None:
@@ -6569,11 +6568,19 @@ class Run:
         return LocalFile(Path(full), create_folder=full != name, numbered=default)
 
     def write(self, data: bytes, name: str, account: str = OVERVIEW_NAME) -> str:
-        """Writes a file and returns its absolute name; raises CannotRun if that fails."""
+        """Writes a file and returns its absolute name; raises CannotRun if that fails.
+
+        The file `-` is standard output.
+        """
+        if name == "-":
+            print_result(data.decode().removesuffix("\n"))
+            return name
         self.written.append(written := write_or_save_copy(self.file(name, account), data))
         return written
 
-    def try_write(self, data: bytes, name: str, account: str, errors: list[str]) -> str:
+    def try_write(
+        self, data: bytes, name: str, errors: list[str], account: str = OVERVIEW_NAME
+    ) -> str:
         """Writes like `write`; a failure is added to `errors`, and the name returned is blank."""
         try:
             return self.write(data, name, account)
@@ -6874,12 +6881,12 @@ def write_account_files(run: Run, report: Report) -> Report:
         name = run.workbook_name(account, report.started)
         remarks = [] if run.multi_account else run.accept_remarks([report])
         data = build_workbook(replace(Overview.of_one(report), remarks=remarks))
-        report = replace(report, workbook=run.try_write(data, name, account, errors))
+        report = replace(report, workbook=run.try_write(data, name, errors, account))
     if report.results and options.csv and (not run.multi_account or "{account}" in options.csv):
         for title, data in csv_files(Overview.of_one(report)):
-            run.try_write(data, csv_name(options.csv, title), account, errors)
+            run.try_write(data, csv_name(options.csv, title), errors, account)
     if "{account}" in (options.json or ""):
-        run.try_write(to_json([report]), options.json, account, errors)
+        run.try_write(to_json([report]), options.json, errors, account)
     return replace(report, file_errors=errors)
 
 
@@ -7069,22 +7076,15 @@ def missing_report(run: Run, job: AccountJob) -> Report:
         return unaudited_report(run, job, to_aws_error(why))
 
 
-def merged_overview(run: Run, selection: Selection, reports: list[Report]) -> Overview:
+def merged_overview(overview: Overview) -> Overview:
     """The overview of merged reports; its time is from the first start to the last end."""
-    audited = [report for report in reports if report.auditor_arn or report.results]
-    began = min((report.started for report in audited), default=run.started)
+    audited = [report for report in overview.reports if report.auditor_arn or report.results]
+    began = min((report.started for report in audited), default=overview.started)
     ends = (report.started + timedelta(seconds=report.seconds) for report in audited)
-    auditors = in_words(sorted(report.auditor_arn for report in audited))
-    return Overview(
-        reports=sorted(drop_repeated_rows(reports), key=Report.sort_key),
-        started=began,
-        seconds=(max(ends, default=began) - began).total_seconds(),
-        path=run.file(run.overview_name()).absolute(),
-        multi_account=True,
-        with_state=any(report.resolved is not None for report in reports),
-        scope=selection.scope,
-        auditor_arn=selection.auditor_arn or auditors,
-    )
+    seconds = (max(ends, default=began) - began).total_seconds()
+    compared = any(report.resolved is not None for report in overview.reports)
+    arn = overview.auditor_arn or in_words(sorted(report.auditor_arn for report in audited))
+    return replace(overview, started=began, seconds=seconds, with_state=compared, auditor_arn=arn)
 
 
 # --- main -----------------------------------------------------------------------------
@@ -7102,10 +7102,7 @@ class Outcome(NamedTuple):
 def write_list(run: Run, numbers: list[str]) -> Outcome:
     """Writes the numbers of the accounts to audit, one a line, or prints them."""
     text = "\n".join(numbers)
-    if run.options.list == "-":
-        print_result(text)
-    else:
-        run.write(f"{text}\n".encode(), run.options.list)
+    run.write(f"{text}\n".encode(), run.options.list)
     return Outcome(0, counted(len(numbers), "account"), False, run.written)
 
 
@@ -7121,28 +7118,26 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
     selection = without_excluded(options, select_accounts(run))
     if options.list:
         return write_list(run, [job.account for job in selection.jobs if job.open])
-    if options.merge:
-        overview = merged_overview(run, selection, merge_reports(run, selection.jobs))
-    else:
-        overview = audited_overview(run, selection, began)
-    return report_outcome(run, overview)
+    progress = functools.partial(show_progress, began, not options.quiet)
+    jobs = selection.jobs
+    reports = merge_reports(run, jobs) if options.merge else audit_all(run, jobs, progress)
+    return report_outcome(run, make_overview(run, selection, reports, began))
 
 
-def audited_overview(run: Run, selection: Selection, began: float) -> Overview:
-    """Audits the accounts of the selection, and returns their overview."""
-    progress = functools.partial(show_progress, began, not run.options.quiet)
-    reports = audit_all(run, selection.jobs, progress)
-    overview = run.file(run.overview_name()).absolute() if run.multi_account else ""
-    return Overview(
+def make_overview(run: Run, selection: Selection, reports: list[Report], began: float) -> Overview:
+    """The overview of the reports that a run has made or merged."""
+    several = run.multi_account
+    overview = Overview(
         reports=sorted(drop_repeated_rows(reports), key=Report.sort_key),
         started=run.started,
         seconds=time.monotonic() - began,
-        path=overview or reports[0].workbook,
-        multi_account=run.multi_account,
+        path=run.file(run.overview_name()).absolute() if several else reports[0].workbook,
+        multi_account=several,
         with_state=bool(run.options.state),
         scope=selection.scope,
         auditor_arn=selection.auditor_arn,
     )
+    return merged_overview(overview) if run.options.merge else overview
 
 
 def report_outcome(run: Run, overview: Overview) -> Outcome:
@@ -7154,14 +7149,13 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     failures = [] if overview.multi_account else [*reports[0].file_errors]
     overview = replace(overview, remarks=run.accept_remarks(reports))
     if overview.multi_account:
-        name = "" if options.no_workbook else run.overview_name()
-        path = (
-            run.try_write(build_workbook(overview), name, OVERVIEW_NAME, failures) if name else ""
-        )
+        path = ""
+        if not options.no_workbook:
+            path = run.try_write(build_workbook(overview), run.overview_name(), failures)
         overview = replace(overview, path=path)
         if options.csv and "{account}" not in options.csv:
             for title, data in csv_files(overview):
-                run.try_write(data, csv_name(options.csv, title), OVERVIEW_NAME, failures)
+                run.try_write(data, csv_name(options.csv, title), failures)
     attention = overview.needs_attention()
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
@@ -7172,10 +7166,8 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
             failures += [] if run.written else [str(why)]
     for remark in () if options.quiet else overview.remarks:
         warn(remark)
-    if options.json == "-":
-        print_result(to_json(reports, bool(options.merge)).decode())
-    elif options.json and (options.merge or "{account}" not in options.json):
-        run.try_write(to_json(reports, bool(options.merge)), options.json, OVERVIEW_NAME, failures)
+    if options.json and (options.merge or "{account}" not in options.json):
+        run.try_write(to_json(reports, bool(options.merge)), options.json, failures)
     if options.ocsf:
         write_ocsf(run, reports, failures)
     failures = failures or run.write_states()
@@ -7190,12 +7182,10 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
 def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
     """Writes findings and gaps as OCSF: to standard output, one file, or one an account."""
     name = run.options.ocsf
-    if name == "-":
-        print_result(to_ocsf(reports).decode().rstrip("\n"))
-    elif "{account}" not in name:
-        run.try_write(to_ocsf(reports), name, OVERVIEW_NAME, failures)
+    if "{account}" not in name:
+        run.try_write(to_ocsf(reports), name, failures)
     for one in reports if "{account}" in name else ():
-        run.try_write(to_ocsf([one]), name, one.account or file_name(one.name), failures)
+        run.try_write(to_ocsf([one]), name, failures, one.account or file_name(one.name))
 
 
 def shows_colour() -> bool:
@@ -7214,9 +7204,8 @@ def warn_of_errors(overview: Overview) -> None:
         if report.credentials_expired():
             warn(f"{prefix}the credentials expired during the audit: the rest was {NOT_CHECKED}")
         if any(LIMITS_USED_UP in error.detail for error in report.errors()):
-            warn(
-                f"{prefix}AWS refused calls however slowly they were made: others use up its limits"
-            )
+            refused = "AWS refused calls however slowly they were made"
+            warn(f"{prefix}{refused}: others use up its limits")
         if report.error and not overview.multi_account:
             warn(cannot_open(report.error))
 
