@@ -6113,9 +6113,8 @@ def ocsf_event(
 
 def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any]:
     """The OCSF event of a row that is not OK, with its resource, region and remediation."""
-    known = row.first_seen and row.first_seen != f"{report.started:%Y-%m-%d}"
-    status = "In Progress" if known else "New"
-    status = "Suppressed" if row.status == ACCEPTED else status
+    known = row.first_seen not in ("", f"{report.started:%Y-%m-%d}")
+    status = "Suppressed" if row.status == ACCEPTED else "In Progress" if known else "New"
     id, text, result = definition.id(row), describe_result(row), 2 if row.error else 3
     event = ocsf_event(report, id, text, status, result, row.severity, row.first_seen)
     event["finding_info"]["title"] = text if row.error else row.kind or text
@@ -6126,17 +6125,14 @@ def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any
     event["remediation"] = {"desc": fix or definition.description, "references": [definition.docs]}
     if row.acceptance:
         event["comment"] = row.acceptance.reason
-    region = str(row.cells.get("Region") or report.home_region)
-    event["cloud"]["region"] = region
-    event["resources"] = [
-        {
-            "uid": row.arn or f"AWS::::Account:{report.account}",
-            "name": next(iter(definition.resource_names(row)), ""),
-            "region": region,
-            "cloud_partition": (row.arn or report.auditor_arn).split(":")[1],
-            "data": row.facts,
-        }
-    ]
+    event["cloud"]["region"] = region = str(row.cells.get("Region") or report.home_region)
+    event["resources"][0] |= {
+        "uid": row.arn or event["resources"][0]["uid"],
+        "name": next(iter(definition.resource_names(row)), ""),
+        "region": region,
+        "cloud_partition": (row.arn or report.auditor_arn).split(":")[1],
+        "data": row.facts,
+    }
     return event
 
 
@@ -6337,6 +6333,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # a new option would make abbreviations of options ambiguous
     )
+    results: dict[str, Any] = {"metavar": "FILE", "type": path_type("-", ".json", ".txt")}
     repeated: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
     named = repeated | {"type": regex_type(".+", "a name")}
     add = parser.add_argument
@@ -6356,10 +6353,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", metavar="FILE", type=path_type(".xls"),
         help="the workbook, or the overview of several accounts")  # fmt: skip
     add("--no-workbook", action="store_true", help="write no workbook")
-    add("--json", metavar="FILE", type=path_type("-", ".json", ".txt"),
-        help="write the report as JSON too; - is standard output")  # fmt: skip
-    add("--ocsf", metavar="FILE", type=path_type("-", ".json", ".txt"),
-        help="write findings and gaps as OCSF, an object a line; or -")  # fmt: skip
+    add("--json", **results, help="write the report as JSON too; - is standard output")
+    add("--ocsf", **results, help="write findings and gaps as OCSF, an object a line; or -")
     add("--csv", metavar="FOLDER", type=FOLDER, help="write every sheet as a CSV file too")
     add("--state", metavar="FILE", type=path_type(".json", ".txt"),
         help="remember findings here, to tell new and resolved ones")  # fmt: skip
@@ -6806,13 +6801,10 @@ def organization_jobs(run: Run, caller: Account) -> list[AccountJob]:
         why = f"{failed.error}{needed_permission(failed.error)}"
         hint = "ask from the management account or a delegated administrator"
         raise CannotRun(f"cannot list the accounts: {why}; {hint}") from failed
+    numbers = dict.fromkeys(options.account or listed)
+    jobs = [account_job(caller, options, listed[one]) for one in numbers if one in listed]
     not_listed = AwsError("NotListed", "organizations", "ListAccounts")
-    jobs = [
-        account_job(caller, options, listed[number])
-        if number in listed
-        else AccountJob(number, error=not_listed)
-        for number in dict.fromkeys(options.account or listed)
-    ]
+    jobs += [AccountJob(one, error=not_listed) for one in numbers if one not in listed]
     left = [] if options.account else [one for one in known_accounts(run) if one not in listed]
     return [*jobs, *(AccountJob(one, account_status=LEFT_ORGANIZATION) for one in left)]
 
@@ -6961,10 +6953,8 @@ def account_acceptance(run: Run, account: str, error: AwsError | None) -> Accept
 def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Report]:
     """Audits the accounts side by side; the reports come in the order of the jobs."""
 
-    def no_progress(_: str) -> None:
-        """Shows nothing of a check, because several accounts are audited at once."""
-
-    inner, findings = no_progress if run.multi_account else progress, 0
+    silent = functools.partial(show_progress, 0, False)  # for checks of several accounts at once
+    inner, findings = silent if run.multi_account else progress, 0
     with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
         futures = [pool.submit(audit_safely, run, job, inner) for job in jobs]
         for done, future in enumerate(as_completed(futures) if run.multi_account else (), 1):
@@ -7011,15 +7001,12 @@ def reject_other_questions(reports: list[Report]) -> list[Report]:
 
     A report with fewer checks must not stand for a complete one.
     """
-    asked = Counter(json.dumps(encode(one.question)) for one in reports if one.question)
-    if len(asked) < 2:
-        return reports
-    (usual, _), *_ = asked.most_common()
+    asked = [one.question and json.dumps(encode(one.question)) for one in reports]
+    usual = [question for question, _ in Counter(filter(None, asked)).most_common(1)]
+    why = "was asked for other checks, regions or key ages than most"
     return [
-        not_merged_report(one, "was asked for other checks, regions or key ages than most")
-        if one.question and json.dumps(encode(one.question)) != usual
-        else one
-        for one in reports
+        one if question in (None, *usual) else not_merged_report(one, why)
+        for one, question in zip(reports, asked, strict=True)
     ]
 
 
@@ -7099,13 +7086,6 @@ class Outcome(NamedTuple):
     files: list[str]
 
 
-def write_list(run: Run, numbers: list[str]) -> Outcome:
-    """Writes the numbers of the accounts to audit, one a line, or prints them."""
-    text = "\n".join(numbers)
-    run.write(f"{text}\n".encode(), run.options.list)
-    return Outcome(0, counted(len(numbers), "account"), False, run.written)
-
-
 def run_program(argv: Sequence[str] | None) -> Outcome:
     """Does a run from its arguments to its outcome; raises CannotRun if there is no report."""
     began, options = time.monotonic(), parse_arguments(argv)
@@ -7117,7 +7097,9 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
     check_before_start(run)
     selection = without_excluded(options, select_accounts(run))
     if options.list:
-        return write_list(run, [job.account for job in selection.jobs if job.open])
+        numbers = [job.account for job in selection.jobs if job.open]
+        run.write(("\n".join(numbers) + "\n").encode(), options.list)
+        return Outcome(0, counted(len(numbers), "account"), False, run.written)
     progress = functools.partial(show_progress, began, not options.quiet)
     jobs = selection.jobs
     reports = merge_reports(run, jobs) if options.merge else audit_all(run, jobs, progress)
