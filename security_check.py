@@ -5347,8 +5347,7 @@ COLUMNS: dict[str, Column] = {
     **dict.fromkeys(("Instance ID", "Group ID", "Access key ID"), Column(wraps=AT_SPACES)),
     **dict.fromkeys(("VPC", "Owner"), Column(wraps=AT_SPACES)),
     **dict.fromkeys((*SEVERITIES, NOT_CHECKED, ACCEPTED, "New", "Resolved"), NUMBER),
-    **dict.fromkeys(("Evaluated", "Failed", "Accounts failed"), NUMBER),
-    **dict.fromkeys(("Age (days)", "Days open"), NUMBER),
+    **dict.fromkeys(("Evaluated", "Failed", "Accounts failed", "Age (days)", "Days open"), NUMBER),
     **dict.fromkeys(("Severity", "Status"), Column(wraps=NEVER)),
     **dict.fromkeys(("First seen", "Control"), Column(printed=IF_IT_FITS)),
     "Workbook": Column(40, AT_SPACES),
@@ -5502,13 +5501,11 @@ def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
     refs = book._Workbook__sheet_refs
     for sheet, (row, column) in enumerate(areas):
         ref = refs.setdefault((book._ownbook_supbookx, sheet, sheet), len(refs))
-        header = HEADER_ROWS - 1
-        ranges = {PRINT_AREA: (0, row, 0, column), PRINT_TITLES: (header, header, 0, LAST_COLUMN)}
-        for name, place in ranges.items():
-            if sheet or name == PRINT_AREA:
-                formula = struct.pack("<BHHHHH", 0x3B, ref, *place)
-                head = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(formula), 0, sheet + 1, 0, 0, name)
-                names += biff_record(LABEL, head + formula)
+        header = (PRINT_TITLES, HEADER_ROWS - 1, HEADER_ROWS - 1, 0, LAST_COLUMN)
+        for name, *place in [(PRINT_AREA, 0, row, 0, column), *([header] if sheet else [])]:
+            formula = struct.pack("<BHHHHH", 0x3B, ref, *place)
+            head = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(formula), 0, sheet + 1, 0, 0, name)
+            names += biff_record(LABEL, head + formula)
     links = book._Workbook__all_links_rec
     book._Workbook__all_links_rec = lambda: links() + names
 
@@ -5600,24 +5597,22 @@ class SheetWriter:
 class TableWriter(SheetWriter):
     """A sheet with a title, a note, and a table under a header that stays in view."""
 
-    def __init__(self, sheet: Any, footer: str, header: Sequence[str]) -> None:
-        super().__init__(sheet, footer)
-        self.header = header
-        self.columns = [COLUMNS.get(name, Column()) for name in header]
-        sheet.portrait = False
-        sheet.panes_frozen = True
-        sheet.horz_split_pos, sheet.vert_split_pos = HEADER_ROWS, FROZEN_COLUMNS
-
-    def write_head(self, title: str, note: str, docs: str) -> None:
+    def __init__(self, sheet: Any, footer: str, table: Table) -> None:
         """Writes the HEADER_ROWS of a table: title with links, note, a thin row, header.
 
         The thin row is blank, so that filters and pivot tables see where the table begins.
         """
+        super().__init__(sheet, footer)
+        self.header = table.header
+        self.columns = [COLUMNS.get(name, Column()) for name in table.header]
+        sheet.portrait = False
+        sheet.panes_frozen = True
+        sheet.horz_split_pos, sheet.vert_split_pos = HEADER_ROWS, FROZEN_COLUMNS
         links = [StyledCell("Summary", "jump", "#Summary!A1")]
-        links += [StyledCell("AWS documentation", "jump", docs)] if docs else []
+        links += [StyledCell("AWS documentation", "jump", table.docs)] if table.docs else []
         between = [StyledCell("", "title")] * FROZEN_COLUMNS
-        self.write_row([StyledCell(title, "title"), *between, *links])
-        self.write_row([StyledCell(note, "note")])
+        self.write_row([StyledCell(table.title, "title"), *between, *links])
+        self.write_row([StyledCell(table.note, "note")])
         self.end_row(THIN_ROW)
         self.write_row([StyledCell(name, "header") for name in self.header], self.columns)
 
@@ -5695,12 +5690,8 @@ class WorkbookWriter:
         author = f"security_check.py {__version__}"
         # xlwt leaves out the head that a string such as the author has ([MS-XLS] 2.5.240)
         self.book.owner = struct.pack("<HB", len(author), 0).decode() + author
-        self.sheets: list[SheetWriter] = []
-
-    def summary(self) -> SummaryWriter:
-        """The first sheet of the workbook, the Summary, with nothing on it yet."""
-        self.sheets.append(writer := SummaryWriter(self.book.add_sheet("Summary"), self.footer))
-        return writer
+        self.summary = SummaryWriter(self.book.add_sheet("Summary"), footer)
+        self.sheets: list[SheetWriter] = [self.summary]
 
     def write_table(self, table: Table) -> None:
         """Writes a table, on a further sheet after each MAX_ROWS; an empty table says so."""
@@ -5716,8 +5707,7 @@ class WorkbookWriter:
     def add_table(self, table: Table, part: int) -> TableWriter:
         """A new sheet for a table: title, note and header are written, no rows yet."""
         sheet = self.book.add_sheet(sheet_title(table.title, part))
-        self.sheets.append(writer := TableWriter(sheet, self.footer, table.header))
-        writer.write_head(table.title, table.note, table.docs)
+        self.sheets.append(writer := TableWriter(sheet, self.footer, table))
         return writer
 
     def data(self) -> bytes:
@@ -5744,8 +5734,8 @@ CONSOLES = {  # hosts of the AWS console, by the start of a region; botocore kno
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
     "eusc-": "console.amazonaws-eusc.eu",
-    "us-iso": "",  # the console of this partition is not on the Internet, nor documented
-    "eu-iso": "",
+    # consoles of these partitions are not on the Internet, nor documented
+    **dict.fromkeys(("us-iso", "eu-iso"), ""),
     "": "console.aws.amazon.com",
 }
 
@@ -5762,14 +5752,6 @@ def console_link(line: SheetRow, column: str) -> str:
         return ""
     quoted = {name: quote(value, safe="", errors="replace") for name, value in names.items()}
     return f"https://{region}.{console}/{definition.console_links[column].format_map(quoted)}"
-
-
-def check_header(definition: Check, with_account: bool, with_state: bool) -> list[str]:
-    """The names of the columns on a check's sheet, in order."""
-    account = ["Account", "Account name"] if with_account else []
-    seen = ["First seen"] if with_state else []
-    end = ["Result", "Control", *seen, "Remediation", "ID"]
-    return ["Severity", "Status", *account, *definition.columns, *end]
 
 
 def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
@@ -5846,20 +5828,21 @@ def resolved_table_rows(reports: Iterable[Report], multi_account: bool) -> Itera
             }
 
 
-def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
-    """The rows of the sheet Controls: the status of each control, a link to its check's sheet."""
+def control_table_rows(overview: Overview) -> Iterator[TableRow]:
+    """The rows of the sheet Controls, in the order of its columns; the last links to a sheet."""
     deciding = {name: definition for definition in CHECKS for name in definition.controls}
-    for name, status in merge_statuses(reports).items():
+    for name, status in merge_statuses(overview.reports).items():
         control, title = deciding[name].controls[name], deciding[name].title
-        failing = [one for one in reports if name in one.controls and one.controls[name].failed]
+        known = [one.controls[name] for one in overview.reports if name in one.controls]
+        failing = sum(one.failed > 0 for one in known)
         yield {
-            "Control": name,
-            "Requirement": control.requirement,
             "Severity": status_cell(control.severity),
             "Status": status_cell(status.status),
+            "Control": name,
+            "Requirement": control.requirement,
             "Evaluated": status.evaluated,
             "Failed": status.failed,
-            "Accounts failed": len(failing),
+            **({"Accounts failed": failing} if overview.multi_account else {}),
             "CIS 5.0.0": control.cis_5,
             "CIS 3.0.0": control.cis_3,
             "PCI DSS 4.0.1": control.pci,
@@ -5961,7 +5944,7 @@ def build_workbook(overview: Overview) -> bytes:
     """The bytes of the workbook of one account, or of the overview of several."""
     book = WorkbookWriter(f"{describe_scope(overview)}, {overview.started:%Y-%m-%d}")
     sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
-    write_summary(book.summary(), overview, sheets)
+    write_summary(book.summary, overview, sheets)
     for table in all_tables(overview, sheets, overview.multi_account):
         book.write_table(table)
     return book.data()
@@ -5970,19 +5953,22 @@ def build_workbook(overview: Overview) -> bytes:
 def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterator[Table]:
     """The tables of all sheets after the Summary, in their order."""
     reports = overview.reports
+    account = ["Account", "Account name"] if with_account else []
+    seen = ["First seen"] if overview.with_state else []
+    end = ["Result", "Control", *seen, "Remediation", "ID"]
     if overview.multi_account:
         yield accounts_table(overview)
     for definition, lines in sheets.items():
         commands = any(line.row.remediation.command for line in lines)
         note = f"{definition.description}{REMEDIATION_NOTE if commands else ''}"
-        header = check_header(definition, with_account, overview.with_state)
+        header = ["Severity", "Status", *account, *definition.columns, *end]
         empty = f"Nothing in {counted(len(reports), 'account')}"
         rows = (check_table_row(line, overview.multi_account) for line in lines)
         yield Table(definition.title, note, definition.docs, header, rows, empty)
-    if any(report.controls for report in reports):
-        yield controls_table(overview)
+    if controls := [*control_table_rows(overview)]:
+        yield controls_table(controls)
     if overview.with_state:
-        yield resolved_table(overview, with_account)
+        yield resolved_table(overview, account)
 
 
 def accounts_table(overview: Overview) -> Table:
@@ -5994,19 +5980,15 @@ def accounts_table(overview: Overview) -> Table:
     return Table("Accounts", "Every account, the worst first.", "", header, rows)
 
 
-def controls_table(overview: Overview) -> Table:
+def controls_table(rows: list[TableRow]) -> Table:
     """The sheet Controls as a table: a row for each control that the checks decide."""
-    header = ["Severity", "Status", "Control", "Requirement", "Evaluated", "Failed"]
-    header += ["Accounts failed"] if overview.multi_account else []
-    header += ["CIS 5.0.0", "CIS 3.0.0", "PCI DSS 4.0.1", "Sheet"]
     note = "Controls of AWS Security Hub that the checks decide, by the rules of Security Hub."
-    return Table("Controls", note, CIS_DOC_URL, header, control_table_rows(overview.reports))
+    return Table("Controls", note, CIS_DOC_URL, [*rows[0]], rows)
 
 
-def resolved_table(overview: Overview, with_account: bool) -> Table:
+def resolved_table(overview: Overview, account: list[str]) -> Table:
     """The sheet Resolved as a table: a row for each finding resolved since last time."""
-    header = ["Severity", "Status", *(["Account", "Account name"] if with_account else [])]
-    header += ["Finding", "Result", "First seen", "Days open"]
+    header = ["Severity", "Status", *account, "Finding", "Result", "First seen", "Days open"]
     note = "Findings of the last report that are resolved."
     rows = resolved_table_rows(overview.reports, overview.multi_account)
     empty = "Nothing was resolved since last time"
@@ -6633,13 +6615,6 @@ class Run:
         file = self.file(self.options.state, account)
         return account_state(self.state_file(account), account, file)
 
-    def history(self, account: str) -> list[HistoryEntry]:
-        """The history of an account that was not audited; empty if it cannot be read."""
-        with contextlib.suppress(CannotRun):
-            if state := self.state(account):
-                return [*state.history]
-        return []
-
     def write_states(self) -> list[str]:
         """Writes the changes to the state files; returns the errors of those that failed."""
         files = defaultdict[File, dict[str, StateChange]](dict)
@@ -6916,9 +6891,11 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
 
 def unaudited_report(run: Run, job: AccountJob, error: AwsError | None) -> Report:
     """The report of an account that was not audited: its error, if there is one, its history."""
-    report = job.report(run.started, error)
+    report, history = job.report(run.started, error), list[HistoryEntry]()
+    with contextlib.suppress(CannotRun):  # without a state that can be read there is no history
+        history += (run.state(job.account) or AccountState()).history
     acceptance = account_acceptance(run, job.account, report.error)
-    return replace(report, error_acceptance=acceptance, history=run.history(job.account))
+    return replace(report, error_acceptance=acceptance, history=history)
 
 
 def note_lost_account(run: Run, job: AccountJob) -> AwsError | None:
