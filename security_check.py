@@ -4812,15 +4812,6 @@ def ranked(sheets: Sheets, status: str) -> list[SheetRow]:
     return sorted(lines, key=lambda line: seriousness_key(line.row))
 
 
-def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
-    """The rows in groups, a group for each resource, in the order of their first rows."""
-    groups: dict[tuple[Any, ...], list[SheetRow]] = defaultdict(list)
-    for line in lines:
-        names = line.check.resource_names(line.row)
-        groups[(line.check, line.report.account, *names)].append(line)
-    return [*groups.values()]
-
-
 def tally(rows: Iterable[Row], with_new: bool) -> dict[str, int]:
     """The number of rows by severity, New (if `with_new`), ACCEPTED and NOT CHECKED."""
     counts: Counter[str] = Counter()
@@ -5093,7 +5084,11 @@ class SummaryLine(NamedTuple):
 
 def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> Iterator[SummaryLine]:
     """A line for each resource, with the remediation command of its first finding."""
-    for group in group_by_resource(lines):
+    groups: dict[tuple[Any, ...], list[SheetRow]] = defaultdict(list)
+    for line in lines:
+        names = line.check.resource_names(line.row)
+        groups[(line.check, line.report.account, *names)].append(line)
+    for group in groups.values():
         first, text = group[0], describe_resource(group, overview.multi_account)
         yield SummaryLine(first.row.severity, text, first.link(), first.row.remediation.command)
 
@@ -5132,6 +5127,19 @@ def gap_lines(overview: Overview, sheets: Sheets) -> Iterator[SummaryLine]:
     for (title, error), group in groups.items():
         text = f"{title}: {error}: {describe_gap(group, overview)}"
         yield SummaryLine(NOT_CHECKED, text, group[0].link())
+
+
+def gap_section(overview: Overview, sheets: Sheets, most: int) -> list[SummaryLine]:
+    """The first lines on what is NOT CHECKED; last, the statement to add to the policy."""
+    return [*first_of(gap_lines(overview, sheets), most), *policy_line(overview)]
+
+
+def first_of(lines: Iterable[SummaryLine], most: int) -> list[SummaryLine]:
+    """The first lines, then one that says `and N more`; a single line more is shown itself."""
+    first = [*lines]
+    if len(first) > most + 1:
+        first[most:] = [SummaryLine("", f"and {len(first) - most:,} more")]
+    return first
 
 
 def describe_gap(group: Sequence[SheetRow], overview: Overview) -> str:
@@ -5184,10 +5192,11 @@ def news_text(overview: Overview, sheets: Sheets, findings: list[SheetRow]) -> l
     """The sections of the terminal on what is news, and on what is NOT CHECKED."""
     worse, new = ([line for line in findings if line.row.change == one] for one in (WORSE, NEW))
     ended = [line for line in findings if line.row.acceptance_ended]
+    gaps = gap_section(overview, sheets, MAX_LINES - len(policy_line(overview)) - 1)
     return [
         *finding_text("Worse", finding_lines(worse, overview), MAX_LINES),
         *finding_text("New", finding_lines(new, overview), MAX_LINES),
-        *first_lines("Not checked", gap_texts(overview, sheets), MAX_LINES),
+        *first_lines("Not checked", [line.text for line in gaps], MAX_LINES),
         *finding_text("Acceptance ended", finding_lines(ended, overview), MAX_LINES),
         *first_lines("Resolved", resolved_texts(overview), MAX_LINES),
     ]
@@ -5198,15 +5207,6 @@ def first_run_text(overview: Overview) -> list[str]:
     first = sum(report.first_run for report in overview.reports)
     whose = f" of {counted(first, 'account')}" if overview.multi_account else ""
     return fold(f"First run{whose} with this state: nothing to compare with.", "") if first else []
-
-
-def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
-    """The texts of what is NOT CHECKED, at most MAX_LINES; last, the statement to add."""
-    texts = [line.text for line in gap_lines(overview, sheets)]
-    policy = [line.text for line in policy_line(overview)]
-    if len(texts) > (room := MAX_LINES - len(policy)):
-        texts[room - 1 :] = [f"and {len(texts) - room + 1:,} more"]
-    return [*texts, *policy]
 
 
 def resolved_texts(overview: Overview) -> list[str]:
@@ -5407,17 +5407,15 @@ def status_cell(word: str) -> StyledCell:
 
 
 @functools.cache
-def xls_style(
-    name: str, right: bool = False, date: bool = False, wrap: bool = True
-) -> xlwt.XFStyle:
+def xls_style(key: str, right: bool = False, date: bool = False, wrap: bool = True) -> xlwt.XFStyle:
     """A style of STYLES for xlwt, cached: a workbook of the format can have only 4,094 styles."""
     import xlwt
 
     align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
-    wrapped = ", wrap on" if wrap and name not in UNWRAPPED_STYLES else ""
-    below = "; borders: bottom hair, bottom_colour gray40" if name in UNDERLINED_STYLES else ""
+    wrapped = ", wrap on" if wrap and key not in UNWRAPPED_STYLES else ""
+    below = "; borders: bottom hair, bottom_colour gray40" if key in UNDERLINED_STYLES else ""
     number_format = "yyyy-mm-dd" if date else "General"
-    return xlwt.easyxf(f"{STYLES[name]}; {align}{wrapped}{below}", num_format_str=number_format)
+    return xlwt.easyxf(f"{STYLES[key]}; {align}{wrapped}{below}", num_format_str=number_format)
 
 
 def to_xls(value: Cell) -> Cell:
@@ -5673,8 +5671,7 @@ class SummaryWriter(SheetWriter):
         for row, (text, first, last) in self.merged.items():
             digits = sum(map(self.width_in_digits, range(first, last + 1)))
             lines = lines_needed(text, digits * COLUMN_UNIT / DIGIT_UNIT)
-            height = self.sheet.row(row).height * lines
-            self.sheet.row(row).height = min(height, MAX_ROW_HEIGHT)
+            self.sheet.row(row).height = min(self.sheet.row(row).height * lines, MAX_ROW_HEIGHT)
         self.sheet.portrait = True
         self.sheet.fit_num_pages = self.sheet.fit_height_to_pages = 1
         super().close()
@@ -5862,8 +5859,7 @@ def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> No
     page.write_merged(" ".join([describe_question(overview), *first_run_text(overview)]), "cell", 0)
     page.next_row += 1
     write_check_counts(page, overview, sheets)
-    gaps = first_of(gap_lines(overview, sheets), SUMMARY_GAPS)
-    page.write_section("Not checked", [*gaps, *policy_line(overview)])
+    page.write_section("Not checked", gap_section(overview, sheets, SUMMARY_GAPS))
     findings = ranked(sheets, FINDING)
     page.write_section("Worst findings", first_of(worst_lines(findings, overview), SUMMARY_WORST))
     changed = [line for line in findings if line.row.change in (NEW, WORSE)]
@@ -5875,14 +5871,6 @@ def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> No
         page.write_section("The accept file", first_of(remarks, SUMMARY_WORST))
     page.write_section("The audit", details_lines(run_details(overview), Accounts="#Accounts!A1"))
     page.write_section("What a status means", details_lines(STATUS_HELP))
-
-
-def first_of(lines: Iterable[SummaryLine], most: int) -> list[SummaryLine]:
-    """The first lines, then one that says `and N more`; a single line more is shown itself."""
-    first = [*lines]
-    if len(first) > most + 1:
-        first[most:] = [SummaryLine("", f"and {len(first) - most:,} more")]
-    return first
 
 
 def details_lines(details: dict[str, str], **links: str) -> list[SummaryLine]:
@@ -5952,7 +5940,6 @@ def build_workbook(overview: Overview) -> bytes:
 
 def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterator[Table]:
     """The tables of all sheets after the Summary, in their order."""
-    reports = overview.reports
     account = ["Account", "Account name"] if with_account else []
     seen = ["First seen"] if overview.with_state else []
     end = ["Result", "Control", *seen, "Remediation", "ID"]
@@ -5962,7 +5949,7 @@ def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterat
         commands = any(line.row.remediation.command for line in lines)
         note = f"{definition.description}{REMEDIATION_NOTE if commands else ''}"
         header = ["Severity", "Status", *account, *definition.columns, *end]
-        empty = f"Nothing in {counted(len(reports), 'account')}"
+        empty = f"Nothing in {counted(len(overview.reports), 'account')}"
         rows = (check_table_row(line, overview.multi_account) for line in lines)
         yield Table(definition.title, note, definition.docs, header, rows, empty)
     if controls := [*control_table_rows(overview)]:
@@ -6376,6 +6363,7 @@ BAD_CREDENTIALS_CODES = {
 }
 LOGIN_CODES = ("LoginRefreshRequired", "LoginTokenLoadError", "LoginError")
 SSO_CODES = ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError")
+NOT_ACCEPTED = "AWS does not accept these credentials: check the access key and the clock"
 CREDENTIALS_HELP = {  # advice by error code; {option} becomes --profile and its name
     **dict.fromkeys(EXPIRED_CODES, "the credentials have expired: renew them and run again"),
     "NoCredentialsError": "no AWS credentials found: "
@@ -6385,10 +6373,7 @@ CREDENTIALS_HELP = {  # advice by error code; {option} becomes --profile and its
     "NoTerminal": "the profile asks for an MFA code, and there is no terminal to type it",
     **dict.fromkeys(LOGIN_CODES, "the login session has expired: run `aws login{option}`"),
     **dict.fromkeys(SSO_CODES, "the SSO session has expired: run `aws sso login{option}`"),
-    **dict.fromkeys(
-        BAD_CREDENTIALS_CODES,
-        "AWS does not accept these credentials: check the access key and the clock",
-    ),
+    **dict.fromkeys(BAD_CREDENTIALS_CODES, NOT_ACCEPTED),
 }
 CONNECTION_HELP = {
     "EndpointConnectionError": "check the network, the region and AWS_ENDPOINT_URL",
@@ -6670,8 +6655,7 @@ def check_before_start(run: Run) -> None:
     Files in S3 come last: for them AWS is called.
     """
     options = run.options
-    single = ("accept", "state", "json", "ocsf", "list")
-    pairs = [(option, getattr(options, option)) for option in single]
+    pairs = [(one, getattr(options, one)) for one in ("accept", "state", "json", "ocsf", "list")]
     titles = [*(one.title for one in CHECKS), "Accounts", "Controls", "Resolved"]
     tables = [("csv", csv_name(options.csv, title)) for title in titles if options.csv]
     pairs += tables[:1] if S3_NAME.fullmatch(options.csv or "") else tables
@@ -7085,13 +7069,12 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
 
 def make_overview(run: Run, selection: Selection, reports: list[Report], began: float) -> Overview:
     """The overview of the reports that a run has made or merged."""
-    several = run.multi_account
     overview = Overview(
         reports=sorted(drop_repeated_rows(reports), key=Report.sort_key),
         started=run.started,
         seconds=time.monotonic() - began,
-        path=run.file(run.overview_name()).absolute() if several else reports[0].workbook,
-        multi_account=several,
+        path=run.file(run.overview_name()).absolute() if run.multi_account else reports[0].workbook,
+        multi_account=run.multi_account,
         with_state=bool(run.options.state),
         scope=selection.scope,
         auditor_arn=selection.auditor_arn,
@@ -7132,9 +7115,8 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     failures = failures or run.write_states()
     if failures:
         raise CannotRun("; ".join(failures))
-    whose = f"AWS account {reports[0].account}"
-    if overview.multi_account:
-        whose = f"{overview.scope}: {describe_accounts(reports)}"
+    several = f"{overview.scope}: {describe_accounts(reports)}"
+    whose = several if overview.multi_account else f"AWS account {reports[0].account}"
     return Outcome(overview.exit_code(), f"{whose}: {headline(overview)}", attention, run.written)
 
 
