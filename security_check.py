@@ -4825,8 +4825,7 @@ def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]
     """The number of resources that a check evaluated, followed by the tally of its rows."""
     results = (result for report in overview.reports for result in report.results)
     evaluated = sum(result.evaluated for result in results if result.check is definition)
-    counts = tally((line.row for line in lines), overview.with_state)
-    return {"Evaluated": evaluated, **counts}
+    return {"Evaluated": evaluated, **tally((line.row for line in lines), overview.with_state)}
 
 
 # --- sentences ------------------------------------------------------------------------
@@ -5550,8 +5549,7 @@ class SheetWriter:
         height = LINE_HEIGHT
         for number, cell in enumerate(cells):
             styled = cell if isinstance(cell, StyledCell) else StyledCell(cell)
-            column = columns[number] if columns else Column()
-            lines = self.write_cell(number, styled, column)
+            lines = self.write_cell(number, styled, columns[number] if columns else Column())
             needed = LINE_HEIGHT * min(lines, MAX_LINES_OF_CELL)
             height = max(height, needed, ROW_HEIGHTS.get(styled.style, 0))
         self.end_row(height)
@@ -5978,8 +5976,7 @@ def resolved_table(overview: Overview, account: list[str]) -> Table:
     header = ["Severity", "Status", *account, "Finding", "Result", "First seen", "Days open"]
     note = "Findings of the last report that are resolved."
     rows = resolved_table_rows(overview.reports, overview.multi_account)
-    empty = "Nothing was resolved since last time"
-    return Table("Resolved", note, "", header, rows, empty)
+    return Table("Resolved", note, "", header, rows, "Nothing was resolved since last time")
 
 
 # --- CSV ------------------------------------------------------------------------------
@@ -6389,9 +6386,8 @@ CONNECTION_HELP = {
 
 def credentials_help(error: AwsError, profile: str | None) -> str:
     """The advice about credentials that do not work: what to run or to check."""
-    option = f" --profile {profile}" if profile else ""
     if text := CREDENTIALS_HELP.get(error.code):
-        return text.format(option=option)
+        return text.format(option=f" --profile {profile}" if profile else "")
     hint = CONNECTION_HELP.get(error.code, "")
     return f"cannot reach the account: {error}{needed_permission(error)}{hint and f': {hint}'}"
 
