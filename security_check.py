@@ -6870,7 +6870,7 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
 
 
 def unaudited_report(run: Run, job: AccountJob, error: AwsError | None) -> Report:
-    """The report of an account that was not audited: its error, if there is one, its history."""
+    """The report of an account that was not audited, with its history and its error, if any."""
     report, history = job.report(run.started, error), list[HistoryEntry]()
     with contextlib.suppress(CannotRun):  # without a state that can be read there is no history
         history += (run.state(job.account) or AccountState()).history
