@@ -649,6 +649,13 @@ class Report:
         files = [AwsError("NotWritten", detail=why) for why in self.file_errors]
         return [*own, *files, *(row.error for row in self.rows(NOT_CHECKED) if row.error)]
 
+    @property
+    def status(self) -> str:
+        """NOT CHECKED or ACCEPTED if the account could not be opened, else its account_status."""
+        if self.error:
+            return ACCEPTED if self.error_acceptance else NOT_CHECKED
+        return self.account_status
+
     def credentials_expired(self) -> bool:
         """Whether the credentials expired during the audit."""
         return any(error.code in EXPIRED_CODES for error in self.errors())
@@ -3905,7 +3912,7 @@ def merge_statuses(reports: Iterable[Report]) -> dict[str, ControlStatus]:
     merged = {}
     for name in (name for definition in CHECKS for name in definition.controls):
         each = [one.controls[name] for one in audited if name in one.controls]
-        statuses = [one.status for one in each] + [NOT_CHECKED for one in audited if one.error]
+        statuses = [one.status for one in each] + [one.status for one in audited if one.error]
         if each:
             worst = min(statuses, key=CONTROL_STATUSES.index)
             evaluated, failed = sum(one.evaluated for one in each), sum(one.failed for one in each)
@@ -4676,31 +4683,22 @@ def rows_by_check(reports: Iterable[Report], with_ok: bool = True) -> Sheets:
             shown = (row for row in result.rows if with_ok or row.status != OK)
             found[result.check] += [(report, row) for row in shown]
     for pairs in found.values():
-        pairs.sort(key=lambda pair: seriousness(pair[1]))
+        pairs.sort(key=lambda pair: seriousness_key(pair[1]))
     return {
         definition: [SheetRow(report, definition, row, n) for n, (report, row) in enumerate(pairs)]
         for definition, pairs in found.items()
     }
 
 
-def seriousness(row: Row) -> tuple[int, int]:
-    """The sort key of a row: the most serious level first, then the highest priority."""
+def seriousness_key(row: Row) -> tuple[int, int]:
+    """The sort key of a row, smaller if more serious: by level, then by the highest priority."""
     return ROW_ORDER.index(row.level), -row.priority
 
 
 def ranked(sheets: Sheets, status: str) -> list[SheetRow]:
     """The rows of all sheets that have this status, the most serious first."""
     lines = [line for sheet in sheets.values() for line in sheet if line.row.status == status]
-    return sorted(lines, key=lambda line: seriousness(line.row))
-
-
-def group_by_resource(lines: Iterable[SheetRow]) -> list[list[SheetRow]]:
-    """The rows in groups, a group for each resource, in the order of their first rows."""
-    groups: dict[tuple[Any, ...], list[SheetRow]] = defaultdict(list)
-    for line in lines:
-        names = line.check.resource_names(line.row)
-        groups[(line.check, line.report.account, *names)].append(line)
-    return [*groups.values()]
+    return sorted(lines, key=lambda line: seriousness_key(line.row))
 
 
 def tally(rows: Iterable[Row], with_new: bool) -> dict[str, int]:
@@ -4716,8 +4714,7 @@ def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]
     """The number of resources that a check evaluated, followed by the tally of its rows."""
     results = (result for report in overview.reports for result in report.results)
     evaluated = sum(result.evaluated for result in results if result.check is definition)
-    counts = tally((line.row for line in lines), overview.with_state)
-    return {"Evaluated": evaluated, **counts}
+    return {"Evaluated": evaluated, **tally((line.row for line in lines), overview.with_state)}
 
 
 # --- sentences ------------------------------------------------------------------------
@@ -4726,7 +4723,8 @@ def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]
 def describe_result(row: Row) -> str:
     """The text of the column Result: finding or error, how it changed, the acceptance."""
     mark = f"{row.change}: " if row.change in (NEW, WORSE) and row.status == FINDING else ""
-    return f"{mark}{row.result}{describe_change(row)}{describe_acceptance(row)}"
+    accepted = describe_acceptance(row.acceptance, row.acceptance_ended)
+    return f"{mark}{row.result}{describe_change(row)}{accepted}"
 
 
 def describe_change(row: Row) -> str:
@@ -4734,15 +4732,15 @@ def describe_change(row: Row) -> str:
     return f" (was: {row.was})" if row.was and row.status == FINDING else ""
 
 
-def describe_acceptance(row: Row) -> str:
-    """` (accepted until 2030-12-31: moves to roles)`, or why it ended; blank if not accepted."""
-    if not (acceptance := row.acceptance):
+def describe_acceptance(acceptance: Acceptance | None, ended: str = "") -> str:
+    """` (accepted until 2030-12-31: moves to roles)`, or why it ended; blank without one."""
+    if not acceptance:
         return ""
     until = f"until {acceptance.until}: " if acceptance.until else ""
-    if row.acceptance_ended == "expired":
+    if ended == "expired":
         return f" (acceptance expired, {until}{acceptance.reason})"
-    if row.acceptance_ended:
-        return f" (`{acceptance.pattern}` {row.acceptance_ended}: {acceptance.reason})"
+    if ended:
+        return f" (`{acceptance.pattern}` {ended}: {acceptance.reason})"
     return f" (accepted {until}{acceptance.reason})"
 
 
@@ -4764,7 +4762,8 @@ def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
     behind = ", ".join(filter(None, others))
     subject = f"{name}: {text}" if name else text[:1].upper() + text[1:]
     subject += f" ({behind})" if behind else ""
-    return subject + describe_change(row) + describe_acceptance(row)
+    subject += describe_change(row)
+    return subject + describe_acceptance(row.acceptance, row.acceptance_ended)
 
 
 def needed_permission(error: AwsError | None) -> str:
@@ -4773,11 +4772,6 @@ def needed_permission(error: AwsError | None) -> str:
         return ""
     trust = ", and a trust policy that lets us in" if error.operation == "AssumeRole" else ""
     return f" (needs {error.missing_permission}{trust})"
-
-
-def names_or_error(names: list[str] | AwsError) -> str:
-    """The names with commas between them, or `NOT CHECKED: ` and the error."""
-    return f"{NOT_CHECKED}: {names}" if isinstance(names, AwsError) else ", ".join(names)
 
 
 def headline(overview: Overview) -> str:
@@ -4867,7 +4861,7 @@ def describe_version(overview: Overview) -> str:
 
 def describe_accounts(reports: list[Report]) -> str:
     """The number of accounts audited, and of those not audited, by reason: `8 audited, 1 LEFT`."""
-    reasons = Counter(NOT_CHECKED if one.error else one.account_status for one in reports)
+    reasons = Counter(one.status for one in reports)
     audited = f"{reasons.pop(ACTIVE, 0):,} audited"
     return ", ".join([audited, *(f"{number:,} {reason}" for reason, number in reasons.items())])
 
@@ -4875,7 +4869,8 @@ def describe_accounts(reports: list[Report]) -> str:
 def describe_outcome(report: Report) -> str:
     """The outcome of an account's audit, such as `audited in 9 s`, or why it failed."""
     if report.error:
-        return f"{report.error}{needed_permission(report.error)}"
+        accepted = describe_acceptance(report.error_acceptance)
+        return f"{report.error}{needed_permission(report.error)}{accepted}"
     if report.file_errors:
         return "; ".join(report.file_errors)
     if report.account_status != ACTIVE:
@@ -4884,21 +4879,19 @@ def describe_outcome(report: Report) -> str:
     return f"{how} {report.seconds:.0f} s"
 
 
-def describe_whose(overview: Overview) -> str:
+def describe_scope(overview: Overview) -> str:
     """The audited account, `AWS account 123456789012 (alias)`, or several accounts in words."""
     if overview.multi_account:
         return overview.scope
     (report,) = overview.reports
-    aliases = f" ({names_or_error(report.aliases)})" if report.aliases else ""
+    aliases = f" ({', '.join(report.aliases)})" if report.aliases else ""
     return f"AWS account {report.account}{aliases}"
 
 
 def run_details(overview: Overview) -> dict[str, str]:
     """The lines of the Summary's section `The audit`, by label: account, auditor, time."""
-    when = {
-        "Started": f"{overview.started:%Y-%m-%d %H:%M} UTC",
-        "Duration": f"{overview.seconds:.0f} s",
-    }
+    started, duration = f"{overview.started:%Y-%m-%d %H:%M} UTC", f"{overview.seconds:.0f} s"
+    when = {"Started": started, "Duration": duration}
     if overview.multi_account:
         accounts = {"Accounts": describe_accounts(overview.reports), "Scope": overview.scope}
         return accounts | {"Audited by": overview.auditor_arn} | when
@@ -4914,20 +4907,16 @@ def question_details(overview: Overview) -> dict[str, str]:
         return {"Version": describe_version(overview)}
     checks, where, keys, *accounts = question_parts(overview)
     names = where.text if where.limited else f"all {len(where.names):,} that are enabled"
+    named = [f"{part.text}: {', '.join(part.names)}" for part in accounts]
     least = min((question.fail_on for question in asked), key=SEVERITIES.index)
     return {
         **{one.title: one.coverage if one.name in checks.names else "not asked" for one in CHECKS},
         "Regions": f"{names}: {', '.join(where.names)}",
         "Key age": f"{keys.text} are findings",
-        **({"Accounts": "; ".join(map(describe_part, accounts))} if accounts else {}),
+        **({"Accounts": "; ".join(named)} if named else {}),
         **({"Exit code": f"1 only for findings of {least} or worse"} if least != LOW else {}),
         "Version": describe_version(overview),
     }
-
-
-def describe_part(part: QuestionPart) -> str:
-    """The text of a part of the question, and all its names: `2 accounts named: a, b`."""
-    return f"{part.text}: {', '.join(part.names)}"
 
 
 # --- history --------------------------------------------------------------------------
@@ -4987,44 +4976,29 @@ class SummaryLine(NamedTuple):
     command: str = ""
 
 
-def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+def finding_lines(lines: Iterable[SheetRow], overview: Overview) -> Iterator[SummaryLine]:
     """A line for each resource, with the remediation command of its first finding."""
-    return [
-        SummaryLine(
-            group[0].row.severity,
-            describe_resource(group, overview.multi_account),
-            group[0].link(),
-            group[0].row.remediation.command,
-        )
-        for group in group_by_resource(lines)
-    ]
+    groups: dict[tuple[Any, ...], list[SheetRow]] = defaultdict(list)
+    for line in lines:
+        names = line.check.resource_names(line.row)
+        groups[(line.check, line.report.account, *names)].append(line)
+    for group in groups.values():
+        first, text = group[0], describe_resource(group, overview.multi_account)
+        yield SummaryLine(first.row.severity, text, first.link(), first.row.remediation.command)
 
 
-def change_lines(lines: Iterable[SheetRow], overview: Overview, change: str) -> list[SummaryLine]:
-    """A line for each resource with NEW findings, or with WORSE ones and what they were."""
-    changed = [line for line in lines if line.row.change == change]
-    return finding_lines(changed, overview)
-
-
-def ended_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
-    """A line for each resource with findings whose acceptance does not count any more."""
-    return finding_lines([line for line in lines if line.row.acceptance_ended], overview)
-
-
-def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> list[SummaryLine]:
+def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> Iterator[SummaryLine]:
     """A line for each resource with findings; with several accounts, for each kind of finding."""
     if not overview.multi_account:
-        return finding_lines(lines, overview)
+        yield from finding_lines(lines, overview)
+        return
     groups: dict[tuple[str, ...], list[SheetRow]] = defaultdict(list)
     for line in lines:
         kind = line.row.kind or line.row.result
         groups[line.check.name, line.row.severity, kind].append(line)
-    return [
-        SummaryLine(
-            severity, f"{kind[:1].upper()}{kind[1:]}: {describe_spread(group)}", group[0].link()
-        )
-        for (_, severity, kind), group in groups.items()
-    ]
+    for (_, severity, kind), group in groups.items():
+        text = f"{kind[:1].upper()}{kind[1:]}: {describe_spread(group)}"
+        yield SummaryLine(severity, text, group[0].link())
 
 
 def describe_spread(group: Sequence[SheetRow]) -> str:
@@ -5034,36 +5008,37 @@ def describe_spread(group: Sequence[SheetRow]) -> str:
     return f"{counted(len(group), group[0].check.row_noun)} in {where}"
 
 
-def account_error_lines(overview: Overview) -> list[SummaryLine]:
-    """A line for each account that could not be opened, or whose files were not written."""
-    return [
-        SummaryLine(
-            NOT_CHECKED,
-            f"{report.account} {report.name}: {describe_outcome(report)}".strip(),
-            f"#Accounts!A{number}",
-        )
-        for number, report in enumerate(overview.reports, HEADER_ROWS + 1)
-        if report.error or report.file_errors
-    ]
-
-
-def gap_lines(overview: Overview, sheets: Sheets) -> list[SummaryLine]:
-    """A line for each error of a check, with everything that is NOT CHECKED for it."""
+def gap_lines(overview: Overview, sheets: Sheets) -> Iterator[SummaryLine]:
+    """A line for each account not opened or not written, then for each error of a check."""
+    for number, report in enumerate(overview.reports, HEADER_ROWS + 1):
+        if report.status == NOT_CHECKED or report.file_errors:
+            text = f"{report.account} {report.name}: {describe_outcome(report)}".strip()
+            yield SummaryLine(NOT_CHECKED, text, f"#Accounts!A{number}")
     groups: dict[tuple[str, str], list[SheetRow]] = defaultdict(list)
     for line in ranked(sheets, NOT_CHECKED):
         error = f"{describe_result(line.row)}{needed_permission(line.row.error)}"
         groups[line.check.title, error].append(line)
-    return [
-        SummaryLine(
-            NOT_CHECKED, f"{title}: {error}: {describe_gap(group, overview)}", group[0].link()
-        )
-        for (title, error), group in groups.items()
-    ]
+    for (title, error), group in groups.items():
+        text = f"{title}: {error}: {describe_gap(group, overview)}"
+        yield SummaryLine(NOT_CHECKED, text, group[0].link())
+
+
+def gap_section(overview: Overview, sheets: Sheets, most: int) -> list[SummaryLine]:
+    """The first lines on what is NOT CHECKED; last, the statement to add to the policy."""
+    return [*first_of(gap_lines(overview, sheets), most), *policy_line(overview)]
+
+
+def first_of(lines: Iterable[SummaryLine], most: int) -> list[SummaryLine]:
+    """The first lines, then one that says `and N more`; a single line more is shown itself."""
+    first = [*lines]
+    if len(first) > most + 1:
+        first[most:] = [SummaryLine("", f"and {len(first) - most:,} more")]
+    return first
 
 
 def describe_gap(group: Sequence[SheetRow], overview: Overview) -> str:
     """The names of everything that was not read; of several accounts, also their accounts."""
-    text = in_words(line.row.id.removesuffix("/not-checked") for line in group)
+    text = in_words(line.row.id.removesuffix(f"/{NOT_CHECKED_END}") for line in group)
     accounts = (f"{line.report.account} {line.report.name}".strip() for line in group)
     return f"{text} in {in_words(accounts)}" if overview.multi_account else text
 
@@ -5092,19 +5067,13 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
     sheets = rows_by_check(overview.reports)
     table = account_table if overview.multi_account else check_table
     findings = ranked(sheets, FINDING)
-    history = merge_history(overview.reports)
     numbers = [*table(overview, sheets, colour), ""]
     worst = finding_text("Worst", worst_lines(findings, overview), MAX_WORST)
-    news = [
-        *finding_text("Worse", change_lines(findings, overview, WORSE), MAX_LINES),
-        *finding_text("New", change_lines(findings, overview, NEW), MAX_LINES),
-        *first_lines("Not checked", gap_texts(overview, sheets), MAX_LINES),
-        *finding_text("Acceptance ended", ended_lines(findings, overview), MAX_LINES),
-        *first_lines("Resolved", resolved_texts(overview), MAX_LINES),
-    ]
-    begin = [f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}", ""]
+    news = news_text(overview, sheets, findings)
+    begin = [f"{describe_scope(overview)}, {overview.started:%Y-%m-%d}", ""]
     end = [*fold(describe_question(overview), ""), *filter(None, [overview.path])]
-    total = [headline(overview), *last_two_bars(history, f"{overview.started:%Y-%m-%d}")]
+    total = [headline(overview)]
+    total += last_two_bars(merge_history(overview.reports), f"{overview.started:%Y-%m-%d}")
     total += first_run_text(overview)
     compared = overview.with_state and not any(report.first_run for report in overview.reports)
     if quiet and compared:
@@ -5112,20 +5081,25 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
     return "\n".join([*begin, *numbers, *total, *worst, *news, *end])
 
 
+def news_text(overview: Overview, sheets: Sheets, findings: list[SheetRow]) -> list[str]:
+    """The sections of the terminal on what is news, and on what is NOT CHECKED."""
+    worse, new = ([line for line in findings if line.row.change == one] for one in (WORSE, NEW))
+    ended = [line for line in findings if line.row.acceptance_ended]
+    gaps = gap_section(overview, sheets, MAX_LINES - len(policy_line(overview)) - 1)
+    return [
+        *finding_text("Worse", finding_lines(worse, overview), MAX_LINES),
+        *finding_text("New", finding_lines(new, overview), MAX_LINES),
+        *first_lines("Not checked", [line.text for line in gaps], MAX_LINES),
+        *finding_text("Acceptance ended", finding_lines(ended, overview), MAX_LINES),
+        *first_lines("Resolved", resolved_texts(overview), MAX_LINES),
+    ]
+
+
 def first_run_text(overview: Overview) -> list[str]:
     """The sentence that a first run has nothing to compare with; empty in later runs."""
     first = sum(report.first_run for report in overview.reports)
     whose = f" of {counted(first, 'account')}" if overview.multi_account else ""
     return fold(f"First run{whose} with this state: nothing to compare with.", "") if first else []
-
-
-def gap_texts(overview: Overview, sheets: Sheets) -> list[str]:
-    """The texts of what is NOT CHECKED, at most MAX_LINES; last, the statement to add."""
-    texts = [one.text for one in (*account_error_lines(overview), *gap_lines(overview, sheets))]
-    policy = [line.text for line in policy_line(overview)]
-    if len(texts) > (room := MAX_LINES - len(policy)):
-        texts[room - 1 :] = [f"and {len(texts) - room + 1:,} more"]
-    return [*texts, *policy]
 
 
 def resolved_texts(overview: Overview) -> list[str]:
@@ -5151,12 +5125,10 @@ def first_lines(title: str, lines: list[str], most: int) -> list[str]:
 
 def check_table(overview: Overview, sheets: Sheets, colour: bool) -> list[str]:
     """The counts of a single account as a table: headings, then a line for each check."""
-    lines: list[str] = []
-    for definition, found in sheets.items():
-        counts = check_tally(overview, definition, found)
-        lines += [] if lines else [" " * 15 + number_cells(counts, names=True)]
-        lines.append(f"{definition.title:15}" + number_cells(counts, colour))
-    return lines
+    tallies = {one.title: check_tally(overview, one, lines) for one, lines in sheets.items()}
+    heading = number_cells(next(iter(tallies.values()), {}), names=True)
+    lines = [f"{title:15}{number_cells(counts, colour)}" for title, counts in tallies.items()]
+    return [f"{'':15}{heading}", *lines]
 
 
 def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
@@ -5168,10 +5140,9 @@ def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
         del counts[ACCEPTED]  # ACCEPTED is left out, for the lines to fit the terminal
         if n == 0:
             lines.append(" " * 33 + number_cells(counts, names=True))
-        active = report.account_status == ACTIVE
-        end = number_cells(counts, colour) if active else f" {report.account_status}"
-        if report.error:  # why an account could not be opened stands under `Not checked`
-            end = f"{NOT_CHECKED:>{len(number_cells(counts))}}"
+        end = number_cells(counts, colour)
+        if report.status != ACTIVE:  # the reason stands under `Not checked`
+            end = f"{report.status:>{len(number_cells(counts))}}"
         lines.append(f"{report.account:12} {fit(report.name, 19)} {end}")
     more = len(reports) - MAX_ACCOUNT_LINES
     return [*lines, f"and {more:,} more accounts"] if more > 0 else lines
@@ -5258,23 +5229,17 @@ class Column(NamedTuple):
 
 NUMBER = Column(numeric=True)
 COLUMNS: dict[str, Column] = {
-    "Account name": Column(12),
-    "Group name": Column(14),
-    "Ports": Column(14),
-    "Open to": Column(14),
-    "Used by": Column(12),
-    "Blocked by": Column(12),
+    **dict.fromkeys(("Account name", "Used by", "Blocked by"), Column(12)),
+    **dict.fromkeys(("Group name", "Ports", "Open to"), Column(14)),
     "User": Column(28),
     "Bucket": Column(30),
     "Grantee": Column(18, AT_SPACES),
     "Result": Column(39),
-    "Requirement": Column(52),
-    "Finding": Column(52),
+    **dict.fromkeys(("Requirement", "Finding"), Column(52)),
     **dict.fromkeys(("Instance ID", "Group ID", "Access key ID"), Column(wraps=AT_SPACES)),
     **dict.fromkeys(("VPC", "Owner"), Column(wraps=AT_SPACES)),
     **dict.fromkeys((*SEVERITIES, NOT_CHECKED, ACCEPTED, "New", "Resolved"), NUMBER),
-    **dict.fromkeys(("Evaluated", "Failed", "Accounts failed"), NUMBER),
-    **dict.fromkeys(("Age (days)", "Days open"), NUMBER),
+    **dict.fromkeys(("Evaluated", "Failed", "Accounts failed", "Age (days)", "Days open"), NUMBER),
     **dict.fromkeys(("Severity", "Status"), Column(wraps=NEVER)),
     **dict.fromkeys(("First seen", "Control"), Column(printed=IF_IT_FITS)),
     "Workbook": Column(40, AT_SPACES),
@@ -5291,8 +5256,7 @@ STYLES = {
     FINDING: "font: bold on",
     NOT_CHECKED: "font: colour white, bold on; pattern: pattern solid, fore_colour gray80",
     ACCEPTED: "font: colour gray50, italic on",
-    OK: "font: colour green",
-    PASSED: "font: colour green",
+    **dict.fromkeys((OK, PASSED), "font: colour green"),
     FAILED: "font: colour dark_red, bold on",
     # styles of cells with any other text
     "new": "font: bold on; pattern: pattern solid, fore_colour light_turquoise",
@@ -5335,17 +5299,15 @@ def status_cell(word: str) -> StyledCell:
 
 
 @functools.cache
-def xls_style(
-    name: str, right: bool = False, date: bool = False, wrap: bool = True
-) -> xlwt.XFStyle:
+def xls_style(key: str, right: bool = False, date: bool = False, wrap: bool = True) -> xlwt.XFStyle:
     """A style of STYLES for xlwt, cached: a workbook of the format can have only 4,094 styles."""
     import xlwt
 
     align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
-    wrapped = ", wrap on" if wrap and name not in UNWRAPPED_STYLES else ""
-    below = "; borders: bottom hair, bottom_colour gray40" if name in UNDERLINED_STYLES else ""
+    wrapped = ", wrap on" if wrap and key not in UNWRAPPED_STYLES else ""
+    below = "; borders: bottom hair, bottom_colour gray40" if key in UNDERLINED_STYLES else ""
     number_format = "yyyy-mm-dd" if date else "General"
-    return xlwt.easyxf(f"{STYLES[name]}; {align}{wrapped}{below}", num_format_str=number_format)
+    return xlwt.easyxf(f"{STYLES[key]}; {align}{wrapped}{below}", num_format_str=number_format)
 
 
 def to_xls(value: Cell) -> Cell:
@@ -5429,13 +5391,11 @@ def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
     refs = book._Workbook__sheet_refs
     for sheet, (row, column) in enumerate(areas):
         ref = refs.setdefault((book._ownbook_supbookx, sheet, sheet), len(refs))
-        header = HEADER_ROWS - 1
-        ranges = {PRINT_AREA: (0, row, 0, column), PRINT_TITLES: (header, header, 0, LAST_COLUMN)}
-        for name, place in ranges.items():
-            if sheet or name == PRINT_AREA:
-                formula = struct.pack("<BHHHHH", 0x3B, ref, *place)
-                head = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(formula), 0, sheet + 1, 0, 0, name)
-                names += biff_record(LABEL, head + formula)
+        header = (PRINT_TITLES, HEADER_ROWS - 1, HEADER_ROWS - 1, 0, LAST_COLUMN)
+        for name, *place in [(PRINT_AREA, 0, row, 0, column), *([header] if sheet else [])]:
+            formula = struct.pack("<BHHHHH", 0x3B, ref, *place)
+            head = struct.pack("<HBBHHHIBB", 0x20, 0, 1, len(formula), 0, sheet + 1, 0, 0, name)
+            names += biff_record(LABEL, head + formula)
     links = book._Workbook__all_links_rec
     book._Workbook__all_links_rec = lambda: links() + names
 
@@ -5482,8 +5442,7 @@ class SheetWriter:
         height = LINE_HEIGHT
         for number, cell in enumerate(cells):
             styled = cell if isinstance(cell, StyledCell) else StyledCell(cell)
-            column = columns[number] if columns else Column()
-            lines = self.write_cell(number, styled, column)
+            lines = self.write_cell(number, styled, columns[number] if columns else Column())
             needed = LINE_HEIGHT * min(lines, MAX_LINES_OF_CELL)
             height = max(height, needed, ROW_HEIGHTS.get(styled.style, 0))
         self.end_row(height)
@@ -5513,38 +5472,36 @@ class SheetWriter:
         self.sheet.row(self.next_row).height = min(height, MAX_ROW_HEIGHT)
         self.next_row += 1
 
-    def digits(self, column: int) -> int:
+    def width_in_digits(self, column: int) -> int:
         """The width of a column in digits, at least MIN_COLUMN."""
         return max(self.widths[column], MIN_COLUMN)
 
     def close(self) -> None:
         """Sets the widths of columns, and the links. After this nothing more can be written."""
         for column in self.widths:
-            self.sheet.col(column).width = COLUMN_UNIT * self.digits(column)
+            self.sheet.col(column).width = COLUMN_UNIT * self.width_in_digits(column)
         add_links(self.sheet, self.links)
 
 
 class TableWriter(SheetWriter):
     """A sheet with a title, a note, and a table under a header that stays in view."""
 
-    def __init__(self, sheet: Any, footer: str, header: Sequence[str]) -> None:
-        super().__init__(sheet, footer)
-        self.header = header
-        self.columns = [COLUMNS.get(name, Column()) for name in header]
-        sheet.portrait = False
-        sheet.panes_frozen = True
-        sheet.horz_split_pos, sheet.vert_split_pos = HEADER_ROWS, FROZEN_COLUMNS
-
-    def write_head(self, title: str, note: str, docs: str) -> None:
+    def __init__(self, sheet: Any, footer: str, table: Table) -> None:
         """Writes the HEADER_ROWS of a table: title with links, note, a thin row, header.
 
         The thin row is blank, so that filters and pivot tables see where the table begins.
         """
+        super().__init__(sheet, footer)
+        self.header = table.header
+        self.columns = [COLUMNS.get(name, Column()) for name in table.header]
+        sheet.portrait = False
+        sheet.panes_frozen = True
+        sheet.horz_split_pos, sheet.vert_split_pos = HEADER_ROWS, FROZEN_COLUMNS
         links = [StyledCell("Summary", "jump", "#Summary!A1")]
-        links += [StyledCell("AWS documentation", "jump", docs)] if docs else []
+        links += [StyledCell("AWS documentation", "jump", table.docs)] if table.docs else []
         between = [StyledCell("", "title")] * FROZEN_COLUMNS
-        self.write_row([StyledCell(title, "title"), *between, *links])
-        self.write_row([StyledCell(note, "note")])
+        self.write_row([StyledCell(table.title, "title"), *between, *links])
+        self.write_row([StyledCell(table.note, "note")])
         self.end_row(THIN_ROW)
         self.write_row([StyledCell(name, "header") for name in self.header], self.columns)
 
@@ -5558,13 +5515,11 @@ class TableWriter(SheetWriter):
         Columns IF_IT_FITS are printed if they fit at MIN_SCALE. If those that are always printed
         do not fit, they go on to a second page.
         """
-        points = [COLUMN_UNIT * self.digits(number) / POINT for number in range(len(self.header))]
-        fits = [total * MIN_SCALE <= 100 * PAGE_WIDTH_PT for total in accumulate(points)]
-        self.last_printed = max(
-            number
-            for number, column in enumerate(self.columns)
-            if column.printed == ALWAYS or (column.printed == IF_IT_FITS and fits[number])
-        )
+        widths = accumulate(map(self.width_in_digits, range(len(self.header))))
+        fits = [COLUMN_UNIT * width / POINT * MIN_SCALE <= 100 * PAGE_WIDTH_PT for width in widths]
+        for number, column in enumerate(self.columns):
+            if column.printed == ALWAYS or (column.printed == IF_IT_FITS and fits[number]):
+                self.last_printed = number
         self.sheet.fit_num_pages = self.sheet.fit_width_to_pages = int(fits[self.last_printed])
         self.sheet.fit_height_to_pages, self.sheet.print_scaling = 0, MIN_SCALE
         super().close()
@@ -5605,9 +5560,9 @@ class SummaryWriter(SheetWriter):
     def close(self) -> None:
         """Fits the sheet on one printed page, and the heights of its rows to their text."""
         for row, (text, first, last) in self.merged.items():
-            width = sum(map(self.digits, range(first, last + 1))) * COLUMN_UNIT / DIGIT_UNIT
-            height = self.sheet.row(row).height * lines_needed(text, width)
-            self.sheet.row(row).height = min(height, MAX_ROW_HEIGHT)
+            digits = sum(map(self.width_in_digits, range(first, last + 1)))
+            lines = lines_needed(text, digits * COLUMN_UNIT / DIGIT_UNIT)
+            self.sheet.row(row).height = min(self.sheet.row(row).height * lines, MAX_ROW_HEIGHT)
         self.sheet.portrait = True
         self.sheet.fit_num_pages = self.sheet.fit_height_to_pages = 1
         super().close()
@@ -5623,29 +5578,24 @@ class WorkbookWriter:
         author = f"security_check.py {__version__}"
         # xlwt leaves out the head that a string such as the author has ([MS-XLS] 2.5.240)
         self.book.owner = struct.pack("<HB", len(author), 0).decode() + author
-        self.sheets: list[SheetWriter] = []
-
-    def summary(self) -> SummaryWriter:
-        """The first sheet of the workbook, the Summary, with nothing on it yet."""
-        self.sheets.append(writer := SummaryWriter(self.book.add_sheet("Summary"), self.footer))
-        return writer
+        self.summary = SummaryWriter(self.book.add_sheet("Summary"), footer)
+        self.sheets: list[SheetWriter] = [self.summary]
 
     def write_table(self, table: Table) -> None:
         """Writes a table, on a further sheet after each MAX_ROWS; an empty table says so."""
-        writer = None
+        writer = self.add_table(table, 0)
         for number, cells in enumerate(table.rows):
             part, line = divmod(number, MAX_ROWS - HEADER_ROWS)
-            if not writer or line == 0:
+            if part and line == 0:
                 writer = self.add_table(table, part)
             writer.write_table_row(cells)
-        if not writer:
-            self.add_table(table).write_row([StyledCell(table.empty, "note")])
+        if writer.next_row == HEADER_ROWS:
+            writer.write_row([StyledCell(table.empty, "note")])
 
-    def add_table(self, table: Table, part: int = 0) -> TableWriter:
+    def add_table(self, table: Table, part: int) -> TableWriter:
         """A new sheet for a table: title, note and header are written, no rows yet."""
         sheet = self.book.add_sheet(sheet_title(table.title, part))
-        self.sheets.append(writer := TableWriter(sheet, self.footer, table.header))
-        writer.write_head(table.title, table.note, table.docs)
+        self.sheets.append(writer := TableWriter(sheet, self.footer, table))
         return writer
 
     def data(self) -> bytes:
@@ -5672,8 +5622,8 @@ CONSOLES = {  # hosts of the AWS console, by the start of a region; botocore kno
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
     "eusc-": "console.amazonaws-eusc.eu",
-    "us-iso": "",  # the console of this partition is not on the Internet, nor documented
-    "eu-iso": "",
+    # consoles of these partitions are not on the Internet, nor documented
+    **dict.fromkeys(("us-iso", "eu-iso"), ""),
     "": "console.aws.amazon.com",
 }
 
@@ -5692,19 +5642,11 @@ def console_link(line: SheetRow, column: str) -> str:
     return f"https://{region}.{console}/{definition.console_links[column].format_map(quoted)}"
 
 
-def check_header(definition: Check, with_account: bool, with_state: bool) -> list[str]:
-    """The names of the columns on a check's sheet, in order."""
-    account = ["Account", "Account name"] if with_account else []
-    seen = ["First seen"] if with_state else []
-    end = ["Result", "Control", *seen, "Remediation", "ID"]
-    return ["Severity", "Status", *account, *definition.columns, *end]
-
-
 def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
     """The cells of a row of a check's sheet; in an overview its ID begins with the account."""
     report, definition, row, _ = line
     command, manual = row.remediation
-    cells: TableRow = {
+    values: dict[str, Cell] = {
         **row.cells,
         "Account": report.account,
         "Account name": report.name,
@@ -5721,13 +5663,14 @@ def check_table_row(line: SheetRow, multi_account: bool) -> TableRow:
     styles |= {"Result": "new"} if row.change in (NEW, WORSE) else {}
     styles |= {"Remediation": "command"} if command else {}
     if row.status == ACCEPTED:
-        styles = dict.fromkeys((*definition.columns, *cells), ACCEPTED)
+        styles = dict.fromkeys((*definition.columns, *values), ACCEPTED)
     links = {name: console_link(line, name) for name in definition.console_links}
     styles |= {name: "link" for name, link in links.items() if link}
-    for name, style in styles.items():
-        if style:
-            cells[name] = StyledCell(plain_value(cells.get(name, "")), style, links.get(name, ""))
-    return cells
+    return values | {
+        name: StyledCell(values.get(name, ""), style, links.get(name, ""))
+        for name, style in styles.items()
+        if style
+    }
 
 
 def plain_value(cell: Cell | StyledCell) -> Cell:
@@ -5739,14 +5682,14 @@ def account_table_row(report: Report, overview: Overview) -> TableRow:
     """A row of the sheet Accounts; its workbook is a link if it is in the same folder."""
     same_folder = report.workbook and Path(report.workbook).parent == Path(overview.path).parent
     status = FINDING if report.rows(FINDING) else NOT_CHECKED if report.errors() else OK
-    status = status if report.account_status == ACTIVE else report.account_status
+    status = status if report.status == ACTIVE else report.status
     counts = {name: n or "" for name, n in tally(report.rows(), with_new=True).items()}
     worst = next((name for name in SEVERITIES if counts[name]), "")
     link = StyledCell("open", "link", Path(report.workbook).name)
     return {
         **counts,
         "Severity": status_cell(worst) if worst else "",
-        "Status": status_cell(NOT_CHECKED if report.error else status),
+        "Status": status_cell(status),
         "Account": report.account,
         "Name": report.name,
         "Alias": ", ".join(report.aliases),
@@ -5773,20 +5716,21 @@ def resolved_table_rows(reports: Iterable[Report], multi_account: bool) -> Itera
             }
 
 
-def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
-    """The rows of the sheet Controls: the status of each control, a link to its check's sheet."""
+def control_table_rows(overview: Overview) -> Iterator[TableRow]:
+    """The rows of the sheet Controls, in the order of its columns; the last links to a sheet."""
     deciding = {name: definition for definition in CHECKS for name in definition.controls}
-    for name, status in merge_statuses(reports).items():
+    for name, status in merge_statuses(overview.reports).items():
         control, title = deciding[name].controls[name], deciding[name].title
-        failing = [one for one in reports if name in one.controls and one.controls[name].failed]
+        known = [one.controls[name] for one in overview.reports if name in one.controls]
+        failing = sum(one.failed > 0 for one in known)
         yield {
-            "Control": name,
-            "Requirement": control.requirement,
             "Severity": status_cell(control.severity),
             "Status": status_cell(status.status),
+            "Control": name,
+            "Requirement": control.requirement,
             "Evaluated": status.evaluated,
             "Failed": status.failed,
-            "Accounts failed": len(failing),
+            **({"Accounts failed": failing} if overview.multi_account else {}),
             "CIS 5.0.0": control.cis_5,
             "CIS 3.0.0": control.cis_3,
             "PCI DSS 4.0.1": control.pci,
@@ -5799,63 +5743,48 @@ def control_table_rows(reports: Collection[Report]) -> Iterator[TableRow]:
 
 def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
     """Writes the first sheet: the counts, gaps and worst findings, the question and the run."""
-    whose = f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}"
+    whose = f"{describe_scope(overview)}, {overview.started:%Y-%m-%d}"
     page.write_row([StyledCell(f"AWS security check: {whose}", "title")])
     limited = describe_limits(overview) or any(report.errors() for report in overview.reports)
     page.write_merged(headline(overview), NOT_CHECKED if limited else OK, 0)
     page.write_merged(" ".join([describe_question(overview), *first_run_text(overview)]), "cell", 0)
     page.next_row += 1
     write_check_counts(page, overview, sheets)
-    gaps = [*account_error_lines(overview), *gap_lines(overview, sheets)]
-    page.write_section("Not checked", [*first_of(gaps, SUMMARY_GAPS), *policy_line(overview)])
-    worst_first = ranked(sheets, FINDING)
-    worst = worst_lines(worst_first, overview)
-    page.write_section("Worst findings", first_of(worst, SUMMARY_WORST))
-    changed = [line for line in worst_first if line.row.change in (NEW, WORSE)]
-    if changed:
-        lines = finding_lines(changed, overview)
-        page.write_section("New and worse", first_of(lines, SUMMARY_WORST))
+    page.write_section("Not checked", gap_section(overview, sheets, SUMMARY_GAPS))
+    findings = ranked(sheets, FINDING)
+    page.write_section("Worst findings", first_of(worst_lines(findings, overview), SUMMARY_WORST))
+    changed = [line for line in findings if line.row.change in (NEW, WORSE)]
+    if lines := first_of(finding_lines(changed, overview), SUMMARY_WORST):
+        page.write_section("New and worse", lines)
     write_history(page, merge_history(overview.reports))
     page.write_section("What was asked", details_lines(question_details(overview)))
-    links = {"Accounts": "#Accounts!A1"}
-    remarks = [SummaryLine("", remark) for remark in overview.remarks]
-    if remarks:
+    if remarks := [SummaryLine("", remark) for remark in overview.remarks]:
         page.write_section("The accept file", first_of(remarks, SUMMARY_WORST))
-    page.write_section("The audit", details_lines(run_details(overview), links))
+    page.write_section("The audit", details_lines(run_details(overview), Accounts="#Accounts!A1"))
     page.write_section("What a status means", details_lines(STATUS_HELP))
 
 
-def first_of(lines: Sequence[SummaryLine], most: int) -> list[SummaryLine]:
-    """The first lines, then one that says `and N more`; a single line more is shown itself."""
-    if len(lines) <= most + 1:
-        return [*lines]
-    return [*lines[:most], SummaryLine("", f"and {len(lines) - most:,} more")]
-
-
-def details_lines(
-    details: dict[str, str], links: dict[str, str] | None = None
-) -> list[SummaryLine]:
+def details_lines(details: dict[str, str], **links: str) -> list[SummaryLine]:
     """The lines of the Summary for these details, with the links that some of them have."""
-    return [SummaryLine(name, text, (links or {}).get(name, "")) for name, text in details.items()]
+    return [SummaryLine(name, text, links.get(name, "")) for name, text in details.items()]
 
 
 def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
     """Writes a row of counts for each check; accounts not opened have a row above them."""
     counts = {one: check_tally(overview, one, lines) for one, lines in sheets.items()}
-    unopened = sum(report.error is not None for report in overview.reports)
+    unopened = Counter(report.status for report in overview.reports if report.error)
     names = ["Check", *next(iter(counts.values()), {NOT_CHECKED: 0})]
     columns = [COLUMNS.get(name, Column()) for name in names]
     page.write_row([StyledCell(name, "header") for name in names], columns)
     if unopened:
-        title = (
-            StyledCell("Accounts", "link", "#Accounts!A1") if overview.multi_account else "Account"
-        )
-        page.write_row([title, *("" for _ in names[2:]), unopened])
+        link = StyledCell("Accounts", "link", "#Accounts!A1")
+        title = link if overview.multi_account else StyledCell("Account")
+        page.write_row([title, *(unopened[name] or "" for name in names[1:])])
     for definition, numbers in counts.items():
         title = StyledCell(definition.title, "link", f"#'{definition.title}'!A1")
         page.write_row([title, *(n or "" for n in numbers.values())])
     if overview.multi_account:
-        total = sum(map(Counter, counts.values()), Counter({NOT_CHECKED: unopened}))
+        total = sum(map(Counter, counts.values()), unopened)
         page.write_row(["All", "", *(total[name] or "" for name in names[2:])])
 
 
@@ -5892,9 +5821,9 @@ class Table(NamedTuple):
 
 def build_workbook(overview: Overview) -> bytes:
     """The bytes of the workbook of one account, or of the overview of several."""
-    book = WorkbookWriter(f"{describe_whose(overview)}, {overview.started:%Y-%m-%d}")
+    book = WorkbookWriter(f"{describe_scope(overview)}, {overview.started:%Y-%m-%d}")
     sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
-    write_summary(book.summary(), overview, sheets)
+    write_summary(book.summary, overview, sheets)
     for table in all_tables(overview, sheets, overview.multi_account):
         book.write_table(table)
     return book.data()
@@ -5902,20 +5831,22 @@ def build_workbook(overview: Overview) -> bytes:
 
 def all_tables(overview: Overview, sheets: Sheets, with_account: bool) -> Iterator[Table]:
     """The tables of all sheets after the Summary, in their order."""
-    reports = overview.reports
+    account = ["Account", "Account name"] if with_account else []
+    seen = ["First seen"] if overview.with_state else []
+    end = ["Result", "Control", *seen, "Remediation", "ID"]
     if overview.multi_account:
         yield accounts_table(overview)
     for definition, lines in sheets.items():
         commands = any(line.row.remediation.command for line in lines)
         note = f"{definition.description}{REMEDIATION_NOTE if commands else ''}"
-        header = check_header(definition, with_account, overview.with_state)
-        empty = f"Nothing in {counted(len(reports), 'account')}"
+        header = ["Severity", "Status", *account, *definition.columns, *end]
+        empty = f"Nothing in {counted(len(overview.reports), 'account')}"
         rows = (check_table_row(line, overview.multi_account) for line in lines)
         yield Table(definition.title, note, definition.docs, header, rows, empty)
-    if any(report.controls for report in reports):
-        yield controls_table(overview)
+    if controls := [*control_table_rows(overview)]:
+        yield controls_table(controls)
     if overview.with_state:
-        yield resolved_table(overview, with_account)
+        yield resolved_table(overview, account)
 
 
 def accounts_table(overview: Overview) -> Table:
@@ -5927,23 +5858,18 @@ def accounts_table(overview: Overview) -> Table:
     return Table("Accounts", "Every account, the worst first.", "", header, rows)
 
 
-def controls_table(overview: Overview) -> Table:
+def controls_table(rows: list[TableRow]) -> Table:
     """The sheet Controls as a table: a row for each control that the checks decide."""
-    header = ["Severity", "Status", "Control", "Requirement", "Evaluated", "Failed"]
-    header += ["Accounts failed"] if overview.multi_account else []
-    header += ["CIS 5.0.0", "CIS 3.0.0", "PCI DSS 4.0.1", "Sheet"]
     note = "Controls of AWS Security Hub that the checks decide, by the rules of Security Hub."
-    return Table("Controls", note, CIS_DOC_URL, header, control_table_rows(overview.reports))
+    return Table("Controls", note, CIS_DOC_URL, [*rows[0]], rows)
 
 
-def resolved_table(overview: Overview, with_account: bool) -> Table:
+def resolved_table(overview: Overview, account: list[str]) -> Table:
     """The sheet Resolved as a table: a row for each finding resolved since last time."""
-    header = ["Severity", "Status", *(["Account", "Account name"] if with_account else [])]
-    header += ["Finding", "Result", "First seen", "Days open"]
+    header = ["Severity", "Status", *account, "Finding", "Result", "First seen", "Days open"]
     note = "Findings of the last report that are resolved."
     rows = resolved_table_rows(overview.reports, overview.multi_account)
-    empty = "Nothing was resolved since last time"
-    return Table("Resolved", note, "", header, rows, empty)
+    return Table("Resolved", note, "", header, rows, "Nothing was resolved since last time")
 
 
 # --- CSV ------------------------------------------------------------------------------
@@ -5996,9 +5922,8 @@ def ocsf_events(report: Report) -> Iterator[dict[str, Any]]:
         for row in (row for row in result.rows if row.status != OK):
             yield ocsf_row_event(report, result.check, row)
     for id, known in (report.resolved or {}).items():
-        event = ocsf_event(report, id, known.result, "Resolved", 1, known.severity)
-        event["finding_info"]["first_seen_time"] = ocsf_time(start_of_day(known.first_seen))
-        yield event
+        severity, first_seen = known.severity, known.first_seen
+        yield ocsf_event(report, id, known.result, "Resolved", 1, severity, first_seen)
 
 
 def ocsf_time(moment: datetime) -> int:
@@ -6007,21 +5932,23 @@ def ocsf_time(moment: datetime) -> int:
 
 
 def ocsf_event(
-    report: Report, id: str, text: str, status: str, compliance: int, severity: str = ""
+    report: Report, id: str, text: str, status: str, result: int, severity: str = "", day: str = ""
 ) -> dict[str, Any]:
-    """An OCSF event with the fields that every event has; its resource is the account."""
+    """An OCSF event with the fields that every event has; its resource is the account.
+
+    `result` is a key of OCSF_COMPLIANCE, `day` the day on which the finding was first seen.
+    """
     status_id, activity = OCSF_STATUSES[status]
     name = report.name or ", ".join(report.aliases)
     account = {"uid": report.account, "name": name, "type": "AWS Account", "type_id": 10}
-    product = {"name": "security_check.py", "vendor_name": "security_check.py"}
-    source = check_name_of(id)
+    script, source = "security_check.py", check_name_of(id)
+    product = {"name": script, "vendor_name": script, "version": __version__}
+    metadata = {"version": OCSF_VERSION, "profiles": ["cloud"], "event_code": source}
+    finding = {"uid": f"{report.account}/{id}", "title": text, "types": [source]}
+    seen = {"first_seen_time": ocsf_time(start_of_day(day))} if day else {}
+    passed = {"status_id": result, "status": OCSF_COMPLIANCE[result]}
     return {
-        "metadata": {
-            "version": OCSF_VERSION,
-            "profiles": ["cloud"],
-            "event_code": source,
-            "product": {**product, "version": __version__},
-        },
+        "metadata": {**metadata, "product": product},
         "time": ocsf_time(report.started),
         "category_uid": 2,
         "category_name": "Findings",
@@ -6036,12 +5963,8 @@ def ocsf_event(
         "status_id": status_id,
         "status": status,
         "message": text,
-        "finding_info": {"uid": f"{report.account}/{id}", "title": text, "types": [source]},
-        "compliance": {
-            "status_id": compliance,
-            "status": OCSF_COMPLIANCE[compliance],
-            "standards": [],
-        },
+        "finding_info": {**finding, **seen},
+        "compliance": {**passed, "standards": []},
         "cloud": {"provider": "AWS", "account": account},
         "resources": [{"uid": f"AWS::::Account:{report.account}"}],
     }
@@ -6049,14 +5972,11 @@ def ocsf_event(
 
 def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any]:
     """The OCSF event of a row that is not OK, with its resource, region and remediation."""
-    known = row.first_seen and row.first_seen != f"{report.started:%Y-%m-%d}"
-    status = "In Progress" if known else "New"
-    status = "Suppressed" if row.status == ACCEPTED else status
-    id, text = definition.id(row), describe_result(row)
-    event = ocsf_event(report, id, text, status, 2 if row.error else 3, row.severity)
+    known = row.first_seen not in ("", f"{report.started:%Y-%m-%d}")
+    status = "Suppressed" if row.status == ACCEPTED else "In Progress" if known else "New"
+    id, text, result = definition.id(row), describe_result(row), 2 if row.error else 3
+    event = ocsf_event(report, id, text, status, result, row.severity, row.first_seen)
     event["finding_info"]["title"] = text if row.error else row.kind or text
-    if row.first_seen:
-        event["finding_info"]["first_seen_time"] = ocsf_time(start_of_day(row.first_seen))
     event["finding_info"]["desc"] = definition.description
     if row.controls:
         event["compliance"] |= ocsf_controls(definition, row.controls)
@@ -6064,17 +5984,14 @@ def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any
     event["remediation"] = {"desc": fix or definition.description, "references": [definition.docs]}
     if row.acceptance:
         event["comment"] = row.acceptance.reason
-    region = str(row.cells.get("Region") or report.home_region)
-    event["cloud"]["region"] = region
-    event["resources"] = [
-        {
-            "uid": row.arn or f"AWS::::Account:{report.account}",
-            "name": next(iter(definition.resource_names(row)), ""),
-            "region": region,
-            "cloud_partition": (row.arn or report.auditor_arn).split(":")[1],
-            "data": row.facts,
-        }
-    ]
+    event["cloud"]["region"] = region = str(row.cells.get("Region") or report.home_region)
+    event["resources"][0] |= {
+        "uid": row.arn or event["resources"][0]["uid"],
+        "name": next(iter(definition.resource_names(row)), ""),
+        "region": region,
+        "cloud_partition": (row.arn or report.auditor_arn).split(":")[1],
+        "data": row.facts,
+    }
     return event
 
 
@@ -6086,16 +6003,13 @@ def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
         "CIS AWS Foundations Benchmark 3.0.0": [one.cis_3 for one in controls if one.cis_3],
         "PCI DSS 4.0.1": [one.pci for one in controls if one.pci],
     }
-    numbers = {standard: found for standard, found in numbers.items() if found}
+    texts = {name: ", ".join(dict.fromkeys(found)) for name, found in numbers.items() if found}
     return {
         "control": names[0],
-        "standards": ["AWS Security Hub", *numbers],
+        "standards": ["AWS Security Hub", *texts],
         "requirements": [
             *(f"AWS Security Hub {name}" for name in names),
-            *(
-                f"{standard} {', '.join(dict.fromkeys(found))}"
-                for standard, found in numbers.items()
-            ),
+            *(f"{standard} {text}" for standard, text in texts.items()),
         ],
     }
 
@@ -6107,10 +6021,9 @@ def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
 
 def print_message(text: str, stream: TextIO | None) -> None:
     """Prints text for people; a failure to print is ignored, because it undoes no audit."""
-    if stream is None:  # the program was started with the stream closed
-        return
     with contextlib.suppress(OSError, ValueError):
-        print_line(text, stream)
+        if stream is not None:  # None: the program was started with the stream closed
+            print_line(text, stream)
 
 
 def print_result(text: str) -> None:
@@ -6268,6 +6181,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # a new option would make abbreviations of options ambiguous
     )
+    results: dict[str, Any] = {"metavar": "FILE", "type": path_type("-", ".json", ".txt")}
     repeated: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
     # argparse gets bytes that are no text as these surrogates
     named = repeated | {"type": regex_type("[^\n\udc80-\udcff]+", "a name")}
@@ -6288,10 +6202,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", metavar="FILE", type=path_type(".xls"),
         help="the workbook, or the overview of several accounts")  # fmt: skip
     add("--no-workbook", action="store_true", help="write no workbook")
-    add("--json", metavar="FILE", type=path_type("-", ".json", ".txt"),
-        help="write the report as JSON too; - is standard output")  # fmt: skip
-    add("--ocsf", metavar="FILE", type=path_type("-", ".json", ".txt"),
-        help="write findings and gaps as OCSF, an object a line; or -")  # fmt: skip
+    add("--json", **results, help="write the report as JSON too; - is standard output")
+    add("--ocsf", **results, help="write findings and gaps as OCSF, an object a line; or -")
     add("--csv", metavar="FOLDER", type=FOLDER, help="write every sheet as a CSV file too")
     add("--state", metavar="FILE", type=path_type(".json", ".txt"),
         help="remember findings here, to tell new and resolved ones")  # fmt: skip
@@ -6332,6 +6244,9 @@ BAD_CREDENTIALS_CODES = {
     *("InvalidSignatureException", "RequestExpired", "RequestTimeTooSkewed"),
     "UnrecognizedClientException",
 }
+LOGIN_CODES = ("LoginRefreshRequired", "LoginTokenLoadError", "LoginError")
+SSO_CODES = ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError")
+NOT_ACCEPTED = "AWS does not accept these credentials: check the access key and the clock"
 CREDENTIALS_HELP = {  # advice by error code; {option} becomes --profile and its name
     **dict.fromkeys(EXPIRED_CODES, "the credentials have expired: renew them and run again"),
     "NoCredentialsError": "no AWS credentials found: "
@@ -6341,18 +6256,9 @@ CREDENTIALS_HELP = {  # advice by error code; {option} becomes --profile and its
     "MfaCodeRefused": "AWS does not accept the MFA code: run again with the next one, "
     "or check mfa_serial",
     "NoTerminal": "the profile asks for an MFA code, and there is no terminal to type it",
-    **dict.fromkeys(
-        ("LoginRefreshRequired", "LoginTokenLoadError", "LoginError"),
-        "the login session has expired: run `aws login{option}`",
-    ),
-    **dict.fromkeys(
-        ("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
-        "the SSO session has expired: run `aws sso login{option}`",
-    ),
-    **dict.fromkeys(
-        BAD_CREDENTIALS_CODES,
-        "AWS does not accept these credentials: check the access key and the clock",
-    ),
+    **dict.fromkeys(LOGIN_CODES, "the login session has expired: run `aws login{option}`"),
+    **dict.fromkeys(SSO_CODES, "the SSO session has expired: run `aws sso login{option}`"),
+    **dict.fromkeys(BAD_CREDENTIALS_CODES, NOT_ACCEPTED),
 }
 CONNECTION_HELP = {
     "EndpointConnectionError": "check the network, the region and AWS_ENDPOINT_URL",
@@ -6369,9 +6275,8 @@ CONNECTION_HELP = {
 
 def credentials_help(error: AwsError, profile: str | None) -> str:
     """The advice about credentials that do not work: what to run or to check."""
-    option = f" --profile {profile}" if profile else ""
     if text := CREDENTIALS_HELP.get(error.code):
-        return text.format(option=option)
+        return text.format(option=f" --profile {profile}" if profile else "")
     otherwise = "check the AWS CLI's configuration" if error.service == SIGN_IN.service else ""
     hint = CONNECTION_HELP.get(error.code, otherwise)
     return f"cannot reach the account: {error}{needed_permission(error)}{hint and f': {hint}'}"
@@ -6402,28 +6307,22 @@ def connect(
 
         known = ", ".join(botocore.session.Session().available_profiles) or "none"
         raise CannotRun(f"{error} (profiles: {known})") from error
-    except AwsCallFailed as failed:
-        raise CannotRun(credentials_help(failed.error, profile)) from failed
-    except BotoCoreError as error:
+    except (AwsCallFailed, BotoCoreError) as error:
         raise CannotRun(credentials_help(describe_failure(error, SIGN_IN), profile)) from error
     return aws
 
 
-def assume_role(
-    caller: Account, profile: str | None, role: str, number: str, external_id: str | None = None
-) -> Account:
+def assume_role(caller: Account, role: str, number: str, external_id: str | None = None) -> Account:
     """The account of a number, opened by its role; the caller's own is opened without one."""
-    if number == caller.number:
-        session, arn = caller.session, caller.arn
-    else:
-        session, arn = role_session(caller, profile, role, number, external_id)
-    profile = profile if number == caller.number else ""
     limits = caller.only_regions, caller.excluded_regions, caller.max_key_age
-    return Account(session, utc_now(), *limits, number, arn, profile or "")
+    if number == caller.number:
+        return Account(caller.session, utc_now(), *limits, number, caller.arn, caller.profile)
+    session, arn = role_session(caller, role, number, external_id)
+    return Account(session, utc_now(), *limits, number, arn)
 
 
 def role_session(
-    caller: Account, profile: str | None, role: str, number: str, external_id: str | None
+    caller: Account, role: str, number: str, external_id: str | None
 ) -> tuple[boto3.Session, str]:
     """A session with a role in another account, renewed before it expires, and its ARN."""
     from botocore.credentials import RefreshableCredentials
@@ -6455,13 +6354,13 @@ def role_session(
     credentials = RefreshableCredentials.create_from_metadata(
         metadata(response), refresh_using=lambda: metadata(assume()), method="assume-role"
     )
-    session = new_session(profile, SimpleNamespace(get_credentials=lambda: credentials))
-    return session, response["AssumedRoleUser"]["Arn"]
+    base = SimpleNamespace(get_credentials=lambda: credentials)
+    return new_session(caller.profile or None, base), response["AssumedRoleUser"]["Arn"]
 
 
 # --- a run ----------------------------------------------------------------------------
 
-OVERVIEW = "overview"  # stands for the account's number in a name that is of all accounts
+OVERVIEW_NAME = "overview"  # stands for the account's number in a name that is of all accounts
 
 
 @dataclass
@@ -6469,11 +6368,11 @@ class Run:
     """A run of the program: its options, and what it has read and written."""
 
     options: argparse.Namespace
-    started: datetime = field(default_factory=lambda: utc_now())
-    accept_files: dict[str, list[Acceptance]] = field(default_factory=dict)  # acceptances by file
+    started: datetime = field(default_factory=lambda: utc_now().replace(microsecond=0))
+    accept_files: dict[File, list[Acceptance]] = field(default_factory=dict)  # acceptances by file
     # the accounts in which an acceptance matched something
     used_acceptances: dict[Acceptance, set[str]] = field(default_factory=dict)
-    state_files: dict[str, dict[str, Any]] = field(default_factory=dict)  # raw contents by file
+    state_files: dict[File, dict[str, Any]] = field(default_factory=dict)  # raw contents by file
     changes: dict[str, StateChange] = field(default_factory=dict)  # changes of state by account
     written: list[str] = field(default_factory=list)  # absolute names of the files written so far
     lock: Any = field(default_factory=threading.Lock)
@@ -6492,8 +6391,9 @@ class Run:
 
     @property
     def keeps_ok_rows(self) -> bool:
-        """Whether the OK rows of all accounts are needed at the end, for the JSON report."""
-        return bool(self.options.json) and "{account}" not in self.options.json
+        """Whether OK rows are needed at the end: of one account, or for the JSON report of all."""
+        name = self.options.json
+        return not self.multi_account or bool(name and "{account}" not in name)
 
     @functools.cached_property
     def files_account(self) -> Account:
@@ -6502,12 +6402,12 @@ class Run:
         profile = profiles.pop() if len(profiles) == 1 else None
         return connect(self.options, profile, writes=("PutObject", "DeleteObject"))
 
-    def filled(self, name: str, account: str = OVERVIEW) -> str:
+    def filled(self, name: str, account: str = OVERVIEW_NAME) -> str:
         """The name with `{account}`, `{date}` and `{time}` filled in."""
         parts = {"account": account, "date": self.today, "time": f"{self.started:%H%M}"}
         return re.sub(r"\{(account|date|time)\}", lambda part: parts[part[1]], name)
 
-    def file(self, name: str, account: str = OVERVIEW) -> File:
+    def file(self, name: str, account: str = OVERVIEW_NAME) -> File:
         """The file, here or in S3, of a name that has `{account}` and the like to fill in."""
         full = self.filled(name, account)
         if match := S3_NAME.fullmatch(full):
@@ -6515,15 +6415,17 @@ class Run:
         default = name.endswith(".xls") and name != self.options.output
         return LocalFile(Path(full), create_folder=full != name, numbered=default, tell=warn)
 
-    def write(self, data: bytes, name: str, account: str = OVERVIEW) -> str:
+    def write(self, data: bytes, name: str, account: str = OVERVIEW_NAME) -> str:
         """Writes or prints a file and returns its absolute name; CannotRun if that fails."""
         if name == "-":
-            print_result(data.decode().rstrip("\n"))
+            print_result(data.decode().removesuffix("\n"))
             return name
         self.written.append(written := write_or_save_copy(self.file(name, account), data))
         return written
 
-    def try_write(self, data: bytes, name: str, account: str, errors: list[str]) -> str:
+    def try_write(
+        self, data: bytes, name: str, errors: list[str], account: str = OVERVIEW_NAME
+    ) -> str:
         """Writes like `write`; a failure is added to `errors`, and the name returned is blank."""
         try:
             return self.write(data, name, account)
@@ -6538,7 +6440,7 @@ class Run:
         written = set()
         for title, data in tables:
             name = csv_name(self.options.csv, title)
-            self.try_write(data, name, account, errors)
+            self.try_write(data, name, errors, account)
             written.add(Path(self.filled(name, account)).name)
         folder = Path(self.filled(self.options.csv, account))
         found = sorted(one.name for one in folder.glob(f"{account}-*.csv"))
@@ -6550,11 +6452,11 @@ class Run:
         if not self.options.accept:
             return []
         file = self.file(self.options.accept, account)
-        if str(file) not in self.accept_files:
-            self.accept_files[str(file)] = read_accept_file(file)
-        return self.accept_files[str(file)]
+        if file not in self.accept_files:
+            self.accept_files[file] = read_accept_file(file)
+        return self.accept_files[file]
 
-    def use_acceptances(self, acceptances: Iterable[Acceptance], account: str) -> None:
+    def note_used_acceptances(self, acceptances: Iterable[Acceptance], account: str) -> None:
         """Notes that these acceptances match something in an account."""
         with self.lock:
             for acceptance in acceptances:
@@ -6566,13 +6468,8 @@ class Run:
         A line is called unused only if everything was asked for and read.
         """
         options, used = self.options, self.used_acceptances
-        limited = (
-            options.merge
-            or options.exclude_region
-            or options.check
-            or options.region
-            or options.account
-        )
+        limits = ("merge", "check", "account", "region", "exclude_region")
+        limited = any(getattr(options, name) for name in limits)
         lines = [one for found in self.accept_files.values() for one in found]
         remarks = [
             f"{one.pattern} is accepted in {counted(len(used[one]), 'account')}: put the account's "
@@ -6589,9 +6486,9 @@ class Run:
         """The raw states in the state file that an account is in, by account; read once."""
         file = self.file(self.options.state, account)
         with self.lock:
-            if str(file) not in self.state_files:
-                self.state_files[str(file)] = read_state_file(file)
-            return self.state_files[str(file)]
+            if file not in self.state_files:
+                self.state_files[file] = read_state_file(file)
+            return self.state_files[file]
 
     def state(self, account: str) -> AccountState | None:
         """The state of an account after earlier runs; None without --state. Raises CannotRun."""
@@ -6600,21 +6497,13 @@ class Run:
         file = self.file(self.options.state, account)
         return account_state(self.state_file(account), account, file)
 
-    def history(self, account: str) -> list[HistoryEntry]:
-        """The history of an account that was not audited; empty if it cannot be read."""
-        with contextlib.suppress(CannotRun):
-            if state := self.state(account):
-                return [*state.history]
-        return []
-
     def write_states(self) -> list[str]:
         """Writes the changes to the state files; returns the errors of those that failed."""
-        files: dict[str, tuple[File, dict[str, StateChange]]] = {}
+        files = defaultdict[File, dict[str, StateChange]](dict)
         for account, change in self.changes.items():
-            file = self.file(self.options.state, account)
-            files.setdefault(str(file), (file, {}))[1][account] = change
+            files[self.file(self.options.state, account)][account] = change
         failures = []
-        for file, changes in files.values():
+        for file, changes in files.items():
             try:
                 write_state_file(file, changes)
             except CannotRun as why:
@@ -6623,27 +6512,21 @@ class Run:
 
     def with_question(self, report: Report) -> Report:
         """The report, its question completed with the accounts and limits that options name."""
-        options = self.options
-        if not report.question:
+        options, question = self.options, report.question
+        if not question:
             return report
-        named = options.account if options.organization else []
-        question = replace(
-            report.question,
-            accounts=sorted({*report.question.accounts, *named}),
-            excluded_accounts=sorted(
-                {*report.question.excluded_accounts, *options.exclude_account}
-            ),
-        )
+        named = {*question.accounts, *(options.account if options.organization else ())}
+        excluded = sorted({*question.excluded_accounts, *options.exclude_account})
+        question = replace(question, accounts=sorted(named), excluded_accounts=excluded)
         if not options.merge:
-            limits = sorted(set(options.region)), sorted(set(options.exclude_region))
-            question = replace(
-                question, regions=limits[0], excluded_regions=limits[1], fail_on=options.fail_on
-            )
+            wanted, left_out = sorted({*options.region}), sorted({*options.exclude_region})
+            question = replace(question, regions=wanted, excluded_regions=left_out)
+            question = replace(question, fail_on=options.fail_on)
         return replace(report, question=question)
 
     def overview_name(self) -> str:
         """The name of the overview: --output, else one with the time of the run."""
-        return self.options.output or default_name(OVERVIEW, self.started)
+        return self.options.output or default_name(OVERVIEW_NAME, self.started)
 
     def workbook_name(self, account: str, started: datetime) -> str:
         """The name of an account's workbook: --output, or one of its own in the same folder."""
@@ -6669,8 +6552,7 @@ def check_before_start(run: Run) -> None:
     Files in S3 come last: for them AWS is called.
     """
     options = run.options
-    single = ("accept", "state", "json", "ocsf", "list")
-    pairs = [(option, getattr(options, option)) for option in single]
+    pairs = [(one, getattr(options, one)) for one in ("accept", "state", "json", "ocsf", "list")]
     titles = [*(one.title for one in CHECKS), "Accounts", "Controls", "Resolved"]
     tables = [("csv", csv_name(options.csv, title)) for title in titles if options.csv]
     pairs += tables[:1] if S3_NAME.fullmatch(options.csv or "") else tables
@@ -6685,7 +6567,7 @@ def check_before_start(run: Run) -> None:
 
 def refuse_shared_files(run: Run, names: Sequence[tuple[str, str]]) -> None:
     """Raises CannotRun if two options name one file: one would destroy what the other needs."""
-    for account in (OVERVIEW, *run.options.account, *re.findall(r"\d{12}", str(names))):
+    for account in (OVERVIEW_NAME, *run.options.account, *re.findall(r"\d{12}", str(names))):
         options: dict[str, str] = {}
         for option, name in names:
             full = run.filled(name, account)
@@ -6705,7 +6587,7 @@ def check_file(run: Run, option: str, name: str) -> None:
     elif option == "accept" and one_for_all:
         run.acceptances("")
     elif option not in ("merge", "accept") and not (option == "state" and run.options.merge):
-        for account in {OVERVIEW, "0" * 12, *run.options.account} if here else {OVERVIEW}:
+        for account in {OVERVIEW_NAME, "0" * 12, *run.options.account} if here else {OVERVIEW_NAME}:
             run.file(name, account).ensure_writable()
     if option == "state":
         if isinstance(file, LocalFile) and file.is_stream():
@@ -6733,13 +6615,12 @@ def select_accounts(run: Run) -> Selection:
     if len(set(options.profile)) > 1:
         jobs = jobs_by_profile(options)
         return Selection("AWS profiles", ", ".join(options.profile), jobs)
-    profile = next(iter(options.profile), None)
-    caller = connect(options, profile)
+    caller = connect(options, next(iter(options.profile), None))
     if options.organization:
-        jobs = organization_jobs(run, caller, profile)
+        jobs = organization_jobs(run, caller)
         return Selection(f"AWS organization of {caller.number}", caller.arn, jobs)
     numbers = dict.fromkeys(options.account or [caller.number])
-    jobs = [account_job(caller, options, profile, {"Id": number}) for number in numbers]
+    jobs = [account_job(caller, options, {"Id": number}) for number in numbers]
     return Selection("AWS accounts", caller.arn, jobs)
 
 
@@ -6754,25 +6635,16 @@ def without_excluded(options: argparse.Namespace, selection: Selection) -> Selec
     return selection._replace(jobs=jobs)
 
 
-def account_job(
-    caller: Account, options: argparse.Namespace, profile: str | None, about: dict[str, Any]
-) -> AccountJob:
+def account_job(caller: Account, options: argparse.Namespace, about: dict[str, Any]) -> AccountJob:
     """The job for an account as ListAccounts describes it; only an active one is opened."""
-    number = about["Id"]
+    number, name = about["Id"], about.get("Name", "")
     status = about.get("State") or about.get("Status") or ACTIVE  # State replaced Status in 2026
-    open_account = functools.partial(
-        assume_role, caller, profile, options.role, number, options.external_id
-    )
-    return AccountJob(
-        number,
-        about.get("Name", ""),
-        (profile or "") if number == caller.number else "",
-        status,
-        open=open_account if status == ACTIVE else None,
-    )
+    profile = caller.profile if number == caller.number else ""
+    opener = functools.partial(assume_role, caller, options.role, number, options.external_id)
+    return AccountJob(number, name, profile, status, open=opener if status == ACTIVE else None)
 
 
-def organization_jobs(run: Run, caller: Account, profile: str | None) -> list[AccountJob]:
+def organization_jobs(run: Run, caller: Account) -> list[AccountJob]:
     """The jobs for the accounts of the organization, or for those named by --account.
 
     Accounts that the state knows and that are not listed any more have left the organization.
@@ -6785,18 +6657,12 @@ def organization_jobs(run: Run, caller: Account, profile: str | None) -> list[Ac
         why = f"{failed.error}{needed_permission(failed.error)}"
         hint = "ask from the management account or a delegated administrator"
         raise CannotRun(f"cannot list the accounts: {why}; {hint}") from failed
+    numbers = dict.fromkeys(options.account or listed)
+    jobs = [account_job(caller, options, listed[one]) for one in numbers if one in listed]
     not_listed = AwsError("NotListed", "organizations", "ListAccounts")
-    jobs = [
-        account_job(caller, options, profile, listed[number])
-        if number in listed
-        else AccountJob(number, error=not_listed)
-        for number in dict.fromkeys(options.account or listed)
-    ]
-    known = [] if options.account else known_accounts(run)
-    return [
-        *jobs,
-        *(AccountJob(one, account_status=LEFT_ORGANIZATION) for one in known if one not in listed),
-    ]
+    jobs += [AccountJob(one, error=not_listed) for one in numbers if one not in listed]
+    left = [] if options.account else [one for one in known_accounts(run) if one not in listed]
+    return [*jobs, *(AccountJob(one, account_status=LEFT_ORGANIZATION) for one in left)]
 
 
 def known_accounts(run: Run) -> list[str]:
@@ -6826,8 +6692,8 @@ def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
         if first := jobs.get(caller.number):
             warn(f"{profile}: the same account as {first.profile}: audited once")
             continue
-        open_account = functools.partial(assume_role, caller, profile, "", caller.number)
-        jobs[caller.number] = AccountJob(caller.number, profile, profile, open=open_account)
+        opener = functools.partial(assume_role, caller, "", caller.number)
+        jobs[caller.number] = AccountJob(caller.number, profile, profile, open=opener)
     return [*jobs.values()]
 
 
@@ -6841,33 +6707,32 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
     checks = [one for one in CHECKS if one.name in (run.options.check or one.name)]
     acceptances, state = run.acceptances(aws.number), run.state(aws.number)
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
-    run.use_acceptances(done.used_acceptances, aws.number)
-    name = run.workbook_name(aws.number, done.report.started)
-    report = run.with_question(done.report)
-    report = write_account_files(run, report, "" if run.options.no_workbook else name)
+    run.note_used_acceptances(done.used_acceptances, aws.number)
+    report = write_account_files(run, run.with_question(done.report))
     if state and not report.file_errors:
         run.changes[aws.number] = done.change
     return report
 
 
-def write_account_files(run: Run, report: Report, name: str) -> Report:
+def write_account_files(run: Run, report: Report) -> Report:
     """Writes the workbook, CSV files and JSON of an account; failures are in the report.
 
-    With a blank `name` no workbook is written.
+    Without results there is only JSON.
     """
     options, errors = run.options, list[str]()
     account = report.account or file_name(report.name)
-    if name:
+    if report.results and not options.no_workbook:
+        name = run.workbook_name(account, report.started)
         remarks = [] if run.multi_account else run.accept_remarks([report])
         data = build_workbook(replace(Overview.of_one(report), remarks=remarks))
-        report = replace(report, workbook=run.try_write(data, name, account, errors))
+        report = replace(report, workbook=run.try_write(data, name, errors, account))
     audited = report.results or report.error
     if audited and options.csv and (not run.multi_account or "{account}" in options.csv):
         tables = csv_files(Overview.of_one(report)) if report.results else ()
         run.write_csv(tables, account, errors)
     if "{account}" in (options.json or ""):
         told = replace(report, file_errors=[*errors])
-        run.try_write(to_json([told]), options.json, account, errors)
+        run.try_write(to_json([told]), options.json, errors, account)
     return replace(report, file_errors=errors)
 
 
@@ -6891,10 +6756,8 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
         if job.open:
             with contextlib.closing(job.open()) as aws:
                 report = audit_account(run, aws, job, progress)
-                return (
-                    report if run.keeps_ok_rows or not run.multi_account else drop_ok_rows(report)
-                )
-        error = lost_account_error(run, job)
+                return report if run.keeps_ok_rows else drop_ok_rows(report)
+        error = note_lost_account(run, job)
     except Exception as failure:
         if not run.multi_account:
             if not isinstance(failure, AwsCallFailed):
@@ -6902,21 +6765,25 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
             if not run.options.json:
                 raise CannotRun(cannot_open(failure.error)) from failure
         error = to_aws_error(failure)
-    report = job.report(run.started.replace(microsecond=0), error)
-    acceptance = account_acceptance(run, job.account, report.error) if report.error else None
-    history = run.history(job.account)
-    report = replace(report, error_acceptance=acceptance, history=history)
-    return write_account_files(run, report, "")
+    return write_account_files(run, unaudited_report(run, job, error))
 
 
-def lost_account_error(run: Run, job: AccountJob) -> AwsError | None:
-    """Notes that an account is lost; an error if that is new and the account had findings."""
+def unaudited_report(run: Run, job: AccountJob, error: AwsError | None) -> Report:
+    """The report of an account that was not audited, with its history and its error, if any."""
+    report, history = job.report(run.started, error), list[HistoryEntry]()
+    with contextlib.suppress(CannotRun):  # without a state that can be read there is no history
+        history += (run.state(job.account) or AccountState()).history
+    acceptance = account_acceptance(run, job.account, report.error)
+    return replace(report, error_acceptance=acceptance, history=history)
+
+
+def note_lost_account(run: Run, job: AccountJob) -> AwsError | None:
+    """Notes the status of a lost account for the state; an error if it is new and had findings."""
     state = run.state(job.account)
     if job.error or job.account_status == ACTIVE or not state:
         return None
-    run.changes[job.account] = StateChange(
-        run.today, [], {}, set(), {}, 0, {}, state.max_key_age, job.account_status
-    )
+    nothing = StateChange(run.today, [], {}, set(), {}, 0, {}, state.max_key_age)
+    run.changes[job.account] = nothing._replace(account_status=job.account_status)
     if not state.findings or state.account_status == job.account_status:
         return None
     known = counted(len(state.findings), "finding")
@@ -6926,15 +6793,15 @@ def lost_account_error(run: Run, job: AccountJob) -> AwsError | None:
 UNACCEPTABLE = {*EXPIRED_CODES, "CannotRun", "InternalError", "NotMerged", "NoReport"}
 
 
-def account_acceptance(run: Run, account: str, error: AwsError) -> Acceptance | None:
+def account_acceptance(run: Run, account: str, error: AwsError | None) -> Acceptance | None:
     """The valid acceptance `ACCOUNT/not-checked` of an account that was not opened, or None."""
-    if error.code in UNACCEPTABLE:
+    if not error or error.code in UNACCEPTABLE:
         return None
     with contextlib.suppress(CannotRun):
         for acceptance in run.acceptances(account):
             valid = not acceptance.until or acceptance.until >= run.today
             if valid and account and acceptance.matches(account, NOT_CHECKED_END, gap=True):
-                run.use_acceptances([acceptance], account)
+                run.note_used_acceptances([acceptance], account)
                 return acceptance
     return None
 
@@ -6942,10 +6809,8 @@ def account_acceptance(run: Run, account: str, error: AwsError) -> Acceptance | 
 def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Report]:
     """Audits the accounts side by side; the reports come in the order of the jobs."""
 
-    def no_progress(_: str) -> None:
-        """Shows nothing of a check, because several accounts are audited at once."""
-
-    inner, findings = no_progress if run.multi_account else progress, 0
+    silent = functools.partial(show_progress, 0, False)  # for checks of several accounts at once
+    inner, findings = silent if run.multi_account else progress, 0
     with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
         futures = [pool.submit(audit_safely, run, job, inner) for job in jobs]
         for done, future in enumerate(as_completed(futures) if run.multi_account else (), 1):
@@ -6970,7 +6835,7 @@ def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
     return reports if keep_ok_rows else [*map(drop_ok_rows, reports)]
 
 
-def unmergeable(report: Report, why: str) -> Report:
+def not_merged_report(report: Report, why: str) -> Report:
     """Warns that a report cannot be merged, and returns one that says why, with its history."""
     named = report.name in why  # an error of a file names the file already
     warn(f"{report.account} {why}".strip() if named else f"{report.account or report.name} {why}")
@@ -6981,9 +6846,9 @@ def unmergeable(report: Report, why: str) -> Report:
 def reject_stale(run: Run, report: Report) -> Report:
     """The report if it is of this run, else an error: an old one must not hide a failed audit."""
     if report.started > run.started + CLOCK_TOLERANCE:
-        return unmergeable(report, f"is of {report.started:%Y-%m-%d %H:%M}, in the future")
+        return not_merged_report(report, f"is of {report.started:%Y-%m-%d %H:%M}, in the future")
     if run.started - report.started > MAX_RUN_DURATION:
-        return unmergeable(report, f"is of {report.started:%Y-%m-%d %H:%M}, before this run")
+        return not_merged_report(report, f"is of {report.started:%Y-%m-%d %H:%M}, before this run")
     return report
 
 
@@ -6992,15 +6857,12 @@ def reject_other_questions(reports: list[Report]) -> list[Report]:
 
     A report with fewer checks must not stand for a complete one.
     """
-    asked = Counter(json.dumps(encode(one.question)) for one in reports if one.question)
-    if len(asked) < 2:
-        return reports
-    (usual, _), *_ = asked.most_common()
+    asked = [one.question and json.dumps(encode(one.question)) for one in reports]
+    usual = [question for question, _ in Counter(filter(None, asked)).most_common(1)]
+    why = "was asked for other checks, regions or key ages than most"
     return [
-        unmergeable(one, "was asked for other checks, regions or key ages than most")
-        if one.question and json.dumps(encode(one.question)) != usual
-        else one
-        for one in reports
+        one if question in (None, *usual) else not_merged_report(one, why)
+        for one, question in zip(reports, asked, strict=True)
     ]
 
 
@@ -7022,13 +6884,13 @@ def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
             reports = [reject_stale(run, one) for one in future.result()]
         except CannotRun as why:
             unread = Report("", run.started, name=Path(file.absolute()).name)
-            rejected.append(unmergeable(unread, str(why)))
+            rejected.append(not_merged_report(unread, str(why)))
             continue
         for report in reports:
             other, known = found.setdefault(key := report.account or report.name, (file, report))
             if known is not report:
                 twice = f"is in {other} and in {file}: the later one counts"
-                rejected.append(unmergeable(replace(report, history=[]), twice))
+                rejected.append(not_merged_report(replace(report, history=[]), twice))
                 found[key] = file, max(known, report, key=lambda one: (not one.error, one.started))
     kept = reject_other_questions([report for _, report in found.values()])
     return {report.account or report.name: report for report in kept}, rejected
@@ -7051,32 +6913,23 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
 
 def missing_report(run: Run, job: AccountJob) -> Report:
     """A report for an account without one; an error in it if one was expected."""
-    audited = job.account_status == ACTIVE and not job.error
+    if job.account_status == ACTIVE and not job.error:
+        return unaudited_report(run, job, AwsError("NoReport", detail="of this run"))
     try:
-        lost = None if audited else lost_account_error(run, job)
+        return unaudited_report(run, job, note_lost_account(run, job))
     except CannotRun as why:
-        lost = to_aws_error(why)
-    error = AwsError("NoReport", detail="of this run") if audited else lost
-    report = job.report(run.started.replace(microsecond=0), error)
-    return replace(report, history=run.history(job.account))
+        return unaudited_report(run, job, to_aws_error(why))
 
 
-def merged_overview(run: Run, selection: Selection, reports: list[Report]) -> Overview:
+def merged_overview(overview: Overview) -> Overview:
     """The overview of merged reports; its time is from the first start to the last end."""
-    audited = [report for report in reports if report.auditor_arn or report.results]
-    began = min((report.started for report in audited), default=run.started)
+    audited = [report for report in overview.reports if report.auditor_arn or report.results]
+    began = min((report.started for report in audited), default=overview.started)
     ends = (report.started + timedelta(seconds=report.seconds) for report in audited)
-    auditors = in_words(sorted(report.auditor_arn for report in audited))
-    return Overview(
-        reports=sorted(drop_repeated_rows(reports), key=Report.sort_key),
-        started=began,
-        seconds=(max(ends, default=began) - began).total_seconds(),
-        path=run.file(run.overview_name()).absolute(),
-        multi_account=True,
-        with_state=any(report.resolved is not None for report in reports),
-        scope=selection.scope,
-        auditor_arn=selection.auditor_arn or auditors,
-    )
+    seconds = (max(ends, default=began) - began).total_seconds()
+    compared = any(report.resolved is not None for report in overview.reports)
+    arn = overview.auditor_arn or in_words(sorted(report.auditor_arn for report in audited))
+    return replace(overview, started=began, seconds=seconds, with_state=compared, auditor_arn=arn)
 
 
 # --- main -----------------------------------------------------------------------------
@@ -7091,12 +6944,6 @@ class Outcome(NamedTuple):
     files: list[str]
 
 
-def write_list(run: Run, numbers: list[str]) -> Outcome:
-    """Writes the numbers of the accounts to audit, one a line, or prints them."""
-    run.write("".join(f"{number}\n" for number in numbers).encode(), run.options.list)
-    return Outcome(0, counted(len(numbers), "account"), False, run.written)
-
-
 def run_program(argv: Sequence[str] | None) -> Outcome:
     """Does a run from its arguments to its outcome; raises CannotRun if there is no report."""
     began, options = time.monotonic(), parse_arguments(argv)
@@ -7108,29 +6955,28 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
     check_before_start(run)
     selection = without_excluded(options, select_accounts(run))
     if options.list:
-        return write_list(run, [job.account for job in selection.jobs if job.open])
-    if options.merge:
-        overview = merged_overview(run, selection, merge_reports(run, selection.jobs))
-    else:
-        overview = audited_overview(run, selection, began)
-    return report_outcome(run, overview)
+        numbers = [job.account for job in selection.jobs if job.open]
+        run.write("".join(f"{number}\n" for number in numbers).encode(), options.list)
+        return Outcome(0, counted(len(numbers), "account"), False, run.written)
+    progress = functools.partial(show_progress, began, not options.quiet)
+    jobs = selection.jobs
+    reports = merge_reports(run, jobs) if options.merge else audit_all(run, jobs, progress)
+    return report_outcome(run, make_overview(run, selection, reports, began))
 
 
-def audited_overview(run: Run, selection: Selection, began: float) -> Overview:
-    """Audits the accounts of the selection, and returns their overview."""
-    progress = functools.partial(show_progress, began, not run.options.quiet)
-    reports = audit_all(run, selection.jobs, progress)
-    overview = run.file(run.overview_name()).absolute() if run.multi_account else ""
-    return Overview(
+def make_overview(run: Run, selection: Selection, reports: list[Report], began: float) -> Overview:
+    """The overview of the reports that a run has made or merged."""
+    overview = Overview(
         reports=sorted(drop_repeated_rows(reports), key=Report.sort_key),
         started=run.started,
         seconds=time.monotonic() - began,
-        path=overview or reports[0].workbook,
+        path=run.file(run.overview_name()).absolute() if run.multi_account else reports[0].workbook,
         multi_account=run.multi_account,
         with_state=bool(run.options.state),
         scope=selection.scope,
         auditor_arn=selection.auditor_arn,
     )
+    return merged_overview(overview) if run.options.merge else overview
 
 
 def report_outcome(run: Run, overview: Overview) -> Outcome:
@@ -7142,11 +6988,12 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     failures = [] if overview.multi_account else [*reports[0].file_errors]
     overview = replace(overview, remarks=run.accept_remarks(reports))
     if overview.multi_account:
-        name = "" if options.no_workbook else run.overview_name()
-        path = run.try_write(build_workbook(overview), name, OVERVIEW, failures) if name else ""
+        path = ""
+        if not options.no_workbook:
+            path = run.try_write(build_workbook(overview), run.overview_name(), failures)
         overview = replace(overview, path=path)
         if options.csv and "{account}" not in options.csv:
-            run.write_csv(csv_files(overview), OVERVIEW, failures)
+            run.write_csv(csv_files(overview), OVERVIEW_NAME, failures)
     attention = overview.needs_attention()
     warn_of_errors(overview)
     shown = overview.multi_account or not reports[0].error
@@ -7158,25 +7005,25 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     for remark in () if options.quiet else overview.remarks:
         warn(remark)
     if options.json and (options.merge or "{account}" not in options.json):
-        run.try_write(to_json(reports, bool(options.merge)), options.json, OVERVIEW, failures)
+        run.try_write(to_json(reports, bool(options.merge)), options.json, failures)
     if options.ocsf:
         write_ocsf(run, reports, failures)
     failures = failures or run.write_states()
     if failures:
         raise CannotRun("; ".join(failures))
-    whose = f"AWS account {reports[0].account}"
-    if overview.multi_account:
-        whose = f"{overview.scope}: {describe_accounts(reports)}"
+    several = f"{overview.scope}: {describe_accounts(reports)}"
+    whose = several if overview.multi_account else f"AWS account {reports[0].account}"
     return Outcome(overview.exit_code(), f"{whose}: {headline(overview)}", attention, run.written)
 
 
 def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
     """Writes findings and gaps as OCSF: to standard output, one file, or one an account."""
-    name = run.options.ocsf
-    if "{account}" not in name:
-        run.try_write(to_ocsf(reports), name, OVERVIEW, failures)
-    for one in reports if "{account}" in name else ():
-        run.try_write(to_ocsf([one]), name, one.account or file_name(one.name), failures)
+    name, files = run.options.ocsf, defaultdict[str, list[Report]](list)
+    for one in reports:
+        own = one.account or file_name(one.name)
+        files[own if "{account}" in name else OVERVIEW_NAME].append(one)
+    for account, found in files.items():
+        run.try_write(to_ocsf(found), name, failures, account)
 
 
 def shows_colour() -> bool:
@@ -7195,9 +7042,8 @@ def warn_of_errors(overview: Overview) -> None:
         if report.credentials_expired():
             warn(f"{prefix}the credentials expired during the audit: the rest was {NOT_CHECKED}")
         if any(LIMITS_USED_UP in error.detail for error in report.errors()):
-            warn(
-                f"{prefix}AWS refused calls however slowly they were made: others use up its limits"
-            )
+            refused = "AWS refused calls however slowly they were made"
+            warn(f"{prefix}{refused}: others use up its limits")
         if report.error and not overview.multi_account:
             warn(cannot_open(report.error))
 

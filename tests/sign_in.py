@@ -123,6 +123,6 @@ def entrance(keys: dict[str, str]) -> Iterator[Entrance]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         server.url = f"http://127.0.0.1:{http.server_address[1]}"
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=http.serve_forever, args=[0.01], daemon=True).start()
         yield server
         http.shutdown()

@@ -29,6 +29,7 @@ from reading import (
     read_sheet,
     rows_by_id,
     summary_facts,
+    summary_section,
     summary_table,
     timeless,
 )
@@ -233,15 +234,26 @@ def test_an_account_that_is_there_twice(
     assert "2 audited, 1 NOT CHECKED" in said.out
 
 
-def test_an_account_that_was_accepted_stays_accepted(cloud: Cloud) -> None:
+def test_an_account_that_was_accepted_stays_accepted(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("accept.txt").write_text(f"{TOKYO}/not-checked # closes soon\n")
     Path("runs").mkdir()
     cloud.layer.faults = [Fault("AccessDenied", "sts", "AssumeRole", status=403)]
     for number in (TOKYO, DEFAULT_ACCOUNT_ID):
         options = ["--account", number, "--accept", "accept.txt", "--check", "ec2-classic"]
         main([*options, "--json", f"runs/{number}.json", "--no-workbook"])
-    assert main(["--merge", "runs", "--json", "all.json", "--no-workbook"]) == 0
+    capsys.readouterr()
+    assert main(["--merge", "runs", "--json", "all.json", "--output", "o.xls"]) == 0
     assert read_accounts("all.json")[TOKYO]["error_acceptance"]["reason"] == "closes soon"
+    told = capsys.readouterr().out
+    assert told.splitlines()[2] == "1 audited, 1 ACCEPTED"
+    assert "1 NOT CHECKED but accepted" in told
+    assert "Not checked:" not in told
+    (row,) = (one for one in read_sheet("o.xls", "Accounts") if one["Account"] == TOKYO)
+    assert row["Status"] == "ACCEPTED"
+    assert row["Result"].endswith("(accepted closes soon)")
+    assert summary_section("o.xls", "Not checked") == []
 
 
 def test_a_file_that_is_named_twice_is_read_once(

@@ -255,7 +255,7 @@ class Page(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving(handler: type[Any]) -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 
@@ -369,5 +369,5 @@ def test_accounts_that_could_not_be_entered_do_not_keep_others_from_it(
     numbers = [f"{number:012}" for number in range(6)]
     for number in numbers[:5]:
         with pytest.raises(AwsCallFailed, match=r"^NoResponse: sts AssumeRole .* within"):
-            security_check.assume_role(account, None, "security-check", number)
-    security_check.assume_role(account, None, "security-check", numbers[5])
+            security_check.assume_role(account, "security-check", number)
+    security_check.assume_role(account, "security-check", numbers[5])

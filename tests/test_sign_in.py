@@ -654,7 +654,7 @@ def test_what_is_no_external_id_is_refused(id: str, cloud: Cloud) -> None:
 def test_an_audit_may_take_longer_than_the_credentials_of_a_role(cloud: Cloud) -> None:
     options = security_check.parse_arguments([])
     caller = security_check.connect(options, None)
-    aws = security_check.assume_role(caller, None, "security-check", OTHER)
+    aws = security_check.assume_role(caller, "security-check", OTHER)
     credentials: Any = aws.session.get_credentials()
     aws.ask("iam", "GetAccountSummary")
     assert len(assumed(cloud)) == 1

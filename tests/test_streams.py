@@ -53,7 +53,7 @@ raise_bug = NAMES["raise_bug"]
 @pytest.mark.survives_bugs
 @pytest.mark.parametrize(
     "place",
-    ["select_accounts", "audited_overview", "report_outcome", "parse_arguments", "new_session",
+    ["select_accounts", "make_overview", "report_outcome", "parse_arguments", "new_session",
      "sign_in", "check_before_start"],
 )  # fmt: skip
 def test_whatever_is_not_foreseen_is_a_traceback_and_a_line_and_2(

@@ -291,7 +291,7 @@ AWS organization of 123456789012, 2026-11-23
 888888888888 Archive of the old                               NOT CHECKED
 123456789012 Production                  1     1      1     -           -
 222222222222 Sandbox                     1     -      -     -           -
-666666666666 Closed               SUSPENDED
+666666666666 Closed                                             SUSPENDED
 
 4 findings, 1 NOT CHECKED
 Worst:

@@ -94,7 +94,7 @@ def test_a_second_run_on_the_day_tells_it_again(
 ALL = ("--organization", *MFA, "--quiet", "--state", "state.json", "--output", "o.xls")
 
 
-@pytest.mark.parametrize("point", ["audited_overview", "Run.write_states"])
+@pytest.mark.parametrize("point", ["make_overview", "Run.write_states"])
 def test_an_organization_remembers_nothing_before_the_overview_is_told(
     small_org: Organization,
     cloud: Cloud,
