@@ -303,8 +303,8 @@ def test_a_response_in_drops_is_given_up(cloud: Cloud, monkeypatch: pytest.Monke
                     self.wfile.write(b" ")
                 self.connection.shutdown(socket.SHUT_RDWR)
 
-    monkeypatch.setattr(security_check, "CALL_TIMEOUT", 0.5)
     account = security_check.connect(security_check.parse_arguments([]), None)
+    monkeypatch.setattr(security_check, "CALL_TIMEOUT", 0.1)
     monkeypatch.delenv("HTTP_PROXY")
     with serving(Drops) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL_IAM", url)

@@ -287,7 +287,7 @@ def test_a_token_with_a_line_break_is_told_what_is_wrong_with_it(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cloud.over_http = True
-    monkeypatch.setattr(security_check, "ATTEMPTS", 1)
+    monkeypatch.setattr("security_check.ATTEMPTS", 1)
     monkeypatch.setenv("AWS_SESSION_TOKEN", "IQoJb3JpZ2luX2VjE\n")
     assert main([]) == 2
     error = capsys.readouterr().err
