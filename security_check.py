@@ -6866,16 +6866,21 @@ def reject_other_questions(reports: list[Report]) -> list[Report]:
     ]
 
 
-def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
-    """Reads the reports of --merge: one for each account, and errors for what cannot be merged."""
-    files: dict[str, File] = {}  # each file once, though it and its folder may be named
+def files_to_merge(run: Run) -> list[File]:
+    """The files of --merge, each once, though it and its folder may be named."""
+    files: dict[str, File] = {}
     for place in map(run.file, run.options.merge):
         with read_errors_as_cannot_run(place):
             files |= {one.absolute(): one for one in place.list_json()}
+    return [*files.values()]
+
+
+def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
+    """Reads the reports of --merge: one for each account, and errors for what cannot be merged."""
+    files, outputs = files_to_merge(run), [run.options.json, run.options.ocsf]
+    results = {run.file(name).absolute() for name in outputs if name not in (None, "-")}
     with ThreadPoolExecutor(MERGE_THREADS) as pool:
-        futures = [
-            (one, pool.submit(read_report_file, one, run.keeps_ok_rows)) for one in files.values()
-        ]
+        futures = [(one, pool.submit(read_report_file, one, run.keeps_ok_rows)) for one in files]
     found, rejected = dict[str, tuple[File, Report]](), list[Report]()
     for file, future in futures:
         try:
@@ -6886,6 +6891,8 @@ def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
             unread = Report("", run.started, name=Path(file.absolute()).name)
             rejected.append(not_merged_report(unread, str(why)))
             continue
+        if reports and file.absolute() in results:
+            raise CannotRun(f"{file} is one of the reports that are merged: it would be replaced")
         for report in reports:
             other, known = found.setdefault(key := report.account or report.name, (file, report))
             if known is not report:

@@ -256,6 +256,19 @@ def test_an_account_that_was_accepted_stays_accepted(
     assert summary_section("o.xls", "Not checked") == []
 
 
+@pytest.mark.parametrize("option", ["--json", "--ocsf"])
+def test_a_report_that_is_merged_is_not_replaced(
+    copy_runs: Callable[..., None], capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    copy_runs(TOKYO)
+    before = Path(f"runs/{TOKYO}.json").read_bytes()
+    assert main(["--merge", "runs", "--no-workbook", option, f"runs/{TOKYO}.json"]) == 2
+    assert f"runs/{TOKYO}.json is one of the reports that are merged" in capsys.readouterr().err
+    assert Path(f"runs/{TOKYO}.json").read_bytes() == before
+    for _ in range(2):  # the overview of last month may be replaced
+        assert main(["--merge", "runs", "--no-workbook", "--json", "runs/all.json"]) == 1
+
+
 def test_a_file_that_is_named_twice_is_read_once(
     copy_runs: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
