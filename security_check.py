@@ -167,23 +167,24 @@ OK, FINDING, NOT_CHECKED, ACCEPTED = "OK", "FINDING", "NOT CHECKED", "ACCEPTED"
 ROW_ORDER = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # the rows of a sheet, most serious first
 NEW, WORSE, BETTER = "NEW", "WORSE", "BETTER"  # how a finding changed since the last run
 PASSED, FAILED = "PASSED", "FAILED"
-CONTROL_STATUSES = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # of a control, the worst first
+CONTROL_STATUSES = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # statuses of a control, worst first
 ACTIVE = "ACTIVE"  # AWS's word for an account of an organization that can be audited
 LEFT_ORGANIZATION = "LEFT"  # our word for an account that has left the organization
 ROOT = "<root_account>"  # root's name in the credential report; no IAM user name can contain "<"
-NOTHING_TARGET, EXPIRED_TARGET = "<nothing>", "<expired>"  # targets of rows without a resource
+# Targets of rows that stand for a whole check: nothing to show, and credentials that were lost
+NOTHING_TARGET, EXPIRED_TARGET = "<nothing>", "<expired>"
 NOT_CHECKED_END = "not-checked"  # the end of the ID of every row that is NOT CHECKED
 
 MAX_KEY_AGE = 90  # days: the greatest age of an access key that Security Hub IAM.3 allows
 RULES_DATE = "2026-11-25"  # when rules and controls were last compared with AWS's documentation
 MAX_CELL_TEXT = 32_767  # the most characters that a cell of the .xls format can hold
-PREFETCH_THREADS = 8  # few, as IAM throttles all calls of an account together
+PREFETCH_THREADS = 8  # few threads, as IAM throttles all calls of an account together
 
 EXPIRED_CODES = {
     *("ExpiredToken", "ExpiredTokenException", "LoginRefreshRequired", "LoginTokenLoadError"),
     *("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"),
 }
-GONE_CODES = {"NoSuchEntity", "NoSuchBucket"}  # codes of a resource deleted after it was listed
+GONE_CODES = {"NoSuchEntity", "NoSuchBucket"}  # error codes for a resource deleted after listing
 
 # The IAM actions of S3 whose names differ from those of the calls that they allow.
 # https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
@@ -202,12 +203,12 @@ Fact = str | int | bool | None  # a value for programs, in the JSON report and i
 
 
 class CannotRun(Exception):
-    """Why there is no report: one line for the administrator, exit code 2."""
+    """The reason why there is no report, as one line for the administrator; exit code 2."""
 
 
 @dataclass(frozen=True)
 class AwsError:
-    """Why a call to AWS failed, as data."""
+    """The reason why a call to AWS failed, as data."""
 
     code: str  # error code of AWS (AccessDenied), of botocore (EndpointConnectionError), or ours
     service: str = ""
@@ -222,7 +223,7 @@ class AwsError:
         """The IAM action that may be missing; blank if the call was not denied for lack of it."""
         action = f"{self.service}:{self.operation}"
         denied = "Denied" in self.code or "Unauthorized" in self.code
-        elsewhere = DENIED_BY in self.detail  # another policy denies: an Allow would not help
+        elsewhere = DENIED_BY in self.detail  # a policy denies the call: an Allow would not help
         return IAM_ACTION_NAMES.get(action, action) if denied and not elsewhere else ""
 
 
@@ -236,7 +237,7 @@ class AwsCallFailed(Exception):
 
 @dataclass(frozen=True)
 class Acceptance:
-    """A line of the accept file: somebody decided to live with these findings."""
+    """A line of the accept file: somebody decided to live with the findings that it matches."""
 
     pattern: str  # a glob over IDs; it is for one account if it begins with an account number
     until: str  # the last day on which the acceptance is valid; blank if it has no end
@@ -244,14 +245,14 @@ class Acceptance:
 
     @property
     def line(self) -> str:
-        """The line as text, by which the state knows it: a changed line is a new acceptance."""
+        """The line as text, its key in the state: a changed line is a new acceptance."""
         return f"{self.pattern} until {self.until} # {self.reason}"
 
     def matches(self, account: str, id: str, gap: bool) -> bool:
-        """Whether the acceptance is for this ID in this account; `gap`: it is NOT CHECKED.
+        """Whether the pattern fits the ID; for a `gap` (NOT CHECKED) it has to end in not-checked.
 
-        What is NOT CHECKED needs a pattern that ends in NOT_CHECKED_END, and no other pattern
-        may end so, unless it is the whole ID. Expired credentials are never accepted.
+        A pattern that ends so fits nothing else, unless it has no wildcards. Expired credentials
+        are never accepted.
         """
         ends_so = self.pattern.endswith(NOT_CHECKED_END)
         if ends_so != gap and (gap or not self.exactness()[0]):
@@ -260,13 +261,13 @@ class Acceptance:
         return EXPIRED_TARGET not in id and any(map(glob_regex(self.pattern).fullmatch, names))
 
     def exactness(self) -> tuple[bool, int]:
-        """The sort key of patterns: those without wildcards come last, and of these the longest."""
+        """The sort key of patterns: those without wildcards come last; of equals, the longest."""
         return not set(self.pattern) & set("*?["), len(self.pattern)
 
 
 @functools.cache
 def glob_regex(pattern: str) -> re.Pattern[str]:
-    """A glob as a compiled regular expression; all are kept, fnmatch keeps a limited number."""
+    """The compiled regular expression of a glob. All are cached: fnmatch caches only some."""
     return re.compile(translate(pattern))
 
 
@@ -290,15 +291,15 @@ class ControlFinding(NamedTuple):
 
 
 class ControlStatus(NamedTuple):
-    """A control in one account, or in several."""
+    """The status of a control in one account, or in several together."""
 
-    status: str  # the status of a control: a word of CONTROL_STATUSES
+    status: str  # status of the control: a word of CONTROL_STATUSES
     evaluated: int = 0  # number of resources that the control looked at
     failed: int = 0  # number of resources that fail the control, accepted ones too
 
 
 class Remediation(NamedTuple):
-    """How to fix a finding."""
+    """The way to fix a finding: a command, or a task by hand."""
 
     command: str = ""  # a command line of the AWS CLI, complete and quoted for a POSIX shell
     manual: str = ""  # what to do by hand if no command can fix the finding
@@ -321,7 +322,7 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a sheet."""
+    """A row of a sheet: the result of a check for a target, or for one item in it."""
 
     target: str  # the region, user or bucket that was checked
     item: str  # the thing in the target, such as a key ID; blank if the row is about the target
@@ -332,12 +333,12 @@ class Row:
     remediation: Remediation = field(default=Remediation(), compare=False)
     control_findings: tuple[ControlFinding, ...] = ()  # the most severe control is first
     extent: frozenset[str] = frozenset()  # the extent of a finding: open CIDRs, flaws, ...
-    resource: str = ""  # the resource; its findings may turn into each other; blank: the target
+    resource: str = ""  # the resource; its findings may replace each other; blank: the target
     fully_read: bool = True  # False if an error leaves the severity or extent uncertain
 
     # the next four fields serve sorted lists and other programs
     kind: str = field(default="", compare=False)  # a title, such as `Root has access keys`
-    priority: int = field(default=0, compare=False)  # sort number: higher first in a severity
+    priority: int = field(default=0, compare=False)  # rank within a severity: the highest is first
     arn: str = field(default="", compare=False)  # resource's ARN; Check.with_arn fills it if blank
     facts: dict[str, Fact] = field(default_factory=dict, compare=False)
 
@@ -345,7 +346,7 @@ class Row:
     acceptance: Acceptance | None = None
     acceptance_ended: str = ""  # why the acceptance does not count; blank if it counts
     first_seen: str = ""  # first day with this finding, such as 2030-12-31; blank without --state
-    change: str = ""  # NEW, WORSE or BETTER than in the last run; blank if unchanged
+    change: str = ""  # NEW today, or WORSE or BETTER than in the last run; else blank
     was: str = ""  # the sentence of the last run, if the finding is WORSE or BETTER
 
     @property
@@ -388,7 +389,7 @@ class Row:
 
     @property
     def new(self) -> bool:
-        """Whether the finding is NEW today; on the first run of its check no finding is."""
+        """Whether the finding was first seen today; False for all on the first day of its check."""
         return self.change == NEW
 
 
@@ -421,10 +422,10 @@ class Check:
     arn: str = ""  # pattern of a resource's ARN; may use {partition}, {account}, {any column}
     name_columns: tuple[str, ...] = ()  # columns that name the resource, the best first
     row_noun: str = "row"
-    controls: dict[str, Control] = field(default_factory=dict)  # by number, decided by this check
+    controls: dict[str, Control] = field(default_factory=dict)  # the check's controls, by number
     console_links: dict[str, str] = field(default_factory=dict)  # URL templates by column header
     prefetch: tuple[Callable[[Account], Any], ...] = ()  # calls to start while earlier checks run
-    threads: int = 32  # targets that are checked at once; as many as CONNECTIONS
+    threads: int = 32  # number of targets checked at once; as many as CONNECTIONS
     uses_key_age: bool = False  # whether --max-key-age decides what is a finding
 
     @property
@@ -437,7 +438,7 @@ class Check:
         return f"{self.name}/{row.id}"
 
     def with_arn(self, row: Row, aws: Account) -> Row:
-        """The row with its resource's ARN, unless it has one; blank if a part is not known."""
+        """The row with its resource's ARN; blank if that is unknown, or the target NOT CHECKED."""
         if row.arn or (row.error and not row.item):
             return row
         if self.targets.arn:
@@ -520,7 +521,7 @@ class CheckResult:
 
     check: Check
     rows: list[Row]
-    complete: bool = True  # False if --region limited the check
+    complete: bool = True  # False if --region limited the rows
     evaluated: int = 0  # number of resources looked at; of rows, if the check counts no resources
 
     # the next fields are for diff_with_state and evaluate_control, not for the JSON report
@@ -540,7 +541,7 @@ class KnownFinding(NamedTuple):
     first_seen: str  # the day on which the finding was first seen, such as 2030-12-31
     result: str
     target: str = ""
-    severity: str = ""  # blank if the state file is of schema 1, as are the fields below
+    severity: str = ""  # the severity and the fields below are blank in schema 1 of the state
     control: str = ""
     extent: frozenset[str] = frozenset()
     resource: str = ""
@@ -551,7 +552,7 @@ class KnownFinding(NamedTuple):
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """A day of the history: the findings of its audits."""
+    """A day of the history: the numbers of findings after its audits."""
 
     day: str
     open: dict[str, int]  # number of open findings by severity, after the last audit of the day
@@ -572,8 +573,8 @@ class CoveredFinding(NamedTuple):
 class Coverage(NamedTuple):
     """The findings that an acceptance covered when it first held."""
 
-    worst: str  # the most serious severity of the findings
-    findings: dict[str, CoveredFinding]  # the findings, by ID
+    worst: str  # the most serious severity of the covered findings
+    findings: dict[str, CoveredFinding]  # the covered findings, by ID
 
 
 @dataclass(frozen=True)
@@ -595,14 +596,14 @@ class AccountState:
 
 @dataclass(frozen=True)
 class Question:
-    """The question that a report answers."""
+    """The question that a report answers: the checks, accounts, regions and limits of its run."""
 
     checks: list[str]  # names of the checks that were run
     regions: list[str]  # regions to which --region limited the audit; empty: all enabled ones
     max_key_age: int  # days: the greatest age of an access key
     version: str  # the version of this script
     excluded_regions: list[str] = field(default_factory=list)
-    accounts: list[str] = field(default_factory=list)  # accounts that were named; empty: all
+    accounts: list[str] = field(default_factory=list)  # accounts named by --account; empty: all
     excluded_accounts: list[str] = field(default_factory=list)
     fail_on: str = LOW  # the lowest severity that counts for the exit code
     rules: str = RULES_DATE
@@ -635,7 +636,7 @@ class Report:
     results: list[CheckResult] = field(default_factory=list)
     controls: dict[str, ControlStatus] = field(default_factory=dict)
     first_run: bool = False  # True if one of the checks had never run before this day
-    resolved: dict[str, KnownFinding] | None = None  # since last run; None without --state
+    resolved: dict[str, KnownFinding] | None = None  # findings resolved today; None without --state
     history: list[HistoryEntry] = field(default_factory=list)
 
     def rows(self, status: str = "") -> list[Row]:
@@ -680,7 +681,7 @@ class Report:
         return any(row.change in (NEW, WORSE) for row in findings)
 
     def sort_key(self) -> tuple[Any, ...]:
-        """The sort key: accounts that could not be opened come first, then the worst findings."""
+        """The sort key: first accounts that could not be opened, then those with worse findings."""
         levels = Counter(row.level for row in self.rows())
         worst = (-levels[severity] for severity in SEVERITIES)
         return not self.error, *worst, -len(self.errors()), self.account
@@ -698,7 +699,7 @@ class AccountJob:
     open: Callable[[], Account] | None = None  # opens the account; None if it is not to be audited
 
     def report(self, started: datetime, error: AwsError | None = None) -> Report:
-        """A report of the account without results, with the error if there is one."""
+        """A report without results, with the given error or else that of the job, if any."""
         status, error = self.account_status, error or self.error
         return Report(self.account, started, self.name, status, error, self.profile)
 
@@ -764,7 +765,7 @@ def once(function: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate
 def for_each(
     function: Callable[[Account, str], Any], names: Callable[[Account], Iterable[str]]
 ) -> Callable[[Account], None]:
-    """A function for Check.prefetch that calls a cached function for all names in threads."""
+    """A function for Check.prefetch, which calls a cached function for every name, in threads."""
 
     def call_all(aws: Account) -> None:
         with ThreadPoolExecutor(PREFETCH_THREADS) as pool:
@@ -787,7 +788,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def in_words(names: Iterable[str], most: int = 4) -> str:
-    """The names, without repetitions, as words; of more than `most` the rest is a number.
+    """The names, without repetitions, as words; of more than `most`, the last are only counted.
 
     >>> in_words(["a", "b", "a", "c"]), in_words("abcdef")
     ('a, b and c', 'a, b, c and 3 more')
