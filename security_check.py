@@ -837,16 +837,16 @@ def cli_option(name: str, value: str) -> tuple[str, ...]:
 
 
 def cli_command(aws: Account, region: str, *words: str) -> str:
-    """The shell command `aws ...` with region and profile, every word quoted.
+    """The shell command `aws ...`, quoted, with profile and region; blank: the home region.
 
-    Others choose the names of resources. A blank region is the home region.
+    The words are quoted because others choose the names of resources.
     """
     words = ("aws", *words, "--region", region or aws.home_region)
     return shlex.join((*words, *(cli_option("profile", aws.profile) if aws.profile else ())))
 
 
 def shell_line(line: str) -> Remediation:
-    """The line as a command to paste; manual if it is too long or not all printable."""
+    """The remediation by a shell command; by hand if it is too long or not all printable."""
     if line.isprintable() and len(line) <= MAX_CELL_TEXT:
         return Remediation(line)
     return Remediation(manual="too long, or odd characters: by hand")
@@ -970,19 +970,19 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
 
 # --- check 2: security groups, sources ------------------------------------------------
 
-# Networks that no host on the Internet has; of IPv6, that leaves 2000::/3.
+# Networks without a host on the Internet; of IPv6, they leave only 2000::/3.
 # https://www.iana.org/assignments/iana-ipv4-special-registry
 NON_PUBLIC_NETWORKS = (
     *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
     *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.168.0.0/16", "198.18.0.0/15"),
     *("198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3", "::/3", "4000::/2", "8000::/1"),
 )
-# The least number of public addresses, by IP version, that mean nobody in particular: as many
-# as two IPv4 /8 have, or an IPv6 /12, which IANA gives to a regional registry as a whole.
+# The least number of public addresses, by IP version, that is a large part of the Internet: as
+# many as two IPv4 /8 have, or an IPv6 /12, which IANA gives to a regional registry as a whole.
 MANY_ADDRESSES = {4: 2 * 2**24, 6: 2**116}
 WHOLE_INTERNET = {4: "0.0.0.0/0", 6: "::/0"}  # the CIDR of all addresses, by IP version
 SOURCE_FIELDS = {"IpRanges": "CidrIp", "Ipv6Ranges": "CidrIpv6", "PrefixListIds": "PrefixListId"}
-FILTER_VALUES = 200  # values at most in one filter of DescribeNetworkInterfaces
+FILTER_VALUES = 200  # the most values in a filter of DescribeNetworkInterfaces
 
 
 class Exposure(NamedTuple):
@@ -991,12 +991,12 @@ class Exposure(NamedTuple):
     whole: bool = False
     versions: tuple[int, ...] = ()  # IP versions of which the sources let in all, or a large part
     open_to: tuple[str, ...] = ()  # CIDRs to show: 0.0.0.0/0 and ::/0, else the public ranges
-    text: str = ""  # in words: `the whole Internet`, `56 % of the Internet`
-    levels: tuple[int, ...] = (0, 0)  # of each IP version: 2 for the whole of it, 1 a large part
+    text: str = ""  # the exposure in words, such as `56 % of the Internet`
+    levels: tuple[int, ...] = (0, 0)  # by IP version: 2 if all of it gets in, 1 if a large part
 
     @property
     def reach(self) -> tuple[bool, tuple[int, ...]]:
-        """The exposure as the sentence tells it, but without the percentage."""
+        """The exposure to compare: whether it is whole, and of which IP versions; no percentage."""
         return self.whole, self.versions
 
 
@@ -1032,7 +1032,7 @@ ALL_ADDRESSES = {v: public_addresses(frozenset([cidr]), v) for v, cidr in WHOLE_
 
 
 def share_of(cidrs: Iterable[str], version: int) -> float:
-    """The share of the Internet that the CIDRs cover together, from 0 to 1 (the whole of it)."""
+    """The share of the Internet of one IP version, from 0 to 1, that the CIDRs cover together."""
     return public_addresses(frozenset(cidrs), version) / ALL_ADDRESSES[version]
 
 
@@ -1042,7 +1042,7 @@ def is_private(network: Any) -> bool:
 
 
 def exposure(*cidrs: Iterable[str]) -> Exposure:
-    """The exposure that the CIDRs make together: their public addresses are counted.
+    """The exposure that all these CIDRs make together; blank if it is small.
 
     >>> exposure(["0.0.0.0/1", "128.0.0.0/1"]).text, exposure(["10.0.0.0/7"]).text
     ('the whole Internet', '')
@@ -1293,7 +1293,7 @@ Rules = dict[PortRange, list[str]]  # CIDRs of a group's inbound rules, by port 
 
 
 def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
-    """The exposure of the rules together, and the widest of them, which suffice to make it."""
+    """The exposure of the rules together, and the widest of them that suffice to make it."""
     together = exposure(*rules.values())
     widest = sorted(rules, key=lambda ports: -max(share_of(rules[ports], v) for v in (4, 6)))
     for number in range(1, len(rules) + 1) if together.versions else ():
@@ -1305,9 +1305,9 @@ def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
 
 
 def most_exposed(rules: Rules, ports: PortRange) -> tuple[Exposure, PortRange, Rules]:
-    """The exposure of a rule, the ports so exposed, and the other rules that take part in it.
+    """The exposure of the rule for `ports`, its ports so exposed, and other rules that add to it.
 
-    Other rules for some of its ports may add to its exposure; the greatest is returned.
+    Other rules may add to it for some of its ports only; the greatest exposure is returned.
     """
     alone = exposure(rules[ports])
     found: list[tuple[Exposure, PortRange, Rules]] = [(alone, ports, {})]
@@ -1319,7 +1319,7 @@ def most_exposed(rules: Rules, ports: PortRange) -> tuple[Exposure, PortRange, R
 
 
 def exposure_rank(found: tuple[Exposure, PortRange, Rules]) -> tuple[Any, ...]:
-    """The sort key of exposures, the greatest last; of the whole Internet the worst ports are."""
+    """The sort key of exposures, the worst last: the whole Internet, then the worst ports."""
     (whole, *_, levels), ports, _ = found
     severity = -SEVERITIES.index(port_severity(ports))
     return whole, severity if whole else 0, levels, severity
@@ -1334,7 +1334,7 @@ def prefix_list(aws: Account, region: str, id: str) -> list[str]:
 
 
 def read_sources(aws: Account, region: str, names: Iterable[str]) -> Sources:
-    """The sources of a rule; no prefix list is read if the CIDRs open everything already."""
+    """The sources that CIDRs and list IDs name; no list is read if the CIDRs open everything."""
     sources = Sources([name for name in names if not name.startswith("pl-")], {}, {})
     everything = exposure(sources.cidrs).levels == (2, 2)
     for id in () if everything else sorted({name for name in names if name.startswith("pl-")}):
@@ -1375,7 +1375,7 @@ def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
     that stay are no finding.
     """
     wide = (id for id, cidrs in rule.sources.lists.items() if exposure(cidrs).versions)
-    lists = {*lists_in(rule), *wide}  # a list that is wide by itself must go, too
+    lists = {*lists_in(rule), *wide}  # a prefix list that is wide by itself must go, too
     kept = [cidr for id, cidrs in rule.sources.lists.items() if id not in lists for cidr in cidrs]
     others = [cidr for cidrs in (kept, *rule.partners.values()) for cidr in cidrs]
     cidrs = rule.sources.cidrs
@@ -1395,7 +1395,7 @@ def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
 
 
 def describe_usage(interfaces: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """The text of the column Used by, as `2 interfaces, 1 public`, and how the sentence ends."""
+    """The text of the column Used by, as `2 interfaces, 1 public`, and the sentence's end."""
     if not interfaces:
         return "no interface", "; no interface has it now"
     number, public = counted(len(interfaces), "interface"), sum(map(is_public, interfaces))
@@ -1406,7 +1406,7 @@ def describe_usage(interfaces: Sequence[dict[str, Any]]) -> tuple[str, str]:
 def interfaces_with(
     aws: Account, region: str, filter_name: str, values: Iterable[str]
 ) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """The network interfaces that match a filter, each with the batch of values asked for."""
+    """The network interfaces that match a filter, each after the batch of values asked for."""
     wanted = sorted(set(values))
     for batch in (wanted[n : n + FILTER_VALUES] for n in range(0, len(wanted), FILTER_VALUES)):
         for interface in aws.fetch(
@@ -1446,10 +1446,10 @@ def is_public(interface: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class VpcBlockPublicAccess:
-    """The setting of a region. AWS applies it to the account's own VPCs only."""
+    """The VPC block public access of a region. AWS applies it to the account's own VPCs only."""
 
     mode: str
-    vpcs: frozenset[str] = frozenset()  # own VPCs without an exclusion, also of one subnet
+    vpcs: frozenset[str] = frozenset()  # the account's VPCs without an exclusion, even of a subnet
 
     def blocks(self, group_vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
         """The text `VPC block public access (...)` if that stops traffic to the group; else blank.
@@ -1486,7 +1486,7 @@ def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
 
 
 class Usage(NamedTuple):
-    """The interfaces of each group of a region and what blocks them, or why that is not known."""
+    """The interfaces of a region's groups, and what may block traffic to them, or the errors."""
 
     interfaces: dict[str, list[dict[str, Any]]] | AwsError
     block: VpcBlockPublicAccess | AwsError
@@ -1803,7 +1803,7 @@ def deactivate_key(aws: Account, user: str, id: str) -> Remediation:
 
 # --- check 4: MFA ---------------------------------------------------------------------
 
-# Tries to get the credential report, and seconds between them: AWS needs some for many users.
+# Tries to get the credential report, and seconds between them: many users take AWS some time.
 REPORT_POLLS, REPORT_PAUSE = 30, 2
 MFA_CONTROLS = {
     "IAM.5": Control(MEDIUM, "Who has a console password has MFA", "1.9", "1.10", "8.4.2"),
@@ -1853,7 +1853,7 @@ def has_mfa(aws: Account, user: str) -> bool:
 
 
 def has_password(aws: Account, user: str, mfa: bool) -> bool:
-    """Whether a user has a console password; for one with MFA any credential report will do.
+    """Whether a user has a console password; with MFA, an old credential report will do.
 
     The password of a user with MFA decides nothing. Of others a fresh report or IAM tells it.
     """
@@ -1869,7 +1869,7 @@ def report_date(text: str) -> Cell:
 
 
 def describe_sign_in(password: bool | None, last: Cell) -> str:
-    """Words on how a user without MFA signs in; `password` is None if it is not known."""
+    """The words on how a user without MFA signs in; `password` is None if it is not known."""
     if password is None:
         return "has no MFA device"
     if not password:
@@ -2030,7 +2030,7 @@ ACCOUNT_TARGET = "<account>"  # the target that stands for the account as a whol
 # A trail of one region gets the events of global services only in the partition's leading region:
 # https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-concepts.html
 LEADING_REGIONS = {"us-east-1", "us-gov-west-1", "cn-north-1"}
-GLOBAL_SERVICES = "global services"  # stands for all their event sources if a trail omits them
+GLOBAL_SERVICES = "global services"  # the word for the event sources of all global services
 MULTI_REGION_REQUIREMENT = "One multi-region trail records all management events"
 TRAIL_CONTROLS = {
     "CloudTrail.1": Control(HIGH, MULTI_REGION_REQUIREMENT, "3.1", "3.1", scope=ACCOUNT_TARGET),
@@ -2144,7 +2144,7 @@ def evaluate_trail(
 
 
 def multi_region_trails(aws: Account, names: Iterable[str]) -> list[Trail]:
-    """The multi-region trails, which every region shows; raises if none could be read."""
+    """The multi-region trails that the regions show; raises if no region could be read."""
     answers = [answer_or_error(trails_of, aws, name) for name in names]
     read = [answer for answer in answers if not isinstance(answer, AwsError)]
     errors = [answer for answer in answers if isinstance(answer, AwsError)]
@@ -2232,7 +2232,7 @@ def trail_cells(region: str, trails: Sequence[Trail]) -> dict[str, Cell]:
 
 
 def fulfils_cloudtrail_1(trail: Trail) -> bool | AwsError:
-    """Whether a multi-region trail records all management events, or the error that hides it.
+    """Whether a multi-region trail records all management events; the error if not known.
 
     The rule behind the control (multi-region-cloudtrail-enabled) wants nothing left out, and does
     not look at the delivery of log files.
@@ -2349,7 +2349,7 @@ def trail_by_hand(aws: Account, trails: Sequence[Trail]) -> Remediation:
 
 
 def trail_flaws(trail: Trail) -> dict[str, str]:
-    """The flaws of a trail in words, each under a short name; what it records is not judged."""
+    """The flaws of a trail, by name: log files not validated, logs or digests not delivered."""
     found = {
         "log-file-validation": "" if trail.validates() else "does not validate its log files",
         "delivery": trail.delivery_error and f"cannot deliver its logs ({trail.delivery_error})",
@@ -2418,7 +2418,7 @@ BUCKET_CONTROLS = {
 
 
 def grantee_names(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
-    """A grantee's names for an ID and the column Grantee. AWS no longer returns display names."""
+    """The names of a grantee: for the ID of a row, and for the column Grantee."""
     if uri := grantee.get("URI"):
         return ACL_GROUPS.get(uri, (uri, uri))
     id = grantee.get("ID") or grantee.get("EmailAddress", "")
@@ -2426,7 +2426,7 @@ def grantee_names(grantee: dict[str, Any], owner: str) -> tuple[str, str]:
         return "Owner", "Owner"
     if id in CLOUDFRONT_LOG_DELIVERY:
         return id, "CloudFront log delivery"
-    name = grantee.get("DisplayName")
+    name = grantee.get("DisplayName")  # AWS no longer returns display names of grantees
     return id, f"{name} ({id})" if name else id
 
 
@@ -2457,7 +2457,7 @@ def public_access_block(aws: Account, bucket: str) -> dict[str, Any] | None:
 
 
 def blocked_by(aws: Account, bucket: str, setting: str) -> str:
-    """The public access block, of account or bucket, that has a setting on; blank if none has.
+    """The block with a setting on, such as `account public access block`; blank if none has.
 
     If one has it on, it does not matter whether the other can be read.
     """
@@ -2475,7 +2475,7 @@ def blocked_by(aws: Account, bucket: str, setting: str) -> str:
 
 
 def remove_grant(aws: Account, bucket: str, uri: str, permission: str) -> Remediation:
-    """The command that removes a group's grant from the ACL, as the ACL is when it is run.
+    """The command that removes a group's grant from the ACL that the bucket has when it is run.
 
     S3 only replaces whole ACLs. If the present one cannot be read, nothing is replaced.
     """
@@ -2488,9 +2488,9 @@ def remove_grant(aws: Account, bucket: str, uri: str, permission: str) -> Remedi
 
 
 def restrict_bucket(aws: Account, bucket: str) -> Remediation:
-    """The command that turns RestrictPublicBuckets on and changes nothing else, or a task by hand.
+    """The command that only turns on RestrictPublicBuckets; a task by hand if there is no block.
 
-    S3 only replaces all four. If the bucket has no block, a person has to do it: a command could
+    S3 only replaces all four settings. Without a block, a person has to do it: a command could
     not tell settings that somebody made meanwhile from settings that it may not read.
     """
     region, about = bucket_regions(aws)[bucket], ("--bucket", bucket)
@@ -2548,7 +2548,7 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """The rows of a bucket: each grant (S3.2, S3.3, S3.12), and a policy that makes it public."""
     acl = answer_or_error(bucket_acl, aws, bucket)
     if isinstance(acl, AwsError):
-        if acl.code == "AccessDenied":  # the policy that makes a bucket public may deny this call
+        if acl.code == "AccessDenied":  # a policy that makes a bucket public may deny GetBucketAcl
             with contextlib.suppress(AwsCallFailed):
                 yield from policy_rows(aws, bucket)
         raise AwsCallFailed(acl)
@@ -2612,7 +2612,7 @@ def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]
 
 
 def blocked_row(row: Row, blocked: str) -> Row:
-    """The row of public access, lowered to Low because a public access block makes it void."""
+    """The row of public access as a Low finding, because a public access block makes it void."""
     cells = row.cells | {"Blocked by": blocked}
     text = row.message._replace(after=f", but the {blocked} makes that void")
     return replace(row, cells=cells, message=text, severity=LOW)
