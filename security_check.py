@@ -991,7 +991,7 @@ class Exposure(NamedTuple):
     versions: tuple[int, ...] = ()  # IP versions of which the sources let in all, or a large part
     open_to: tuple[str, ...] = ()  # CIDRs to show: 0.0.0.0/0 and ::/0, else the public ranges
     text: str = ""  # in words: `the whole Internet`, `56 % of the Internet`
-    levels: tuple[int, ...] = (0, 0)  # of each IP version: 2 for the whole of it, 1 a large part
+    levels: tuple[int, ...] = (0, 0)  # for each IP version: 2 if all of it is open, 1 a large part
 
     @property
     def reach(self) -> tuple[bool, tuple[int, ...]]:
@@ -1051,7 +1051,7 @@ def exposure(*cidrs: Iterable[str]) -> Exposure:
     return exposure_of(frozenset[str]().union(*cidrs))
 
 
-@functools.lru_cache(maxsize=4096)  # cached: many groups have the same sources
+@functools.lru_cache(maxsize=4096)  # cached, as many security groups have the same sources
 def exposure_of(cidrs: frozenset[str]) -> Exposure:
     """The exposure that a set of CIDRs makes together, as `exposure` returns it."""
     counts = {}
@@ -1246,7 +1246,7 @@ class OpenRule(NamedTuple):
     ports: PortRange
     sources: Sources
     exposure: Exposure
-    reached: PortRange  # the ports with this exposure; only a part of a rule if others add to it
+    reached: PortRange  # ports with the rule's exposure; a part of its own if other rules add to it
     partners: dict[PortRange, list[str]]  # CIDRs of other rules that add to the exposure
 
 
@@ -1374,7 +1374,7 @@ def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
     that stay are no finding.
     """
     wide = (id for id, cidrs in rule.sources.lists.items() if exposure(cidrs).versions)
-    lists = {*lists_in(rule), *wide}  # a list that is wide by itself must go, too
+    lists = {*lists_in(rule), *wide}  # a prefix list that is wide by itself must be removed, too
     kept = [cidr for id, cidrs in rule.sources.lists.items() if id not in lists for cidr in cidrs]
     others = [cidr for cidrs in (kept, *rule.partners.values()) for cidr in cidrs]
     cidrs = rule.sources.cidrs
@@ -1448,7 +1448,7 @@ class VpcBlockPublicAccess:
     """The setting of a region. AWS applies it to the account's own VPCs only."""
 
     mode: str
-    vpcs: frozenset[str] = frozenset()  # own VPCs without an exclusion, also of one subnet
+    vpcs: frozenset[str] = frozenset()  # own VPCs of which nothing is excluded, no subnet either
 
     def blocks(self, group_vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
         """The text `VPC block public access (...)` if that stops traffic to the group; else blank.
@@ -1802,7 +1802,7 @@ def deactivate_key(aws: Account, user: str, id: str) -> Remediation:
 
 # --- check 4: MFA ---------------------------------------------------------------------
 
-# Tries to get the credential report, and seconds between them: AWS needs some for many users.
+# Tries to get the credential report, and seconds between them: with many users it takes a while.
 REPORT_POLLS, REPORT_PAUSE = 30, 2
 MFA_CONTROLS = {
     "IAM.5": Control(MEDIUM, "Who has a console password has MFA", "1.9", "1.10", "8.4.2"),
@@ -1966,7 +1966,7 @@ READ, WRITE = "read", "write"  # the kinds of management events
 READ_WRITE_TYPES = {"All": {READ, WRITE}, "ReadOnly": {READ}, "WriteOnly": {WRITE}}
 DEFAULT_SELECTORS = {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
 
-# The management events that a trail or selector records, of READ and WRITE, and the event
+# The kinds of management events (READ, WRITE) that a trail or selector records, and the event
 # sources that it leaves out.
 Recording = tuple[set[str], set[str]]
 EVERYTHING: Recording = ({READ, WRITE}, set())
@@ -2029,7 +2029,7 @@ ACCOUNT_TARGET = "<account>"  # the target that stands for the account as a whol
 # A trail of one region gets the events of global services only in the partition's leading region:
 # https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-concepts.html
 LEADING_REGIONS = {"us-east-1", "us-gov-west-1", "cn-north-1"}
-GLOBAL_SERVICES = "global services"  # stands for all their event sources if a trail omits them
+GLOBAL_SERVICES = "global services"  # stands for the event sources of all global services
 MULTI_REGION_REQUIREMENT = "One multi-region trail records all management events"
 TRAIL_CONTROLS = {
     "CloudTrail.1": Control(HIGH, MULTI_REGION_REQUIREMENT, "3.1", "3.1", scope=ACCOUNT_TARGET),
@@ -2042,8 +2042,8 @@ class Trail:
     """A trail as DescribeTrails describes it, and what its other two responses say."""
 
     description: dict[str, Any]
-    recordings: tuple[Recording, ...]  # what each selector records; EVERYTHING if unread
-    logging: bool | None  # None if the trail's status was not read
+    recordings: tuple[Recording, ...]  # what each event selector records; EVERYTHING if unread
+    logging: bool | None  # whether the trail is on; None if its status was not read
     delivery_error: str = ""  # why log files are not delivered; blank if they are
     digest_error: str = ""  # why digest files (they validate log files) are not delivered
     error: AwsError | None = None  # why a part of the trail was not read
@@ -2203,7 +2203,7 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
     yield (row := region_row(aws, target, found))
     own = [one for one in found if one.home == target and one.owner == aws.number]
     yield from (trail_row(aws, one) for one in own if trail_flaws(one))
-    for trail in () if row.error else own:  # an error of the region is about its trails too
+    for trail in () if row.error else own:  # a region that is NOT CHECKED stands for its trails
         if trail.logging is None and trail.error:
             yield unread_trail_row(trail, trail.error)
     return Counter({"": 1, "CloudTrail.4": len(own)})
@@ -2547,7 +2547,7 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """The rows of a bucket: each grant (S3.2, S3.3, S3.12), and a policy that makes it public."""
     acl = answer_or_error(bucket_acl, aws, bucket)
     if isinstance(acl, AwsError):
-        if acl.code == "AccessDenied":  # the policy that makes a bucket public may deny this call
+        if acl.code == "AccessDenied":  # a policy may make a bucket public and deny GetBucketAcl
             with contextlib.suppress(AwsCallFailed):
                 yield from policy_rows(aws, bucket)
         raise AwsCallFailed(acl)
@@ -2625,7 +2625,7 @@ def policy_rows(aws: Account, bucket: str) -> Iterator[Row]:
 
 
 def policy_row(aws: Account, bucket: str) -> Row:
-    """The finding of a policy that makes the bucket public, Low if a block makes it void.
+    """The row of a public policy: Critical, Low if a public access block voids it, or NOT CHECKED.
 
     AWS does not say whether the policy lets the public read (S3.2) or write (S3.3).
     """
