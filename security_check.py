@@ -2653,14 +2653,15 @@ def policy_row(aws: Account, bucket: str) -> Row:
 # twice when nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
 CALL_TIMEOUT = 60  # seconds for all attempts, and for one response; pauses of the pace do not count
-# Seconds to sign in, as somebody may type a code or open a browser; and to refresh credentials in
-# mid-audit, while a call waits that is given up after CALL_TIMEOUT.
+# Seconds to sign in, as somebody may type a code or open a browser; and to refresh credentials
+# during the audit: less than CALL_TIMEOUT, after which the waiting call is given up.
 SIGN_IN_TIMEOUT, REFRESH_TIMEOUT = 300, 45
 ATTEMPTS = 8  # attempts of a call: about a minute with the waits of botocore's `standard` mode
 # Attempts if a response is malformed, and seconds between them, as for a dropped connection
 MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2
 MAX_FAILURES = 3  # failures in a row after which a call is not made any more in a region
-NEVER_GIVEN_UP = {"AssumeRole", "GetObject", "PutObject"}  # calls that differ in account or file
+# Calls that are for another account or file each time: a failure says nothing of the next one
+NEVER_GIVEN_UP = {"AssumeRole", "GetObject", "PutObject"}
 CONNECTIONS = 32  # connections of a client: as many as a check has threads
 CALLERS = 128  # threads for calls: of a check, of all prefetch calls, and some for slow calls
 
@@ -2695,8 +2696,8 @@ READ_POLICY: dict[str, Any] = {
     "Statement": [{"Effect": "Allow", "Action": READ_ACTIONS, "Resource": "*"}],
 }
 
-IN_CALL = threading.local()  # its `sent` has the times at which a thread sent attempts
-CLIENT_LOCK = threading.Lock()  # held to make clients: accounts share what botocore has read
+IN_CALL = threading.local()  # IN_CALL.sent: times at which this thread sent attempts of a call
+CLIENT_LOCK = threading.Lock()  # held while a client is made: accounts share what botocore has read
 CALL_LOG = logging.getLogger("security_check")
 
 
@@ -2721,7 +2722,8 @@ RENEWABLE_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
 class Response(dict[str, Any]):
     """The response to a call, or a structure inside it.
 
-    A missing required field means that the response is not from AWS (a proxy, a login page).
+    To read a missing field with [] raises AwsCallFailed: the response is not from AWS, but from a
+    proxy or a login page.
     """
 
     def __init__(self, content: dict[str, Any], call: Call) -> None:
@@ -2748,7 +2750,7 @@ class Response(dict[str, Any]):
 # --- sessions -------------------------------------------------------------------------
 
 READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
-# botocore calls this by itself before it reads or writes in a directory bucket of S3
+# botocore itself calls CreateSession before it reads or writes in a directory bucket of S3
 READ_OPERATIONS = {"CreateSession"}
 
 
@@ -2801,6 +2803,7 @@ class RoleCache:
         return key in self.memory
 
     def __getitem__(self, key: str) -> Any:
+        """The credentials of a role, which `in` has put into memory before."""
         return self.memory[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -2810,7 +2813,7 @@ class RoleCache:
 
 
 def client_config() -> Any:
-    """The time-outs, attempts and connections of all clients, also of those botocore makes."""
+    """The time-outs, attempts and connections of all clients, also of those that botocore makes."""
     from botocore.config import Config
 
     return Config(
@@ -2832,7 +2835,7 @@ def core_session(profile: str | None) -> Any:
 
 
 def default_region(session: Any, only_regions: Iterable[str]) -> str:
-    """The region to use if none is set: the first given one outside partition aws, or us-east-1."""
+    """The first of the regions outside partition aws, such as cn-north-1; us-east-1 if none is."""
     from botocore.exceptions import UnknownRegionError
 
     for name in only_regions:
@@ -2869,11 +2872,11 @@ def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
 
 
 def load_credentials(core: Any) -> None:
-    """Loads the credentials of a session; to load and later to refresh them takes limited time."""
+    """Loads the credentials of a session; sets time limits for that and for later refreshes."""
 
     def load() -> Any:
         if credentials := core.get_credentials():
-            credentials.get_frozen_credentials()  # signing in may ask for a code or run a program
+            credentials.get_frozen_credentials()  # may ask for an MFA code or run a program
         return credentials
 
     credentials = in_time(load, SIGN_IN_TIMEOUT)()
@@ -2882,9 +2885,9 @@ def load_credentials(core: Any) -> None:
 
 
 def in_time(get: Callable[[], T], seconds: float) -> Callable[[], T]:
-    """The function with a limit of time; every failure in it becomes AwsCallFailed.
+    """A function that calls `get` with a time limit; every failure becomes AwsCallFailed.
 
-    While it hangs it is not called again, so that a program is not started over and over.
+    While `get` hangs it is not called again, so that a program is not started over and over.
     """
     running: list[Future[T]] = []
 
@@ -2933,7 +2936,7 @@ def new_session(profile: str | None, base: Any, writes: Collection[str] = ()) ->
 # --- events of botocore ---------------------------------------------------------------
 
 
-WEB_PAGE = re.compile(  # or plain text: AWS answers in XML and JSON
+WEB_PAGE = re.compile(  # matches web pages and plain text: AWS answers in XML or JSON
     rb"\s*([^\s<{\[]|<!--|(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b)", re.IGNORECASE
 )
 
@@ -2976,15 +2979,15 @@ def check_body(
 ) -> None:
     """Turns a response into an error if it is cut off, or does not come from AWS.
 
-    botocore raises for it, or takes it for an empty one, and does not ask again.
+    botocore raises for such a response, or takes it for an empty one, and does not ask again.
     """
     body = response_dict["body"]
-    if not isinstance(body, bytes):  # the content of an S3 object is streamed: read later
+    if not isinstance(body, bytes):  # the streamed content of an S3 object, for `read_whole`
         return
     page = WEB_PAGE.match(body)
     if not page and not is_cut_off(body, response_dict["headers"]):
         return
-    if response_dict["status_code"] < 500:  # a web page with 5xx may be of AWS's load balancer
+    if response_dict["status_code"] < 500:  # AWS's load balancer may send a web page with 5xx
         code = "NotAws" if page else "MalformedResponse"
         customized_response_dict["Error"] = {"Code": code, "Message": ""}
         response_dict["status_code"] = 503
@@ -3006,7 +3009,7 @@ def is_cut_off(body: bytes, headers: Any) -> bool:
 
 
 def raise_if_malformed(parsed: dict[str, Any], model: Any, **_: Any) -> None:
-    """Raises ClientError for what `check_body` found, whose HTTP status may be a success."""
+    """Raises ClientError for a response that `check_body` made an error, whatever its status."""
     from botocore.exceptions import ClientError
 
     if parsed.get("Error", {}).get("Code") in ("NotAws", "MalformedResponse"):
@@ -3021,7 +3024,7 @@ def is_timeout(error: Exception | None) -> bool:
 
 
 def stop_after_timeouts(attempts: int, caught_exception: Exception | None, **_: Any) -> None:
-    """Raises the time-out of a second attempt again, so that there is no third one.
+    """Re-raises a time-out if two attempts or more were made, so that no other one is made.
 
     botocore has one number of attempts for all failures; raising is how to stop early.
     """
@@ -3030,7 +3033,7 @@ def stop_after_timeouts(attempts: int, caught_exception: Exception | None, **_: 
 
 
 def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, Any]:
-    """The response with its body as bytes, asked again if S3 streams one that is cut off."""
+    """The response to a call, with a streamed body as bytes; asked again if that is cut off."""
     from botocore.exceptions import HTTPClientError, IncompleteReadError
 
     for tries_left in reversed(range(MALFORMED_ATTEMPTS)):
@@ -3049,7 +3052,7 @@ def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, 
 
 ERROR_CODE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 PLAIN_WORD = re.compile(r"[(\"'`]?[A-Za-z][a-z'-]{0,15}[)\"'`]?[.,:;!?]?")
-DENIER = re.compile(  # the policy that denied a call, if the message of AWS names it
+DENIER = re.compile(  # finds in a message of AWS which policy denied the call
     r"explicit deny in an? ([\w -]{1,30}(?:policy|boundary))"
     r"|because no ((?:service control|resource control|session) policy|permissions boundary)"
 )
@@ -3071,7 +3074,8 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
 
     if isinstance(error, AwsCallFailed):
         return error.error
-    if isinstance(error, RuntimeError) and "still expired" in str(error):  # though just refreshed
+    # botocore refreshed the credentials, and the new ones have expired, too
+    if isinstance(error, RuntimeError) and "still expired" in str(error):
         return call.error("ExpiredToken")
     if isinstance(error, CredentialRetrievalError):
         return call.error("CredentialRetrievalError", program_words(error))
@@ -3090,14 +3094,14 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
     if code == "NotAws" or not ERROR_CODE.fullmatch(code):
         return call.error("MalformedResponse", NOT_AWS)
     if message.startswith("MultiFactorAuthentication failed"):
-        return call.error("MfaCodeRefused")  # for AWS it is AccessDenied
+        return call.error("MfaCodeRefused")  # AWS calls a refused MFA code AccessDenied
     denier = DENIER.search(message)
     detail = f"{DENIED_BY}{denier[1] or denier[2]})" if denier else ""
     return call.error(code, "(cut off)" if code == "MalformedResponse" else detail)
 
 
 def program_words(error: Exception) -> str:
-    """The plain words in which a `credential_process` program says why it failed; others are ***.
+    """The reason that a failed `credential_process` program gave; all but plain words are ***.
 
     Whatever may be a secret is left out: long words, and those with digits or signs in them.
     """
@@ -3110,14 +3114,14 @@ def program_words(error: Exception) -> str:
 
 
 class Pace:
-    """How fast one client may call: at will until AWS throttles it, then with a delay.
+    """The pace of a client's calls: unlimited until AWS throttles one, then with a delay.
 
     botocore's `adaptive` retries count every refusal of a volley, and then crawl for seconds.
     """
 
     def __init__(self) -> None:
         self.delay = self.next = self.slowed = 0.0
-        self.settled = False  # True: the pace stays, because AWS refuses a slower one too
+        self.settled = False  # whether the pace no longer changes: AWS refused the slowest, too
         self.lock = threading.Lock()
 
     def wait(self, request: Any = None, **_: Any) -> None:
@@ -3132,7 +3136,7 @@ class Pace:
             request.context["first_sent"] += pause  # CALL_TIMEOUT excludes waiting for the pace
 
     def learn(self, refused: bool) -> None:
-        """Slows down after a refusal and speeds up after an answer, until the pace is settled."""
+        """Slows calls down after a refusal, speeds them up after an answer; stops once settled."""
         with self.lock:
             now = time.monotonic()
             if self.settled:
@@ -3147,7 +3151,7 @@ class Pace:
 
 @dataclass(eq=False)
 class Account:
-    """The account under audit, and the only way to AWS."""
+    """The account under audit; every call to AWS goes through its methods."""
 
     session: boto3.Session
     now: datetime  # the fixed time from which all ages of this audit are counted
@@ -3166,22 +3170,23 @@ class Account:
     throttling_codes: set[str] = field(default_factory=set)  # error codes that meant throttling
     renewed_at: float = -math.inf  # when credentials that botocore took for valid were last renewed
     fatal_error: AwsError | None = None  # the error after which no further call makes sense
-    lock: Any = field(default_factory=threading.RLock)  # the lock is held for moments only
+    # guards clients, cache and the counting of failures; it is not held while AWS is called
+    lock: Any = field(default_factory=threading.RLock)
     callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CALLERS))
 
     @functools.cached_property
     def home_region(self) -> str:
-        """The region for global services: as configured, else one of the partition of --region."""
+        """The region for global services: the configured one, else one of --region's partition."""
         return self.session.region_name or default_region(self.session, self.only_regions)
 
     def ask(
         self, service: str, operation: str, region: str = "",
         absent: Collection[str] = (), **params: Any,
     ) -> Response:  # fmt: skip
-        """The response to a single call: `aws.ask("s3", "GetBucketAcl", "eu-west-1", Bucket="b")`.
+        """The response to a single call; an empty one if AWS answers an error code in `absent`.
 
-        A blank region is the home region. An error code in `absent` is an answer too: an empty
-        response. Raises AwsCallFailed.
+        A blank region is the home region: `aws.ask("s3", "GetBucketAcl", "eu-west-1", Bucket="b")`.
+        Raises AwsCallFailed.
         """
         call = Call(service, operation, region or self.home_region)
         pages = self._pages(call, params)
@@ -3207,7 +3212,7 @@ class Account:
             yield from page.get(items, ()) if "KeyCount" in page else Response(page, call)[items]
 
     def _pages(self, call: Call, params: dict[str, Any], size: int = 0) -> Iterator[dict[str, Any]]:
-        """The responses to a call, page after page, with `size` items in each if that is given."""
+        """The responses to a call, page after page, of at most `size` items each if given."""
         from botocore import xform_name
 
         client, name = self.client(call.service, call.region), xform_name(call.operation)
@@ -3221,10 +3226,10 @@ class Account:
             yield (page := send(**params, NextToken=token))
 
     def _call(self, call: Call, send: Callable[[], T]) -> T:
-        """The result of `send`, run in a thread; every failure in it becomes AwsCallFailed.
+        """The result of `send`; AwsCallFailed if it fails, or is not tried after other failures.
 
-        There is no other way to give up on a response that comes in drops. Nothing is sent
-        after a fatal error, nor after MAX_FAILURES of the same call in a row.
+        It runs in a thread, the only way to give up on a response that comes in drops. Nothing is
+        sent after a fatal error, nor after MAX_FAILURES of the same call in a row.
         """
         if self.fatal_error:
             raise AwsCallFailed(self.fatal_error)
@@ -3232,7 +3237,7 @@ class Account:
             silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
             raise AwsCallFailed(self.throttled_calls.get(call, silent))
         try:
-            self.client(call.service, call.region)  # making one asks nobody, and is not timed
+            self.client(call.service, call.region)  # nothing is sent to make a client: not timed
             result = self._wait_for(send)
         except Exception as error:
             raise AwsCallFailed(self._error(error, call)) from error
@@ -3241,7 +3246,7 @@ class Account:
 
     def _wait_for(self, send: Callable[[], T]) -> T:
         """The result of `send`; TimeoutError if an attempt takes longer than CALL_TIMEOUT."""
-        sent = [time.monotonic()]  # times of attempts, after that of now: no thread may be free
+        sent = [time.monotonic()]  # times of submission (no thread may be free) and of each attempt
 
         def run() -> T:
             IN_CALL.sent = sent
@@ -3251,7 +3256,7 @@ class Account:
         while True:
             left = (begun := sent[-1]) + CALL_TIMEOUT - time.monotonic()
             if wait([future], timeout=max(left, 0)).done or sent[-1] == begun:
-                if future.cancel():  # no thread was free to begin with it
+                if future.cancel():  # no thread was free to begin with `send`
                     raise FutureTimeout
                 return future.result(timeout=0)
 
@@ -3271,7 +3276,7 @@ class Account:
         return failure
 
     def client(self, service: str, region: str) -> Any:
-        """The client of a service in a region, made once, in a lock, as that is not thread-safe."""
+        """The client of a service in a region, made once; a lock makes that thread-safe."""
         with self.lock, CLIENT_LOCK:
             if (service, region) not in self.clients:
                 make: Callable[..., Any] = self.session.client
@@ -3295,10 +3300,9 @@ class Account:
             self.callers.shutdown(wait=False)
 
     def _on_attempt(self, region: str, pace: Pace, **event: Any) -> float | bool | None:
-        """Decides whether a call is tried again after an attempt, from which the pace learns.
+        """The seconds to wait before another attempt, False for none, None if botocore decides.
 
-        Returns the seconds to wait before the next attempt, False for none, or None if botocore
-        is to decide.
+        The pace learns from the attempt. A time-out is raised if no other attempt is to be made.
         """
         from botocore.retries import standard
 
@@ -3321,7 +3325,7 @@ class Account:
         return None
 
     def _renew_credentials(self) -> bool:
-        """Renews credentials that botocore takes for valid; False if they cannot be refreshed."""
+        """Refreshes credentials that botocore takes to be valid; False if their kind cannot be."""
         from botocore.credentials import RefreshableCredentials
 
         credentials: Any = self.session.get_credentials()
