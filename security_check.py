@@ -3409,7 +3409,7 @@ def limit_regions(aws: Account) -> None:
     if not wanted and not excluded:
         return
     enabled = answer_or_error(enabled_regions, aws)
-    if isinstance(enabled, AwsError):  # the checks themselves will say that regions cannot be read
+    if isinstance(enabled, AwsError):  # the checks will say that regions cannot be read
         return
     if unknown := sorted(wanted - {*enabled}):
         valid = ", ".join(enabled)
@@ -3443,14 +3443,14 @@ def check_target(definition: Check, aws: Account, target: str) -> tuple[list[Row
 
 
 def require_declared_controls(definition: Check, row: Row) -> None:
-    """Raises ValueError if the row decides a control that its check did not declare."""
+    """Raises ValueError if the row names a control that its check does not declare."""
     named = {one.control for one in row.control_findings}
     if unknown := named - definition.controls.keys():
         raise ValueError(f"{definition.title} does not declare {', '.join(sorted(unknown))}")
 
 
 def print_traceback(error: Exception) -> None:
-    """Prints the traceback of a bug, without the message of a library: it may hold a secret."""
+    """Prints the traceback of a bug; a library's message is left out: it may hold a secret."""
     frames = traceback.extract_tb(error.__traceback__)
     if frames and frames[-1].filename != __file__:
         error.args = ()
@@ -3471,7 +3471,7 @@ def to_aws_error(error: Exception) -> AwsError:
 
 
 def failed_target_row(definition: Check, target: str, error: AwsError, name: str = "") -> Row:
-    """The row NOT CHECKED of a target, or of several that `name` counts, with the error."""
+    """The row NOT CHECKED of a target, with the error; `name` is shown in its place if given."""
     return not_checked_row(target, "", {definition.columns[0]: name or target}, error)
 
 
@@ -3512,9 +3512,9 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
 def collapse_fatal_errors(
     definition: Check, rows: list[Row], fatal_error: AwsError | None
 ) -> tuple[list[Row], set[str]]:
-    """The rows, with all that any fatal error cost as a single one, and the failed targets.
+    """The rows, with a single one for all that a fatal error cost, and the failed targets.
 
-    Expired credentials are such an error.
+    Expired credentials are a fatal error.
     """
     failed = {row.target for row in rows if row.error and not row.item}
     lost = {row.target for row in rows if fatal_error and row.error == fatal_error}
@@ -3588,7 +3588,7 @@ def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row,
 
 
 def cover(known: Coverage | None, rows: dict[str, Row]) -> Coverage:
-    """The coverage of an accept line with these rows added; what it covered before is kept."""
+    """The coverage of an accept line with rows added; findings covered before stay as they were."""
     found = {id: CoveredFinding(row.severity, row.control, row.extent) for id, row in rows.items()}
     if known:
         return Coverage(known.worst, found | known.findings)
@@ -3615,9 +3615,10 @@ def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> b
     if not severity:
         return False
     new = bool(row.extent - extent)
-    if not row.fully_read:  # the severity of such a row may be too high, but its extent counts
+    if not row.fully_read:  # a severity not fully read may be too high, but the extent counts
         return new
-    if rank_of(row.severity) > rank_of(severity):  # of less severity, a part has other words
+    # a less severe row may name a part of its extent in other words: only an addition is worse
+    if rank_of(row.severity) > rank_of(severity):
         return row.extent > extent
     return new or row.severity != severity or first_control(row.control) != first_control(control)
 
@@ -3660,7 +3661,7 @@ def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, Kno
 
 
 def is_undetermined(result: CheckResult, id: str, known: KnownFinding) -> bool:
-    """Whether a missing finding may still exist, because not all of it was looked at."""
+    """Whether a known finding that is missing may still exist, as not all was looked at."""
     unread = [row for row in result.rows if row.error]
     prefixes = tuple(result.check.id(row).removesuffix(NOT_CHECKED_END) for row in unread)
     resources = {row.resource for row in unread if row.resource}
@@ -3717,7 +3718,7 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
 
 
 def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = False) -> Row:
-    """The row of a known finding with its first day and its change: new today, worse, or better."""
+    """The row of a known finding with its first day, and whether it is new, worse or better."""
     change, was = "", before.result
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
     if uncovered or is_worse(row, before.severity, before.control, before.extent):
@@ -3732,9 +3733,9 @@ def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = Fa
 
 
 def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], today: str) -> Row:
-    """The row of a finding that replaces a vanished one, as ports 22-30 replace 22: it is worse.
+    """The row of a finding that replaces vanished ones of its resource: WORSE, unless just renamed.
 
-    Both are of one resource. If only its name changed, as of a renamed user, it is not worse.
+    For example, ports 22-30 replace 22; of a renamed user only the name differs.
     """
     name = result.check.name
     ends = {id.removeprefix(f"{name}/{one.target}"): one for id, one in vanished.items()}
@@ -3751,7 +3752,7 @@ def diff_with_state(
 ) -> StateChange:
     """The changes that the audit makes in the state of the account.
 
-    A run with another --max-key-age resolves nothing: another question was asked.
+    A check of key ages with another --max-key-age resolves nothing: it asked something else.
     """
     state, today = given.state or AccountState(), given.today
     found = [(one.check.id(row), row) for one in results for row in one.rows if row.first_seen]
@@ -3770,7 +3771,7 @@ def diff_with_state(
 
 
 def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFinding:
-    """The finding of a row, as the state remembers it.
+    """The finding of a row, in the form in which the state keeps it.
 
     If it was not read completely, the severity and the extent of last time are kept.
     """
@@ -3865,7 +3866,7 @@ def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
 
 
 def entry_of_day(latest: HistoryEntry, day: str) -> HistoryEntry:
-    """The latest entry of an account if it is of this day, else an entry that only remembers it."""
+    """The latest entry if of this day, else an entry in which its findings were not looked at."""
     if latest.day == day:
         return latest
     return HistoryEntry(day, latest.open, not_checked=1, remembered=sum(latest.open.values()))
@@ -3901,7 +3902,7 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
 
 
 def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
-    """Whether a row is about something unread on which a control of this scope depends.
+    """Whether a row is of a target that was not read and decides controls of this scope.
 
     A row that is NOT CHECKED for another reason names the controls that it is about.
     """
