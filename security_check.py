@@ -3956,7 +3956,7 @@ ACCOUNT_FIELD = "{account}"  # stands for an account's number in the name of a f
 
 
 def accounts_in(names: Iterable[str], template: str) -> list[str]:
-    """The account numbers in those names that are like a template with ACCOUNT_FIELD in it.
+    """The account numbers in the names that fit a template, in which {account} stands for one.
 
     >>> accounts_in(["s/123456789012.json", "s/overview.json"], "s/{account}.json")
     ['123456789012']
@@ -3991,7 +3991,7 @@ def writing(file: File) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine that only its owner may read, unless it was there with other rights.
+    """A file on this machine; a new one may be read by its owner only, an old one keeps its rights.
 
     Links are followed. A device or a pipe is written into, and so is a file that one of our
     streams writes into, such as /dev/stdout: a new file in its place would reach nobody.
@@ -4015,14 +4015,14 @@ class LocalFile:
         return Path(os.path.realpath(self.path))
 
     def is_stream(self) -> bool:
-        """Whether the file is a device, a pipe or one of our streams, and is not replaced."""
+        """Whether the path is a device, a pipe or one of our streams: then it is not replaced."""
         if not (found := file_status(self.path)):
             return False
         ours = filter(None, map(file_status, (1, 2)))
         return not stat.S_ISREG(found.st_mode) or any(os.path.samestat(found, one) for one in ours)
 
     def ensure_writable(self) -> None:
-        """Raises CannotRun if the file cannot be written: asked before an audit, not after it."""
+        """Raises CannotRun if the file cannot be written; called before the audit begins."""
         try:
             folder = self.target.parent
             for place in (self.path, folder / lock_name(self.target)):
@@ -4059,7 +4059,7 @@ class LocalFile:
         return self.absolute()
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
-        """Replaces the content with change(content), or change(None) without a file, locked."""
+        """Replaces the content, under a lock, by change(content), change(None) if there is none."""
         self._make_folder()
         with writing(self), locked(self.target, self.tell):
             self._move_in(change(self.read() if self.path.exists() else None))
@@ -4079,10 +4079,12 @@ class LocalFile:
         return accounts_in(map(str, folder.glob(pattern)), name)
 
     def _make_folder(self) -> None:
+        """Makes the missing folders of the file, if `create_folder` asks for it."""
         for folder in reversed(self.target.parents) if self.create_folder else ():
             folder.mkdir(0o700, exist_ok=True)
 
     def _move_in(self, data: bytes) -> Path:
+        """Writes a temporary file, moves it into place and returns its path."""
         self._make_folder()
         target = self.target
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".security_check-")
@@ -4130,7 +4132,7 @@ def lock_name(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, tell: Tell) -> Iterator[None]:
-    """Keeps other threads and processes out of a file, on Windows only threads.
+    """Keeps other threads and processes out of a file; on Windows only threads.
 
     OSError after LOCK_PATIENCE. An old lock file does not matter: a lock ends with its process.
     """
@@ -4148,7 +4150,7 @@ def locked(path: Path, tell: Tell) -> Iterator[None]:
 
 
 def wait_for_lock(take: Callable[[], None], lock: Path, tell: Tell) -> None:
-    """Takes a lock that another run may hold; OSError if it holds it for too long."""
+    """Takes a lock, waiting until another run releases it; OSError after LOCK_PATIENCE."""
     began, told = time.monotonic(), False
     while True:
         try:
@@ -4212,7 +4214,7 @@ class S3Object:
         return self._get()[0]
 
     def write(self, data: bytes, **condition: str) -> str:
-        """Replaces the content, all or nothing, if S3's condition holds; returns the name."""
+        """Replaces the content at once and returns the name; AwsCallFailed if a condition fails."""
         content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
         with writing(self):
             response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
@@ -4220,7 +4222,7 @@ class S3Object:
         return str(self)
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
-        """Replaces the content with change(content or None), again if another run wrote first."""
+        """Replaces the content by change(content or None); tries again if another run wrote it."""
         for tries_left in reversed(range(MAX_WRITE_TRIES)):
             before, condition = None, {"IfNoneMatch": "*"}
             with contextlib.suppress(FileNotFoundError):
@@ -4236,7 +4238,7 @@ class S3Object:
                 return
 
     def list_json(self) -> list[S3Object]:
-        """The objects *.json directly under this prefix; if it is named so itself, only this."""
+        """The objects *.json directly under this prefix; only this object if its name ends so."""
         if self.key.endswith(".json"):
             return [self]
         prefix = f"{self.key.rstrip('/')}/".lstrip("/")
@@ -4285,7 +4287,7 @@ def read_errors_as_cannot_run(file: File) -> Iterator[None]:
 
 
 def write_or_save_copy(file: File, data: bytes) -> str:
-    """Writes results, returns their absolute name; on failure saves a copy, raises CannotRun."""
+    """Writes results and returns their absolute name; else saves a copy and raises CannotRun."""
     try:
         return file.write(data)
     except FILE_ERRORS as error:
@@ -4293,7 +4295,7 @@ def write_or_save_copy(file: File, data: bytes) -> str:
 
 
 def save_copy_and_fail(data: bytes, file: File, error: Exception) -> NoReturn:
-    """Saves results in a temporary folder, not to lose an audit, and raises CannotRun."""
+    """Saves results in a temporary folder, so that they are not lost, and raises CannotRun."""
     why = f"cannot write {file}: {error_text(error)}"
     try:
         folder = Path(tempfile.mkdtemp(prefix="security_check-"))
@@ -4337,7 +4339,7 @@ def parse_accept_file(text: str, name: str) -> list[Acceptance]:
 
 
 def current_id(id: str) -> str:
-    """The ID, or pattern, without what only version 1 had in it: a source, or `not-enabled`.
+    """The ID or pattern as it is now; version 1 had also a source, or `not-enabled`, in it.
 
     >>> current_id("security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0")
     'security-groups/eu-west-1/sg-1/TCP/22'
@@ -4356,7 +4358,7 @@ MAX_NUMBER = 10**15  # smaller numbers are exact in all readers of JSON and in t
 
 
 def encode(value: Any) -> Any:
-    """A report, or a part of it, as data for JSON, fields by name; schema: tests/deploy."""
+    """A report, or a part of it, as data for JSON with fields by name (schema: tests/deploy)."""
     if value is None or type(value) in (str, int, bool, float):
         return value
     if isinstance(value, datetime):
@@ -4379,7 +4381,7 @@ def encode(value: Any) -> Any:
 
 
 def encode_result(result: CheckResult) -> dict[str, Any]:
-    """A result as data for JSON; its rows have ID, status and controls, which tools cannot tell."""
+    """A result as data for JSON; its rows have ID, status and controls too, for other programs."""
     rows = [
         {
             "id": result.check.id(row),
@@ -4403,7 +4405,7 @@ def encode_result(result: CheckResult) -> dict[str, Any]:
 
 @functools.cache
 def reported_fields(kind: Any) -> dict[str, Any]:
-    """The types of the fields of a class, by name of the field."""
+    """The type of each field of a class, by name; no field is left out."""
     return get_type_hints(kind)
 
 
@@ -4446,7 +4448,7 @@ def require_type(types: Collection[type], data: Any) -> Any:
 
 
 def json_types(kind: Any) -> tuple[type, ...]:
-    """The types that json.loads gives for a type; none for a date, which is text at first."""
+    """The types that json.loads makes of values of a type; none for a date, which is text first."""
     if is_dataclass(kind):
         return (dict,)
     return {float: (int, float), datetime: ()}.get(kind, (get_origin(kind) or kind,))
@@ -4533,7 +4535,7 @@ def report_or_none(entry: Any) -> Report | None:
 
 
 def check_history(history: Iterable[HistoryEntry]) -> None:
-    """Raises ValueError or KeyError if a history has a wrong day or number, or lacks a severity."""
+    """Raises ValueError or KeyError if a history has a bad day or number, or lacks a severity."""
     for entry in history:
         start_of_day(entry.day)
         numbers = [entry.not_checked, entry.new, entry.remembered, *entry.days_open]
