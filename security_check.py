@@ -4709,7 +4709,7 @@ def ranked(sheets: Sheets, status: str) -> list[SheetRow]:
 
 
 def tally(rows: Iterable[Row], with_new: bool) -> dict[str, int]:
-    """The number of rows by severity, New (if `with_new`), ACCEPTED and NOT CHECKED."""
+    """The number of rows by severity, then New (if `with_new`), ACCEPTED and NOT CHECKED."""
     counts: Counter[str] = Counter()
     for row in rows:
         counts.update([row.level, *(["New"] if row.new and row.status == FINDING else [])])
@@ -4728,7 +4728,7 @@ def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]
 
 
 def describe_result(row: Row) -> str:
-    """The text of the column Result: finding or error, how it changed, the acceptance."""
+    """The text of the column Result: the finding or error, its change, and its acceptance."""
     mark = f"{row.change}: " if row.change in (NEW, WORSE) and row.status == FINDING else ""
     accepted = describe_acceptance(row.acceptance, row.acceptance_ended)
     return f"{mark}{row.result}{describe_change(row)}{accepted}"
