@@ -991,8 +991,8 @@ class Exposure(NamedTuple):
     whole: bool = False
     versions: tuple[int, ...] = ()  # IP versions of which the sources let in all, or a large part
     open_to: tuple[str, ...] = ()  # CIDRs to show: 0.0.0.0/0 and ::/0, else the public ranges
-    text: str = ""  # the exposure in words, such as `56 % of the Internet`
-    levels: tuple[int, ...] = (0, 0)  # by IP version: 2 if all of it gets in, 1 if a large part
+    text: str = ""  # in words: `the whole Internet`, `56 % of the Internet`
+    levels: tuple[int, ...] = (0, 0)  # for each IP version: 2 if all of it is open, 1 a large part
 
     @property
     def reach(self) -> tuple[bool, tuple[int, ...]]:
@@ -1052,7 +1052,7 @@ def exposure(*cidrs: Iterable[str]) -> Exposure:
     return exposure_of(frozenset[str]().union(*cidrs))
 
 
-@functools.lru_cache(maxsize=4096)  # cached: many groups have the same sources
+@functools.lru_cache(maxsize=4096)  # cached, as many security groups have the same sources
 def exposure_of(cidrs: frozenset[str]) -> Exposure:
     """The exposure that a set of CIDRs makes together, as `exposure` returns it."""
     counts = {}
@@ -1247,7 +1247,7 @@ class OpenRule(NamedTuple):
     ports: PortRange
     sources: Sources
     exposure: Exposure
-    reached: PortRange  # the ports with this exposure; only a part of a rule if others add to it
+    reached: PortRange  # ports with the rule's exposure; a part of its own if other rules add to it
     partners: dict[PortRange, list[str]]  # CIDRs of other rules that add to the exposure
 
 
@@ -1375,7 +1375,7 @@ def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
     that stay are no finding.
     """
     wide = (id for id, cidrs in rule.sources.lists.items() if exposure(cidrs).versions)
-    lists = {*lists_in(rule), *wide}  # a prefix list that is wide by itself must go, too
+    lists = {*lists_in(rule), *wide}  # a prefix list that is wide by itself must be removed, too
     kept = [cidr for id, cidrs in rule.sources.lists.items() if id not in lists for cidr in cidrs]
     others = [cidr for cidrs in (kept, *rule.partners.values()) for cidr in cidrs]
     cidrs = rule.sources.cidrs
@@ -1449,7 +1449,7 @@ class VpcBlockPublicAccess:
     """The VPC block public access of a region. AWS applies it to the account's own VPCs only."""
 
     mode: str
-    vpcs: frozenset[str] = frozenset()  # the account's VPCs without an exclusion, even of a subnet
+    vpcs: frozenset[str] = frozenset()  # own VPCs of which nothing is excluded, no subnet either
 
     def blocks(self, group_vpc: str, interfaces: Sequence[dict[str, Any]]) -> str:
         """The text `VPC block public access (...)` if that stops traffic to the group; else blank.
@@ -1803,7 +1803,7 @@ def deactivate_key(aws: Account, user: str, id: str) -> Remediation:
 
 # --- check 4: MFA ---------------------------------------------------------------------
 
-# Tries to get the credential report, and seconds between them: many users take AWS some time.
+# Tries to get the credential report, and seconds between them: with many users it takes a while.
 REPORT_POLLS, REPORT_PAUSE = 30, 2
 MFA_CONTROLS = {
     "IAM.5": Control(MEDIUM, "Who has a console password has MFA", "1.9", "1.10", "8.4.2"),
@@ -1967,7 +1967,7 @@ READ, WRITE = "read", "write"  # the kinds of management events
 READ_WRITE_TYPES = {"All": {READ, WRITE}, "ReadOnly": {READ}, "WriteOnly": {WRITE}}
 DEFAULT_SELECTORS = {"EventSelectors": [{"ReadWriteType": "All", "IncludeManagementEvents": True}]}
 
-# The management events that a trail or selector records, of READ and WRITE, and the event
+# The kinds of management events (READ, WRITE) that a trail or selector records, and the event
 # sources that it leaves out.
 Recording = tuple[set[str], set[str]]
 EVERYTHING: Recording = ({READ, WRITE}, set())
@@ -2030,7 +2030,7 @@ ACCOUNT_TARGET = "<account>"  # the target that stands for the account as a whol
 # A trail of one region gets the events of global services only in the partition's leading region:
 # https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-concepts.html
 LEADING_REGIONS = {"us-east-1", "us-gov-west-1", "cn-north-1"}
-GLOBAL_SERVICES = "global services"  # the word for the event sources of all global services
+GLOBAL_SERVICES = "global services"  # stands for the event sources of all global services
 MULTI_REGION_REQUIREMENT = "One multi-region trail records all management events"
 TRAIL_CONTROLS = {
     "CloudTrail.1": Control(HIGH, MULTI_REGION_REQUIREMENT, "3.1", "3.1", scope=ACCOUNT_TARGET),
@@ -2043,8 +2043,8 @@ class Trail:
     """A trail as DescribeTrails describes it, and what its other two responses say."""
 
     description: dict[str, Any]
-    recordings: tuple[Recording, ...]  # what each selector records; EVERYTHING if unread
-    logging: bool | None  # None if the trail's status was not read
+    recordings: tuple[Recording, ...]  # what each event selector records; EVERYTHING if unread
+    logging: bool | None  # whether the trail is on; None if its status was not read
     delivery_error: str = ""  # why log files are not delivered; blank if they are
     digest_error: str = ""  # why digest files (they validate log files) are not delivered
     error: AwsError | None = None  # why a part of the trail was not read
@@ -2204,7 +2204,7 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
     yield (row := region_row(aws, target, found))
     own = [one for one in found if one.home == target and one.owner == aws.number]
     yield from (trail_row(aws, one) for one in own if trail_flaws(one))
-    for trail in () if row.error else own:  # an error of the region is about its trails too
+    for trail in () if row.error else own:  # a region that is NOT CHECKED stands for its trails
         if trail.logging is None and trail.error:
             yield unread_trail_row(trail, trail.error)
     return Counter({"": 1, "CloudTrail.4": len(own)})
@@ -2548,7 +2548,7 @@ def check_s3_acls(aws: Account, bucket: str) -> Rows:
     """The rows of a bucket: each grant (S3.2, S3.3, S3.12), and a policy that makes it public."""
     acl = answer_or_error(bucket_acl, aws, bucket)
     if isinstance(acl, AwsError):
-        if acl.code == "AccessDenied":  # a policy that makes a bucket public may deny GetBucketAcl
+        if acl.code == "AccessDenied":  # a policy may make a bucket public and deny GetBucketAcl
             with contextlib.suppress(AwsCallFailed):
                 yield from policy_rows(aws, bucket)
         raise AwsCallFailed(acl)
@@ -2626,7 +2626,7 @@ def policy_rows(aws: Account, bucket: str) -> Iterator[Row]:
 
 
 def policy_row(aws: Account, bucket: str) -> Row:
-    """The finding of a policy that makes the bucket public, Low if a block makes it void.
+    """The row of a public policy: Critical, Low if a public access block voids it, or NOT CHECKED.
 
     AWS does not say whether the policy lets the public read (S3.2) or write (S3.3).
     """
@@ -2654,14 +2654,15 @@ def policy_row(aws: Account, bucket: str) -> Row:
 # twice when nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
 CALL_TIMEOUT = 60  # seconds for all attempts, and for one response; pauses of the pace do not count
-# Seconds to sign in, as somebody may type a code or open a browser; and to refresh credentials in
-# mid-audit, while a call waits that is given up after CALL_TIMEOUT.
+# Seconds to sign in, as somebody may type a code or open a browser; and to refresh credentials
+# during the audit: less than CALL_TIMEOUT, after which the waiting call is given up.
 SIGN_IN_TIMEOUT, REFRESH_TIMEOUT = 300, 45
 ATTEMPTS = 8  # attempts of a call: about a minute with the waits of botocore's `standard` mode
 # Attempts if a response is malformed, and seconds between them, as for a dropped connection
 MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2
 MAX_FAILURES = 3  # failures in a row after which a call is not made any more in a region
-NEVER_GIVEN_UP = {"AssumeRole", "GetObject", "PutObject"}  # calls that differ in account or file
+# Calls that are for another account or file each time: a failure says nothing of the next one
+NEVER_GIVEN_UP = {"AssumeRole", "GetObject", "PutObject"}
 CONNECTIONS = 32  # connections of a client: as many as a check has threads
 CALLERS = 128  # threads for calls: of a check, of all prefetch calls, and some for slow calls
 
@@ -2696,8 +2697,8 @@ READ_POLICY: dict[str, Any] = {
     "Statement": [{"Effect": "Allow", "Action": READ_ACTIONS, "Resource": "*"}],
 }
 
-IN_CALL = threading.local()  # its `sent` has the times at which a thread sent attempts
-CLIENT_LOCK = threading.Lock()  # held to make clients: accounts share what botocore has read
+IN_CALL = threading.local()  # IN_CALL.sent: times at which this thread sent attempts of a call
+CLIENT_LOCK = threading.Lock()  # held while a client is made: accounts share what botocore has read
 CALL_LOG = logging.getLogger("security_check")
 
 
@@ -2722,7 +2723,8 @@ RENEWABLE_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
 class Response(dict[str, Any]):
     """The response to a call, or a structure inside it.
 
-    A missing required field means that the response is not from AWS (a proxy, a login page).
+    To read a missing field with [] raises AwsCallFailed: the response is not from AWS, but from a
+    proxy or a login page.
     """
 
     def __init__(self, content: dict[str, Any], call: Call) -> None:
@@ -2749,7 +2751,7 @@ class Response(dict[str, Any]):
 # --- sessions -------------------------------------------------------------------------
 
 READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
-# botocore calls this by itself before it reads or writes in a directory bucket of S3
+# botocore itself calls CreateSession before it reads or writes in a directory bucket of S3
 READ_OPERATIONS = {"CreateSession"}
 
 
@@ -2802,6 +2804,7 @@ class RoleCache:
         return key in self.memory
 
     def __getitem__(self, key: str) -> Any:
+        """The credentials of a role, which `in` has put into memory before."""
         return self.memory[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -2811,7 +2814,7 @@ class RoleCache:
 
 
 def client_config() -> Any:
-    """The time-outs, attempts and connections of all clients, also of those botocore makes."""
+    """The time-outs, attempts and connections of all clients, also of those that botocore makes."""
     from botocore.config import Config
 
     return Config(
@@ -2833,7 +2836,7 @@ def core_session(profile: str | None) -> Any:
 
 
 def default_region(session: Any, only_regions: Iterable[str]) -> str:
-    """The region to use if none is set: the first given one outside partition aws, or us-east-1."""
+    """The first of the regions outside partition aws, such as cn-north-1; us-east-1 if none is."""
     from botocore.exceptions import UnknownRegionError
 
     for name in only_regions:
@@ -2870,11 +2873,11 @@ def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
 
 
 def load_credentials(core: Any) -> None:
-    """Loads the credentials of a session; to load and later to refresh them takes limited time."""
+    """Loads the credentials of a session; sets time limits for that and for later refreshes."""
 
     def load() -> Any:
         if credentials := core.get_credentials():
-            credentials.get_frozen_credentials()  # signing in may ask for a code or run a program
+            credentials.get_frozen_credentials()  # may ask for an MFA code or run a program
         return credentials
 
     credentials = in_time(load, SIGN_IN_TIMEOUT)()
@@ -2883,9 +2886,9 @@ def load_credentials(core: Any) -> None:
 
 
 def in_time(get: Callable[[], T], seconds: float) -> Callable[[], T]:
-    """The function with a limit of time; every failure in it becomes AwsCallFailed.
+    """A function that calls `get` with a time limit; every failure becomes AwsCallFailed.
 
-    While it hangs it is not called again, so that a program is not started over and over.
+    While `get` hangs it is not called again, so that a program is not started over and over.
     """
     running: list[Future[T]] = []
 
@@ -2934,7 +2937,7 @@ def new_session(profile: str | None, base: Any, writes: Collection[str] = ()) ->
 # --- events of botocore ---------------------------------------------------------------
 
 
-WEB_PAGE = re.compile(  # or plain text: AWS answers in XML and JSON
+WEB_PAGE = re.compile(  # matches web pages and plain text: AWS answers in XML or JSON
     rb"\s*([^\s<{\[]|<!--|(<\?xml[^>]*>\s*)?<(!doctype\s+)?html\b)", re.IGNORECASE
 )
 
@@ -2977,15 +2980,15 @@ def check_body(
 ) -> None:
     """Turns a response into an error if it is cut off, or does not come from AWS.
 
-    botocore raises for it, or takes it for an empty one, and does not ask again.
+    botocore raises for such a response, or takes it for an empty one, and does not ask again.
     """
     body = response_dict["body"]
-    if not isinstance(body, bytes):  # the content of an S3 object is streamed: read later
+    if not isinstance(body, bytes):  # the streamed content of an S3 object, for `read_whole`
         return
     page = WEB_PAGE.match(body)
     if not page and not is_cut_off(body, response_dict["headers"]):
         return
-    if response_dict["status_code"] < 500:  # a web page with 5xx may be of AWS's load balancer
+    if response_dict["status_code"] < 500:  # AWS's load balancer may send a web page with 5xx
         code = "NotAws" if page else "MalformedResponse"
         customized_response_dict["Error"] = {"Code": code, "Message": ""}
         response_dict["status_code"] = 503
@@ -3007,7 +3010,7 @@ def is_cut_off(body: bytes, headers: Any) -> bool:
 
 
 def raise_if_malformed(parsed: dict[str, Any], model: Any, **_: Any) -> None:
-    """Raises ClientError for what `check_body` found, whose HTTP status may be a success."""
+    """Raises ClientError for a response that `check_body` made an error, whatever its status."""
     from botocore.exceptions import ClientError
 
     if parsed.get("Error", {}).get("Code") in ("NotAws", "MalformedResponse"):
@@ -3022,7 +3025,7 @@ def is_timeout(error: Exception | None) -> bool:
 
 
 def stop_after_timeouts(attempts: int, caught_exception: Exception | None, **_: Any) -> None:
-    """Raises the time-out of a second attempt again, so that there is no third one.
+    """Re-raises a time-out if two attempts or more were made, so that no other one is made.
 
     botocore has one number of attempts for all failures; raising is how to stop early.
     """
@@ -3031,7 +3034,7 @@ def stop_after_timeouts(attempts: int, caught_exception: Exception | None, **_: 
 
 
 def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, Any]:
-    """The response with its body as bytes, asked again if S3 streams one that is cut off."""
+    """The response to a call, with a streamed body as bytes; asked again if that is cut off."""
     from botocore.exceptions import HTTPClientError, IncompleteReadError
 
     for tries_left in reversed(range(MALFORMED_ATTEMPTS)):
@@ -3050,7 +3053,7 @@ def read_whole(send: Callable[..., dict[str, Any]], **params: Any) -> dict[str, 
 
 ERROR_CODE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 PLAIN_WORD = re.compile(r"[(\"'`]?[A-Za-z][a-z'-]{0,15}[)\"'`]?[.,:;!?]?")
-DENIER = re.compile(  # the policy that denied a call, if the message of AWS names it
+DENIER = re.compile(  # finds in a message of AWS which policy denied the call
     r"explicit deny in an? ([\w -]{1,30}(?:policy|boundary))"
     r"|because no ((?:service control|resource control|session) policy|permissions boundary)"
 )
@@ -3072,7 +3075,8 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
 
     if isinstance(error, AwsCallFailed):
         return error.error
-    if isinstance(error, RuntimeError) and "still expired" in str(error):  # though just refreshed
+    # botocore refreshed the credentials, and the new ones have expired, too
+    if isinstance(error, RuntimeError) and "still expired" in str(error):
         return call.error("ExpiredToken")
     if isinstance(error, CredentialRetrievalError):
         return call.error("CredentialRetrievalError", program_words(error))
@@ -3091,14 +3095,14 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
     if code == "NotAws" or not ERROR_CODE.fullmatch(code):
         return call.error("MalformedResponse", NOT_AWS)
     if message.startswith("MultiFactorAuthentication failed"):
-        return call.error("MfaCodeRefused")  # for AWS it is AccessDenied
+        return call.error("MfaCodeRefused")  # AWS calls a refused MFA code AccessDenied
     denier = DENIER.search(message)
     detail = f"{DENIED_BY}{denier[1] or denier[2]})" if denier else ""
     return call.error(code, "(cut off)" if code == "MalformedResponse" else detail)
 
 
 def program_words(error: Exception) -> str:
-    """The plain words in which a `credential_process` program says why it failed; others are ***.
+    """The reason that a failed `credential_process` program gave; all but plain words are ***.
 
     Whatever may be a secret is left out: long words, and those with digits or signs in them.
     """
@@ -3111,14 +3115,14 @@ def program_words(error: Exception) -> str:
 
 
 class Pace:
-    """How fast one client may call: at will until AWS throttles it, then with a delay.
+    """The pace of a client's calls: unlimited until AWS throttles one, then with a delay.
 
     botocore's `adaptive` retries count every refusal of a volley, and then crawl for seconds.
     """
 
     def __init__(self) -> None:
         self.delay = self.next = self.slowed = 0.0
-        self.settled = False  # True: the pace stays, because AWS refuses a slower one too
+        self.settled = False  # whether the pace no longer changes: AWS refused the slowest, too
         self.lock = threading.Lock()
 
     def wait(self, request: Any = None, **_: Any) -> None:
@@ -3133,7 +3137,7 @@ class Pace:
             request.context["first_sent"] += pause  # CALL_TIMEOUT excludes waiting for the pace
 
     def learn(self, refused: bool) -> None:
-        """Slows down after a refusal and speeds up after an answer, until the pace is settled."""
+        """Slows calls down after a refusal, speeds them up after an answer; stops once settled."""
         with self.lock:
             now = time.monotonic()
             if self.settled:
@@ -3148,7 +3152,7 @@ class Pace:
 
 @dataclass(eq=False)
 class Account:
-    """The account under audit, and the only way to AWS."""
+    """The account under audit; every call to AWS goes through its methods."""
 
     session: boto3.Session
     now: datetime  # the fixed time from which all ages of this audit are counted
@@ -3167,22 +3171,23 @@ class Account:
     throttling_codes: set[str] = field(default_factory=set)  # error codes that meant throttling
     renewed_at: float = -math.inf  # when credentials that botocore took for valid were last renewed
     fatal_error: AwsError | None = None  # the error after which no further call makes sense
-    lock: Any = field(default_factory=threading.RLock)  # the lock is held for moments only
+    # guards clients, cache and the counting of failures; it is not held while AWS is called
+    lock: Any = field(default_factory=threading.RLock)
     callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CALLERS))
 
     @functools.cached_property
     def home_region(self) -> str:
-        """The region for global services: as configured, else one of the partition of --region."""
+        """The region for global services: the configured one, else one of --region's partition."""
         return self.session.region_name or default_region(self.session, self.only_regions)
 
     def ask(
         self, service: str, operation: str, region: str = "",
         absent: Collection[str] = (), **params: Any,
     ) -> Response:  # fmt: skip
-        """The response to a single call: `aws.ask("s3", "GetBucketAcl", "eu-west-1", Bucket="b")`.
+        """The response to a single call; an empty one if AWS answers an error code in `absent`.
 
-        A blank region is the home region. An error code in `absent` is an answer too: an empty
-        response. Raises AwsCallFailed.
+        A blank region is the home region: `aws.ask("s3", "GetBucketAcl", "eu-west-1", Bucket="b")`.
+        Raises AwsCallFailed.
         """
         call = Call(service, operation, region or self.home_region)
         pages = self._pages(call, params)
@@ -3208,7 +3213,7 @@ class Account:
             yield from page.get(items, ()) if "KeyCount" in page else Response(page, call)[items]
 
     def _pages(self, call: Call, params: dict[str, Any], size: int = 0) -> Iterator[dict[str, Any]]:
-        """The responses to a call, page after page, with `size` items in each if that is given."""
+        """The responses to a call, page after page, of at most `size` items each if given."""
         from botocore import xform_name
 
         client, name = self.client(call.service, call.region), xform_name(call.operation)
@@ -3222,10 +3227,10 @@ class Account:
             yield (page := send(**params, NextToken=token))
 
     def _call(self, call: Call, send: Callable[[], T]) -> T:
-        """The result of `send`, run in a thread; every failure in it becomes AwsCallFailed.
+        """The result of `send`; AwsCallFailed if it fails, or is not tried after other failures.
 
-        There is no other way to give up on a response that comes in drops. Nothing is sent
-        after a fatal error, nor after MAX_FAILURES of the same call in a row.
+        It runs in a thread, the only way to give up on a response that comes in drops. Nothing is
+        sent after a fatal error, nor after MAX_FAILURES of the same call in a row.
         """
         if self.fatal_error:
             raise AwsCallFailed(self.fatal_error)
@@ -3233,7 +3238,7 @@ class Account:
             silent = call.error("NoResponse", f"(asked {MAX_FAILURES} times)")
             raise AwsCallFailed(self.throttled_calls.get(call, silent))
         try:
-            self.client(call.service, call.region)  # making one asks nobody, and is not timed
+            self.client(call.service, call.region)  # nothing is sent to make a client: not timed
             result = self._wait_for(send)
         except Exception as error:
             raise AwsCallFailed(self._error(error, call)) from error
@@ -3242,7 +3247,7 @@ class Account:
 
     def _wait_for(self, send: Callable[[], T]) -> T:
         """The result of `send`; TimeoutError if an attempt takes longer than CALL_TIMEOUT."""
-        sent = [time.monotonic()]  # times of attempts, after that of now: no thread may be free
+        sent = [time.monotonic()]  # times of submission (no thread may be free) and of each attempt
 
         def run() -> T:
             IN_CALL.sent = sent
@@ -3252,7 +3257,7 @@ class Account:
         while True:
             left = (begun := sent[-1]) + CALL_TIMEOUT - time.monotonic()
             if wait([future], timeout=max(left, 0)).done or sent[-1] == begun:
-                if future.cancel():  # no thread was free to begin with it
+                if future.cancel():  # no thread was free to begin with `send`
                     raise FutureTimeout
                 return future.result(timeout=0)
 
@@ -3272,7 +3277,7 @@ class Account:
         return failure
 
     def client(self, service: str, region: str) -> Any:
-        """The client of a service in a region, made once, in a lock, as that is not thread-safe."""
+        """The client of a service in a region, made once; a lock makes that thread-safe."""
         with self.lock, CLIENT_LOCK:
             if (service, region) not in self.clients:
                 make: Callable[..., Any] = self.session.client
@@ -3296,10 +3301,9 @@ class Account:
             self.callers.shutdown(wait=False)
 
     def _on_attempt(self, region: str, pace: Pace, **event: Any) -> float | bool | None:
-        """Decides whether a call is tried again after an attempt, from which the pace learns.
+        """The seconds to wait before another attempt, False for none, None if botocore decides.
 
-        Returns the seconds to wait before the next attempt, False for none, or None if botocore
-        is to decide.
+        The pace learns from the attempt. A time-out is raised if no other attempt is to be made.
         """
         from botocore.retries import standard
 
@@ -3322,7 +3326,7 @@ class Account:
         return None
 
     def _renew_credentials(self) -> bool:
-        """Renews credentials that botocore takes for valid; False if they cannot be refreshed."""
+        """Refreshes credentials that botocore takes to be valid; False if their kind cannot be."""
         from botocore.credentials import RefreshableCredentials
 
         credentials: Any = self.session.get_credentials()
@@ -3406,7 +3410,7 @@ def limit_regions(aws: Account) -> None:
     if not wanted and not excluded:
         return
     enabled = answer_or_error(enabled_regions, aws)
-    if isinstance(enabled, AwsError):  # the checks themselves will say that regions cannot be read
+    if isinstance(enabled, AwsError):  # the checks will say that regions cannot be read
         return
     if unknown := sorted(wanted - {*enabled}):
         valid = ", ".join(enabled)
@@ -3440,14 +3444,14 @@ def check_target(definition: Check, aws: Account, target: str) -> tuple[list[Row
 
 
 def require_declared_controls(definition: Check, row: Row) -> None:
-    """Raises ValueError if the row decides a control that its check did not declare."""
+    """Raises ValueError if the row names a control that its check does not declare."""
     named = {one.control for one in row.control_findings}
     if unknown := named - definition.controls.keys():
         raise ValueError(f"{definition.title} does not declare {', '.join(sorted(unknown))}")
 
 
 def print_traceback(error: Exception) -> None:
-    """Prints the traceback of a bug, without the message of a library: it may hold a secret."""
+    """Prints the traceback of a bug; a library's message is left out: it may hold a secret."""
     frames = traceback.extract_tb(error.__traceback__)
     if frames and frames[-1].filename != __file__:
         error.args = ()
@@ -3468,7 +3472,7 @@ def to_aws_error(error: Exception) -> AwsError:
 
 
 def failed_target_row(definition: Check, target: str, error: AwsError, name: str = "") -> Row:
-    """The row NOT CHECKED of a target, or of several that `name` counts, with the error."""
+    """The row NOT CHECKED of a target, with the error; `name` is shown in its place if given."""
     return not_checked_row(target, "", {definition.columns[0]: name or target}, error)
 
 
@@ -3509,9 +3513,9 @@ def run_check(definition: Check, aws: Account, progress: Progress) -> CheckResul
 def collapse_fatal_errors(
     definition: Check, rows: list[Row], fatal_error: AwsError | None
 ) -> tuple[list[Row], set[str]]:
-    """The rows, with all that any fatal error cost as a single one, and the failed targets.
+    """The rows, with a single one for all that a fatal error cost, and the failed targets.
 
-    Expired credentials are such an error.
+    Expired credentials are a fatal error.
     """
     failed = {row.target for row in rows if row.error and not row.item}
     lost = {row.target for row in rows if fatal_error and row.error == fatal_error}
@@ -3585,7 +3589,7 @@ def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row,
 
 
 def cover(known: Coverage | None, rows: dict[str, Row]) -> Coverage:
-    """The coverage of an accept line with these rows added; what it covered before is kept."""
+    """The coverage of an accept line with rows added; findings covered before stay as they were."""
     found = {id: CoveredFinding(row.severity, row.control, row.extent) for id, row in rows.items()}
     if known:
         return Coverage(known.worst, found | known.findings)
@@ -3612,9 +3616,10 @@ def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> b
     if not severity:
         return False
     new = bool(row.extent - extent)
-    if not row.fully_read:  # the severity of such a row may be too high, but its extent counts
+    if not row.fully_read:  # a severity not fully read may be too high, but the extent counts
         return new
-    if rank_of(row.severity) > rank_of(severity):  # of less severity, a part has other words
+    # a less severe row may name a part of its extent in other words: only an addition is worse
+    if rank_of(row.severity) > rank_of(severity):
         return row.extent > extent
     return new or row.severity != severity or first_control(row.control) != first_control(control)
 
@@ -3657,7 +3662,7 @@ def vanished_findings(result: CheckResult, state: AccountState) -> dict[str, Kno
 
 
 def is_undetermined(result: CheckResult, id: str, known: KnownFinding) -> bool:
-    """Whether a missing finding may still exist, because not all of it was looked at."""
+    """Whether a known finding that is missing may still exist, as not all was looked at."""
     unread = [row for row in result.rows if row.error]
     prefixes = tuple(result.check.id(row).removesuffix(NOT_CHECKED_END) for row in unread)
     resources = {row.resource for row in unread if row.resource}
@@ -3714,7 +3719,7 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
 
 
 def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = False) -> Row:
-    """The row of a known finding with its first day and its change: new today, worse, or better."""
+    """The row of a known finding with its first day, and whether it is new, worse or better."""
     change, was = "", before.result
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
     if uncovered or is_worse(row, before.severity, before.control, before.extent):
@@ -3729,9 +3734,9 @@ def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = Fa
 
 
 def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], today: str) -> Row:
-    """The row of a finding that replaces a vanished one, as ports 22-30 replace 22: it is worse.
+    """The row of a finding that replaces vanished ones of its resource: WORSE, unless just renamed.
 
-    Both are of one resource. If only its name changed, as of a renamed user, it is not worse.
+    For example, ports 22-30 replace 22; of a renamed user only the name differs.
     """
     name = result.check.name
     ends = {id.removeprefix(f"{name}/{one.target}"): one for id, one in vanished.items()}
@@ -3748,7 +3753,7 @@ def diff_with_state(
 ) -> StateChange:
     """The changes that the audit makes in the state of the account.
 
-    A run with another --max-key-age resolves nothing: another question was asked.
+    A check of key ages with another --max-key-age resolves nothing: it asked something else.
     """
     state, today = given.state or AccountState(), given.today
     found = [(one.check.id(row), row) for one in results for row in one.rows if row.first_seen]
@@ -3767,7 +3772,7 @@ def diff_with_state(
 
 
 def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFinding:
-    """The finding of a row, as the state remembers it.
+    """The finding of a row, in the form in which the state keeps it.
 
     If it was not read completely, the severity and the extent of last time are kept.
     """
@@ -3862,7 +3867,7 @@ def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
 
 
 def entry_of_day(latest: HistoryEntry, day: str) -> HistoryEntry:
-    """The latest entry of an account if it is of this day, else an entry that only remembers it."""
+    """The latest entry if of this day, else an entry in which its findings were not looked at."""
     if latest.day == day:
         return latest
     return HistoryEntry(day, latest.open, not_checked=1, remembered=sum(latest.open.values()))
@@ -3898,7 +3903,7 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
 
 
 def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
-    """Whether a row is about something unread on which a control of this scope depends.
+    """Whether a row is of a target that was not read and decides controls of this scope.
 
     A row that is NOT CHECKED for another reason names the controls that it is about.
     """
@@ -3952,7 +3957,7 @@ ACCOUNT_FIELD = "{account}"  # stands for an account's number in the name of a f
 
 
 def accounts_in(names: Iterable[str], template: str) -> list[str]:
-    """The account numbers in those names that are like a template with ACCOUNT_FIELD in it.
+    """The account numbers in the names that fit a template, in which {account} stands for one.
 
     >>> accounts_in(["s/123456789012.json", "s/overview.json"], "s/{account}.json")
     ['123456789012']
@@ -3987,7 +3992,7 @@ def writing(file: File) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine that only its owner may read, unless it was there with other rights.
+    """A file on this machine; a new one may be read by its owner only, an old one keeps its rights.
 
     Links are followed. A device or a pipe is written into, and so is a file that one of our
     streams writes into, such as /dev/stdout: a new file in its place would reach nobody.
@@ -4011,14 +4016,14 @@ class LocalFile:
         return Path(os.path.realpath(self.path))
 
     def is_stream(self) -> bool:
-        """Whether the file is a device, a pipe or one of our streams, and is not replaced."""
+        """Whether the path is a device, a pipe or one of our streams: then it is not replaced."""
         if not (found := file_status(self.path)):
             return False
         ours = filter(None, map(file_status, (1, 2)))
         return not stat.S_ISREG(found.st_mode) or any(os.path.samestat(found, one) for one in ours)
 
     def ensure_writable(self) -> None:
-        """Raises CannotRun if the file cannot be written: asked before an audit, not after it."""
+        """Raises CannotRun if the file cannot be written; called before the audit begins."""
         try:
             folder = self.target.parent
             for place in (self.path, folder / lock_name(self.target)):
@@ -4055,7 +4060,7 @@ class LocalFile:
         return self.absolute()
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
-        """Replaces the content with change(content), or change(None) without a file, locked."""
+        """Replaces the content, under a lock, by change(content), change(None) if there is none."""
         self._make_folder()
         with writing(self), locked(self.target, self.tell):
             self._move_in(change(self.read() if self.path.exists() else None))
@@ -4075,10 +4080,12 @@ class LocalFile:
         return accounts_in(map(str, folder.glob(pattern)), name)
 
     def _make_folder(self) -> None:
+        """Makes the missing folders of the file, if `create_folder` asks for it."""
         for folder in reversed(self.target.parents) if self.create_folder else ():
             folder.mkdir(0o700, exist_ok=True)
 
     def _move_in(self, data: bytes) -> Path:
+        """Writes a temporary file, moves it into place and returns its path."""
         self._make_folder()
         target = self.target
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".security_check-")
@@ -4126,7 +4133,7 @@ def lock_name(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, tell: Tell) -> Iterator[None]:
-    """Keeps other threads and processes out of a file, on Windows only threads.
+    """Keeps other threads and processes out of a file; on Windows only threads.
 
     OSError after LOCK_PATIENCE. An old lock file does not matter: a lock ends with its process.
     """
@@ -4144,7 +4151,7 @@ def locked(path: Path, tell: Tell) -> Iterator[None]:
 
 
 def wait_for_lock(take: Callable[[], None], lock: Path, tell: Tell) -> None:
-    """Takes a lock that another run may hold; OSError if it holds it for too long."""
+    """Takes a lock, waiting until another run releases it; OSError after LOCK_PATIENCE."""
     began, told = time.monotonic(), False
     while True:
         try:
@@ -4208,7 +4215,7 @@ class S3Object:
         return self._get()[0]
 
     def write(self, data: bytes, **condition: str) -> str:
-        """Replaces the content, all or nothing, if S3's condition holds; returns the name."""
+        """Replaces the content at once and returns the name; AwsCallFailed if a condition fails."""
         content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
         with writing(self):
             response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
@@ -4216,7 +4223,7 @@ class S3Object:
         return str(self)
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
-        """Replaces the content with change(content or None), again if another run wrote first."""
+        """Replaces the content by change(content or None); tries again if another run wrote it."""
         for tries_left in reversed(range(MAX_WRITE_TRIES)):
             before, condition = None, {"IfNoneMatch": "*"}
             with contextlib.suppress(FileNotFoundError):
@@ -4232,7 +4239,7 @@ class S3Object:
                 return
 
     def list_json(self) -> list[S3Object]:
-        """The objects *.json directly under this prefix; if it is named so itself, only this."""
+        """The objects *.json directly under this prefix; only this object if its name ends so."""
         if self.key.endswith(".json"):
             return [self]
         prefix = f"{self.key.rstrip('/')}/".lstrip("/")
@@ -4281,7 +4288,7 @@ def read_errors_as_cannot_run(file: File) -> Iterator[None]:
 
 
 def write_or_save_copy(file: File, data: bytes) -> str:
-    """Writes results, returns their absolute name; on failure saves a copy, raises CannotRun."""
+    """Writes results and returns their absolute name; else saves a copy and raises CannotRun."""
     try:
         return file.write(data)
     except FILE_ERRORS as error:
@@ -4289,7 +4296,7 @@ def write_or_save_copy(file: File, data: bytes) -> str:
 
 
 def save_copy_and_fail(data: bytes, file: File, error: Exception) -> NoReturn:
-    """Saves results in a temporary folder, not to lose an audit, and raises CannotRun."""
+    """Saves results in a temporary folder, so that they are not lost, and raises CannotRun."""
     why = f"cannot write {file}: {error_text(error)}"
     try:
         folder = Path(tempfile.mkdtemp(prefix="security_check-"))
@@ -4333,7 +4340,7 @@ def parse_accept_file(text: str, name: str) -> list[Acceptance]:
 
 
 def current_id(id: str) -> str:
-    """The ID, or pattern, without what only version 1 had in it: a source, or `not-enabled`.
+    """The ID or pattern as it is now; version 1 had also a source, or `not-enabled`, in it.
 
     >>> current_id("security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0")
     'security-groups/eu-west-1/sg-1/TCP/22'
@@ -4352,7 +4359,7 @@ MAX_NUMBER = 10**15  # smaller numbers are exact in all readers of JSON and in t
 
 
 def encode(value: Any) -> Any:
-    """A report, or a part of it, as data for JSON, fields by name; schema: tests/deploy."""
+    """A report, or a part of it, as data for JSON with fields by name (schema: tests/deploy)."""
     if value is None or type(value) in (str, int, bool, float):
         return value
     if isinstance(value, datetime):
@@ -4375,7 +4382,7 @@ def encode(value: Any) -> Any:
 
 
 def encode_result(result: CheckResult) -> dict[str, Any]:
-    """A result as data for JSON; its rows have ID, status and controls, which tools cannot tell."""
+    """A result as data for JSON; its rows have ID, status and controls too, for other programs."""
     rows = [
         {
             "id": result.check.id(row),
@@ -4399,7 +4406,7 @@ def encode_result(result: CheckResult) -> dict[str, Any]:
 
 @functools.cache
 def reported_fields(kind: Any) -> dict[str, Any]:
-    """The types of the fields of a class, by name of the field."""
+    """The type of each field of a class, by name; no field is left out."""
     return get_type_hints(kind)
 
 
@@ -4442,7 +4449,7 @@ def require_type(types: Collection[type], data: Any) -> Any:
 
 
 def json_types(kind: Any) -> tuple[type, ...]:
-    """The types that json.loads gives for a type; none for a date, which is text at first."""
+    """The types that json.loads makes of values of a type; none for a date, which is text first."""
     if is_dataclass(kind):
         return (dict,)
     return {float: (int, float), datetime: ()}.get(kind, (get_origin(kind) or kind,))
@@ -4529,7 +4536,7 @@ def report_or_none(entry: Any) -> Report | None:
 
 
 def check_history(history: Iterable[HistoryEntry]) -> None:
-    """Raises ValueError or KeyError if a history has a wrong day or number, or lacks a severity."""
+    """Raises ValueError or KeyError if a history has a bad day or number, or lacks a severity."""
     for entry in history:
         start_of_day(entry.day)
         numbers = [entry.not_checked, entry.new, entry.remembered, *entry.days_open]
@@ -4703,7 +4710,7 @@ def ranked(sheets: Sheets, status: str) -> list[SheetRow]:
 
 
 def tally(rows: Iterable[Row], with_new: bool) -> dict[str, int]:
-    """The number of rows by severity, New (if `with_new`), ACCEPTED and NOT CHECKED."""
+    """The number of rows by severity, then New (if `with_new`), ACCEPTED and NOT CHECKED."""
     counts: Counter[str] = Counter()
     for row in rows:
         counts.update([row.level, *(["New"] if row.new and row.status == FINDING else [])])
@@ -4722,7 +4729,7 @@ def check_tally(overview: Overview, definition: Check, lines: Iterable[SheetRow]
 
 
 def describe_result(row: Row) -> str:
-    """The text of the column Result: finding or error, how it changed, the acceptance."""
+    """The text of the column Result: the finding or error, its change, and its acceptance."""
     mark = f"{row.change}: " if row.change in (NEW, WORSE) and row.status == FINDING else ""
     accepted = describe_acceptance(row.acceptance, row.acceptance_ended)
     return f"{mark}{row.result}{describe_change(row)}{accepted}"

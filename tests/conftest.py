@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -172,6 +173,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if sys.platform == "win32" and item.get_closest_marker("posix"):
             item.add_marker(pytest.mark.skip(reason="not on Windows"))
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays, so the garbage collector need not look at it in every round; and
+    the program does not set its rounds, as it does for a process of its own."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(1_000_000, 20, 20)
+    setattr(gc, "set_threshold", lambda *_: None)  # noqa: B010
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
