@@ -3808,7 +3808,7 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
 
 # --- history --------------------------------------------------------------------------
 
-HISTORY_ENTRIES = 12  # days kept in the history: a year of monthly audits
+HISTORY_ENTRIES = 12  # entries kept in the history, one a day: a year of monthly audits
 
 
 def append_today(after: AccountState, change: StateChange) -> tuple[HistoryEntry, ...]:
@@ -3887,7 +3887,7 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
             else:
                 (accepted if row.status == ACCEPTED else failed).add(one.resource)
     evaluated = result.evaluated_by_control[name]
-    if scope and evaluated:  # the target that decides the control was read
+    if scope and evaluated:  # the only target that decides the control was read: gaps do not count
         evaluated, undecided = 1, set()
     elif not result.complete or (scope and not undecided):
         undecided.add(NOT_CHECKED)
