@@ -3964,8 +3964,8 @@ def accounts_in(names: Iterable[str], template: str) -> list[str]:
 # --- files here -----------------------------------------------------------------------
 
 STATE_LOCK = threading.Lock()  # for the state file, shared by accounts audited side by side
-# Seconds to wait for the lock of a file, and after which the waiting is told: to change a file
-# takes less.
+# Seconds to wait for the lock of a file, and seconds after which a message says that the run waits:
+# a usual change takes less.
 LOCK_PATIENCE, USUAL_LOCK_TIME = 60, 1
 Tell = Callable[[str], None]  # prints a line for people
 WRITABLE_KINDS = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
@@ -3993,9 +3993,9 @@ class LocalFile:
     """
 
     path: Path
-    create_folder: bool = False  # make its folders: {account}, {date} or {time} is in its name
-    numbered: bool = False  # if the name is taken, a number is added to it
-    tell: Tell = lambda _: None  # prints that another run is waited for
+    create_folder: bool = False  # makes missing folders: the name has {account}, {date} or {time}
+    numbered: bool = False  # adds a number to the name of the file if that name is taken
+    tell: Tell = lambda _: None  # prints that this run waits for another run
 
     def __str__(self) -> str:
         return str(self.path)
@@ -4030,10 +4030,10 @@ class LocalFile:
                 folder = folder.parent
             for part in [str(self.path.absolute()), *self.target.parts, lock_name(self.target)]:
                 with contextlib.suppress(FileNotFoundError):
-                    (folder / part).stat()  # raises if a name is too long or a link leads to itself
+                    (folder / part).stat()  # raises for a name too long, or a link to itself
             if not self.is_stream():
                 with tempfile.TemporaryFile(dir=folder):
-                    str(self.target).encode()  # fails for a name that the workbook cannot show
+                    str(self.target).encode()  # raises for a name that the workbook cannot show
         except (OSError, ValueError) as error:
             raise CannotRun(f"cannot write {self}: {error_text(error)}") from error
 
@@ -4069,7 +4069,7 @@ class LocalFile:
         """The numbers that stand for {account} in the names of files; OSError without a folder."""
         name = str(self.path)
         folder = Path(f"{name.partition(ACCOUNT_FIELD)[0]}x").parent
-        next(folder.iterdir(), None)  # raises the error that glob would hide
+        next(folder.iterdir(), None)  # raises if the folder cannot be read: glob would hide that
         pattern = glob.escape(str(self.path.relative_to(folder))).replace(ACCOUNT_FIELD, "*")
         return accounts_in(map(str, folder.glob(pattern)), name)
 
@@ -4113,7 +4113,8 @@ def reserve_name(path: Path, number: int = 1) -> Path:
 def keep_rights(handle: int, old: os.stat_result | None) -> None:
     """Gives an open file the group and the mode of an old file, and as root also its owner."""
     if old and os.name == "posix":
-        with contextlib.suppress(PermissionError):  # if refused, the file is for its owner only
+        # if setting the old rights is refused, only the owner may read the file
+        with contextlib.suppress(PermissionError):
             os.fchown(handle, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
             os.fchmod(handle, stat.S_IMODE(old.st_mode))
 
@@ -4163,8 +4164,8 @@ def wait_for_lock(take: Callable[[], None], lock: Path, tell: Tell) -> None:
 
 S3_NAME = re.compile(r"(?i:s3)://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
 WRITE_CONFLICT_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
-MAX_WRITE_TRIES = 50  # tries to write the state: a conflict means that another writer has finished
-CONFLICT_PAUSE = 100  # milliseconds at most, at random, so that two writers do not meet again
+MAX_WRITE_TRIES = 50  # most tries to write the state: at each conflict another writer has finished
+CONFLICT_PAUSE = 100  # most milliseconds of a random pause, so that two writers do not meet again
 
 
 @dataclass(frozen=True)
@@ -4211,7 +4212,7 @@ class S3Object:
         content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
         with writing(self):
             response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
-            response["ETag"]  # if it is missing, this raises: S3 did not answer
+            response["ETag"]  # raises if an answer has no ETag, so is not from S3
         return str(self)
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
@@ -4292,7 +4293,8 @@ def save_copy_and_fail(data: bytes, file: File, error: Exception) -> NoReturn:
     why = f"cannot write {file}: {error_text(error)}"
     try:
         folder = Path(tempfile.mkdtemp(prefix="security_check-"))
-        copy = LocalFile(folder / Path(file.absolute()).name[-60:])  # S3 takes longer names
+        # the name is cut, because names in S3 may be longer than those of files here
+        copy = LocalFile(folder / Path(file.absolute()).name[-60:])
         copy.write(data)
     except OSError:
         raise CannotRun(f"{why}, and no copy elsewhere: the results are lost") from error
@@ -4402,7 +4404,7 @@ def reported_fields(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-Decoder = Callable[[Any], Any]  # makes a value from JSON data
+Decoder = Callable[[Any], Any]  # a function that makes a value from JSON data
 
 
 @functools.cache
@@ -4411,7 +4413,7 @@ def decoder(kind: Any) -> Decoder:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in DECODERS:
         return DECODERS[kind]
-    if origin is UnionType:  # such as AwsError | None, list[str] | AwsError, or a cell
+    if origin is UnionType:  # a union such as AwsError | None, list[str] | AwsError, or a cell
         choices = [(json_types(one), decoder(one)) for one in arguments]
         return functools.partial(decode_choice, choices)
     if is_dataclass(kind) or hasattr(kind, "_fields"):
@@ -4436,7 +4438,7 @@ def require_type(types: Collection[type], data: Any) -> Any:
     if type(data) not in types or (isinstance(data, (int, float)) and not abs(data) < MAX_NUMBER):
         raise TypeError(f"{data!r} is not of {types}")
     if isinstance(data, str):
-        data.encode()  # fails for half of a surrogate pair, which no file can hold
+        data.encode()  # raises for half of a surrogate pair, which no file can hold
     return data
 
 
@@ -4556,7 +4558,7 @@ def check_values(report: Report) -> None:
         and 0 <= report.seconds < 1e9
         and (report.results or report.error or report.account_status != ACTIVE)
     )
-    # an unknown --fail-on need not be looked for: Report.exit_code, which `encode` asks, raises
+    # an unknown --fail-on needs no check: `encode` calls Report.exit_code, which raises for it
     if not possible:
         raise ValueError("an impossible value")
 
