@@ -4735,7 +4735,7 @@ def describe_change(row: Row) -> str:
 
 
 def describe_acceptance(acceptance: Acceptance | None, ended: str = "") -> str:
-    """` (accepted until 2030-12-31: moves to roles)`, or why it ended; blank without one."""
+    """The text ` (accepted until 2030-12-31: reason)`, or why acceptance ended; blank for None."""
     if not acceptance:
         return ""
     until = f"until {acceptance.until}: " if acceptance.until else ""
@@ -4747,7 +4747,7 @@ def describe_acceptance(acceptance: Acceptance | None, ended: str = "") -> str:
 
 
 def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
-    """A line on one resource: what was found (two things, then `and more`), names, acceptance.
+    """A line on one resource: the first two things found, `and more`, its names, its acceptance.
 
     `bastion: lets the whole Internet reach SSH (22) and RDP (3389) (sg-1, eu-west-1, 2 rules)`.
     """
@@ -4769,7 +4769,7 @@ def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
 
 
 def needed_permission(error: AwsError | None) -> str:
-    """The permission that a denied call needs, ` (needs iam:ListUsers)`; blank if not denied."""
+    """The missing permission of a denied call, ` (needs iam:ListUsers)`; blank if not denied."""
     if not error or not error.missing_permission:
         return ""
     trust = ", and a trust policy that lets us in" if error.operation == "AssumeRole" else ""
@@ -4777,7 +4777,7 @@ def needed_permission(error: AwsError | None) -> str:
 
 
 def headline(overview: Overview) -> str:
-    """A line with the numbers of findings and of what is NOT CHECKED, and the audit's limits."""
+    """A line with the number of findings, the number of NOT CHECKED, and the audit's limits."""
     reports = overview.reports
     found = [row for report in reports for row in report.rows(FINDING)]
     findings = counted(len(found), "finding")
@@ -4801,7 +4801,7 @@ class QuestionPart(NamedTuple):
     """A part of what a run was asked."""
 
     text: str
-    limited: bool  # whether the run left out something
+    limited: bool  # whether this part left something out of the audit
     names: Sequence[str] = ()
 
 
@@ -4826,7 +4826,7 @@ def question_parts(overview: Overview) -> list[QuestionPart]:
 
 
 def regions_asked(overview: Overview) -> QuestionPart:
-    """The regions asked for, of the account with the fewest; `all regions` without limits."""
+    """The regions that the account with the fewest was asked for; `all regions` without limits."""
     parts = []
     for report in overview.reports:
         if question := report.question:
@@ -4862,7 +4862,7 @@ def describe_version(overview: Overview) -> str:
 
 
 def describe_accounts(reports: list[Report]) -> str:
-    """The number of accounts audited, and of those not audited, by reason: `8 audited, 1 LEFT`."""
+    """The number of accounts audited, and of the others by status: `8 audited, 1 LEFT`."""
     reasons = Counter(one.status for one in reports)
     audited = f"{reasons.pop(ACTIVE, 0):,} audited"
     return ", ".join([audited, *(f"{number:,} {reason}" for reason, number in reasons.items())])
@@ -4891,7 +4891,7 @@ def describe_scope(overview: Overview) -> str:
 
 
 def run_details(overview: Overview) -> dict[str, str]:
-    """The lines of the Summary's section `The audit`, by label: account, auditor, time."""
+    """The section `The audit` of the Summary, as text by label: account, auditor, time."""
     started, duration = f"{overview.started:%Y-%m-%d %H:%M} UTC", f"{overview.seconds:.0f} s"
     when = {"Started": started, "Duration": duration}
     if overview.multi_account:
@@ -4903,7 +4903,7 @@ def run_details(overview: Overview) -> dict[str, str]:
 
 
 def question_details(overview: Overview) -> dict[str, str]:
-    """The lines of the section `What was asked`, by label: each check, regions, key age, ..."""
+    """The section `What was asked`, as text by label: each check, regions, key age and so on."""
     asked = [report.question for report in overview.reports if report.question]
     if not asked:
         return {"Version": describe_version(overview)}
@@ -4927,7 +4927,7 @@ BAR_BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
 def bar(number: int, most: int, places: int) -> str:
-    """A bar of block characters for a number: `most` would fill all places.
+    """A bar of block characters for a number: the number `most` would fill all places.
 
     >>> bar(6, 20, 4)
     '█▎'
@@ -4937,13 +4937,13 @@ def bar(number: int, most: int, places: int) -> str:
 
 
 def bars(history: Sequence[HistoryEntry], places: int) -> list[str]:
-    """The bar of each day's open findings; all bars have one scale."""
+    """The bars for the open findings of each day, all in one scale: the most fill all places."""
     totals = [sum(entry.open.values()) for entry in history]
     return [bar(total, max(totals), places) for total in totals]
 
 
 def describe_days_open(history: Iterable[HistoryEntry]) -> str:
-    """A sentence on how long resolved findings had been open; blank if none was resolved."""
+    """The sentence on how long (median) resolved findings were open; blank if none was resolved."""
     days_open = sorted(number for entry in history for number in entry.days_open)
     if not days_open:
         return ""
@@ -4955,7 +4955,7 @@ def describe_days_open(history: Iterable[HistoryEntry]) -> str:
 
 
 def last_two_bars(history: Sequence[HistoryEntry], began: str) -> list[str]:
-    """A line with a bar for the last audit and for this one; none if this one has no entry.
+    """Two lines with bars, of the last audit and of this one; none without an entry of both.
 
     `began` is the day on which this one began; some of its accounts may be of the day after.
     """
@@ -4970,7 +4970,7 @@ def last_two_bars(history: Sequence[HistoryEntry], began: str) -> list[str]:
 
 
 class SummaryLine(NamedTuple):
-    """A line of a section."""
+    """A line of a section of the Summary, or of the terminal."""
 
     label: str
     text: str
@@ -5026,12 +5026,12 @@ def gap_lines(overview: Overview, sheets: Sheets) -> Iterator[SummaryLine]:
 
 
 def gap_section(overview: Overview, sheets: Sheets, most: int) -> list[SummaryLine]:
-    """The first lines on what is NOT CHECKED; last, the statement to add to the policy."""
+    """The first lines on what is NOT CHECKED, then the policy statement that would help."""
     return [*first_of(gap_lines(overview, sheets), most), *policy_line(overview)]
 
 
 def first_of(lines: Iterable[SummaryLine], most: int) -> list[SummaryLine]:
-    """The first lines, then one that says `and N more`; a single line more is shown itself."""
+    """The first `most` lines, then `and N more`; instead of `and 1 more`, the line itself."""
     first = [*lines]
     if len(first) > most + 1:
         first[most:] = [SummaryLine("", f"and {len(first) - most:,} more")]
@@ -5039,7 +5039,7 @@ def first_of(lines: Iterable[SummaryLine], most: int) -> list[SummaryLine]:
 
 
 def describe_gap(group: Sequence[SheetRow], overview: Overview) -> str:
-    """The names of everything that was not read; of several accounts, also their accounts."""
+    """The IDs of what was not read, without `/not-checked`; in an overview also the accounts."""
     text = in_words(line.row.id.removesuffix(f"/{NOT_CHECKED_END}") for line in group)
     accounts = (f"{line.report.account} {line.report.name}".strip() for line in group)
     return f"{text} in {in_words(accounts)}" if overview.multi_account else text
