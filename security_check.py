@@ -5056,15 +5056,15 @@ def policy_line(overview: Overview) -> list[SummaryLine]:
 # --- terminal -------------------------------------------------------------------------
 
 COLUMNS_OF_TERMINAL = 80
-MAX_ACCOUNT_LINES = 20  # accounts shown on the terminal, so that the summary stays on one screen
-MAX_WORST, MAX_LINES = 5, 10  # lines on the terminal: of the section Worst, of each other section
+MAX_ACCOUNT_LINES = 20  # most accounts shown on the terminal, so that all stays on one screen
+MAX_WORST, MAX_LINES = 5, 10  # most lines of the terminal's section Worst, and of any other
 ANSI = {CRITICAL: "1;31", HIGH: "31", "New": "1", NOT_CHECKED: "7"}  # colour codes of terminals
 
 
 def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False) -> str:
-    """The text of the terminal, with the workbook's path last, so that it can be copied.
+    """The text for the terminal; with `quiet` and a state to compare with, news comes first.
 
-    With --quiet (and a state to compare with) it begins with what is news.
+    The workbook's path is last, so that it can be copied.
     """
     sheets = rows_by_check(overview.reports)
     table = account_table if overview.multi_account else check_table
@@ -5084,7 +5084,7 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
 
 
 def news_text(overview: Overview, sheets: Sheets, findings: list[SheetRow]) -> list[str]:
-    """The sections of the terminal on what is news, and on what is NOT CHECKED."""
+    """The terminal's sections Worse, New, Not checked, Acceptance ended, Resolved, as lines."""
     worse, new = ([line for line in findings if line.row.change == one] for one in (WORSE, NEW))
     ended = [line for line in findings if line.row.acceptance_ended]
     gaps = gap_section(overview, sheets, MAX_LINES - len(policy_line(overview)) - 1)
@@ -5098,7 +5098,7 @@ def news_text(overview: Overview, sheets: Sheets, findings: list[SheetRow]) -> l
 
 
 def first_run_text(overview: Overview) -> list[str]:
-    """The sentence that a first run has nothing to compare with; empty in later runs."""
+    """The sentence that a first run with a state has nothing to compare with; empty later."""
     first = sum(report.first_run for report in overview.reports)
     whose = f" of {counted(first, 'account')}" if overview.multi_account else ""
     return fold(f"First run{whose} with this state: nothing to compare with.", "") if first else []
@@ -5114,12 +5114,12 @@ def resolved_texts(overview: Overview) -> list[str]:
 
 
 def finding_text(title: str, lines: Iterable[SummaryLine], most: int) -> list[str]:
-    """The findings under a title, as lines of the terminal: the first `most` of them."""
+    """The first `most` findings under a title, as lines of the terminal, then `and 3 more`."""
     return first_lines(title, [f"{line.label:8}  {line.text}" for line in lines], most)
 
 
 def first_lines(title: str, lines: list[str], most: int) -> list[str]:
-    """The first lines under a title, folded, then `and 3 more`; empty if there are no lines."""
+    """The first `most` lines under a title, folded, then `and 3 more`; empty without lines."""
     more = [f"and {len(lines) - most:,} more"] if len(lines) > most else []
     folded = (part for line in [*lines[:most], *more] for part in fold(line))
     return [f"{title}:", *folded] if lines else []
@@ -5139,11 +5139,11 @@ def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
     lines = [describe_accounts(reports), ""]
     for n, report in enumerate(reports[:MAX_ACCOUNT_LINES]):
         counts = tally(report.rows(), overview.with_state)
-        del counts[ACCEPTED]  # ACCEPTED is left out, for the lines to fit the terminal
+        del counts[ACCEPTED]  # ACCEPTED has no column here, so that lines fit the terminal
         if n == 0:
             lines.append(" " * 33 + number_cells(counts, names=True))
         end = number_cells(counts, colour)
-        if report.status != ACTIVE:  # the reason stands under `Not checked`
+        if report.status != ACTIVE:  # why an account was not audited is told under `Not checked`
             end = f"{report.status:>{len(number_cells(counts))}}"
         lines.append(f"{report.account:12} {fit(report.name, 19)} {end}")
     more = len(reports) - MAX_ACCOUNT_LINES
@@ -5151,7 +5151,7 @@ def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
 
 
 def number_cells(counts: dict[str, int], colour: bool = False, names: bool = False) -> str:
-    """The counts in columns, 0 as -; or, with `names`, the headings of the columns."""
+    """A line of counts in columns, with - for 0; or, with `names`, of the columns' headings."""
     cells = []
     for name, number in counts.items():
         cell = f"{name if names else number or '-':>{max(len(name), 5) + 1}}"
