@@ -5199,9 +5199,9 @@ REMEDIATION_NOTE = " Remediation: read a command first, what it closes may be in
 MAX_ROWS = 65_536  # rows that a sheet of the .xls format can have
 HEADER_ROWS = 4  # rows above a table: title, note, a thin blank row, header
 FROZEN_COLUMNS = 2  # columns that stay in view: Severity and Status
-MAX_ROW_HEIGHT = 409 * 20  # twentieths of a point: the .xls format has no higher row
+MAX_ROW_HEIGHT = 409 * 20  # the highest row of the .xls format, in twentieths of a point
 MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # least width of a column in digits; most lines of a cell
-# Column widths in units of the .xls format: of a digit, of a digit with some room, of a point.
+# Widths in the units of the .xls format: of a digit, of a digit with some room, of a point.
 DIGIT_UNIT, COLUMN_UNIT, POINT = 256, 270, 48.8
 # Widths of letters in Arial, in digits; any other letter has the width 1, and bold adds a tenth.
 NARROW, BOLD = 0.55, 1.1
@@ -5212,18 +5212,18 @@ LETTER_WIDTHS = {
 }
 DATE_WIDTH = 10  # the width of a date such as 2030-12-31, in digits
 PAGE_WIDTH_PT = 785  # points between the margins of a landscape A4 page, less a little
-MIN_SCALE = 70  # the least scale in per cent: letters of 10 points are printed with 7
-SUMMARY_LAST_COLUMN = 12  # makes the Summary as wide as a portrait page
+MIN_SCALE = 70  # the least scale of a print in per cent: letters of 10 points get 7 points
+SUMMARY_LAST_COLUMN = 12  # the last column of the Summary: up to it a portrait page is filled
 SUMMARY_GAPS, SUMMARY_WORST = 2, 10  # lines of gaps and of findings that fit the first screen
-COMMAND_LETTERS = 105  # letters of a command that fit one line of the Summary, in small type
+COMMAND_LETTERS = 105  # most letters of a command that fit one line of the Summary, in small type
 
 ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "never"
 
 
 class Column(NamedTuple):
-    """How a column looks on every sheet."""
+    """The look of a column: it is the same on every sheet."""
 
-    width: int = 24  # the greatest width, in digits; longer text wraps
+    width: int = 24  # the greatest width of the column, in digits; longer text wraps
     wraps: str = ALWAYS  # when text wraps: ALWAYS, NEVER or AT_SPACES (an ID stays on one line)
     numeric: bool = False  # a column of numbers has its header aligned right
     printed: str = ALWAYS  # whether the column is printed: ALWAYS, NEVER or IF_IT_FITS on the page
@@ -5285,24 +5285,24 @@ CODE_HEIGHT = 230
 
 
 class StyledCell(NamedTuple):
-    """A cell with a style."""
+    """A cell with a style, and perhaps a link."""
 
     value: Cell
     style: str = "cell"  # a key of STYLES
-    link: str = ""  # the target: a URL, a file in the same folder, or #'Sheet'!A1
+    link: str = ""  # target of the link: a URL, a file in the same folder, or #'Sheet'!A1
 
 
 TableRow = dict[str, Cell | StyledCell]  # the cells of a row, by the name of the column
 
 
 def status_cell(word: str) -> StyledCell:
-    """A cell with a severity, a status or other text, in the style that STYLES has for it."""
+    """A cell with a word in the style that STYLES has for it; other text is in the style `cell`."""
     return StyledCell(word, word if word in STYLES else "cell")
 
 
 @functools.cache
 def xls_style(key: str, right: bool = False, date: bool = False, wrap: bool = True) -> xlwt.XFStyle:
-    """A style of STYLES for xlwt, cached: a workbook of the format can have only 4,094 styles."""
+    """A style of STYLES for xlwt, cached: an .xls workbook can have only 4,094 styles."""
     import xlwt
 
     align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
@@ -5313,7 +5313,7 @@ def xls_style(key: str, right: bool = False, date: bool = False, wrap: bool = Tr
 
 
 def to_xls(value: Cell) -> Cell:
-    """The value as the format can hold it: a date in UTC without zone, long text cut off."""
+    """The value as an .xls file can hold it: a date in UTC without zone, long text cut off."""
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).replace(tzinfo=None)
     if isinstance(value, str):
@@ -5348,7 +5348,7 @@ URL_ID = bytes.fromhex("E0C9EA79F9BACE118C8200AA004BA90B")
 FILE_ID = bytes.fromhex("0303000000000000C000000000000046")
 PRINT_AREA, PRINT_TITLES = 6, 7
 LAST_COLUMN = 255  # the last column of the .xls format, counted from 0
-MAX_LINK = 2_000  # letters of a link; Excel refuses a longer URL, its record has no room for it
+MAX_LINK = 2_000  # most letters of a link: Excel refuses a longer URL, a record has no room for it
 END_RECORD = 4  # bytes of the record that ends a sheet
 
 
@@ -5358,7 +5358,7 @@ def biff_record(kind: int, data: bytes) -> bytes:
 
 
 def link_data(target: str) -> bytes:
-    """The bytes of a link that name its target: `#Sheet!A1`, a URL, else a file in the folder."""
+    """The bytes of a link's target: `#Sheet!A1`, a URL, or else a file in the same folder."""
     text = (target.removeprefix("#") + "\0").encode("utf-16-le")
     if target.startswith("#"):
         return struct.pack("<II", 8, len(text) // 2) + text
@@ -5373,7 +5373,7 @@ def link_data(target: str) -> bytes:
 def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
     """Adds links (row, column, target) to a sheet, except those longer than MAX_LINK.
 
-    A formula in their place would have no value for those who read the file without Excel.
+    A formula instead of a link would have no value for those who read the file without Excel.
     """
     records = []
     for row, column, target in (one for one in links if len(one[2]) <= MAX_LINK):
@@ -5385,7 +5385,7 @@ def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
 
 
 def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
-    """Limits what is printed of each sheet: from A1 to its last row and column to be printed.
+    """Limits the print of each sheet: from A1 to the last row and column given, counted from 0.
     All but the first sheet have their header again on every page.
     """
     names = b""
@@ -5406,12 +5406,12 @@ def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
 
 
 def text_width(text: str) -> float:
-    """The width of a text in Arial, in digits: how many digits would be as wide."""
+    """The width of a text in Arial, as the number of digits that would be as wide."""
     return math.fsum(LETTER_WIDTHS.get(letter, 1) for letter in text)
 
 
 def lines_needed(text: str, width: float) -> int:
-    """The number of lines that a text takes in a column; a word is broken only if it is wider.
+    """The number of lines of a text in a column; only a word wider than the column is broken.
 
     >>> lines_needed("1 interface, none public", 12)
     2
@@ -5450,7 +5450,7 @@ class SheetWriter:
         self.end_row(height)
 
     def write_cell(self, number: int, cell: StyledCell, column: Column) -> int:
-        """Writes a cell into the next row, and returns the number of lines that it needs."""
+        """Writes a cell into the row, and returns the number of lines that the cell needs."""
         value, name, link = cell
         if link:
             self.links.append((self.next_row, number, link))
@@ -5469,7 +5469,7 @@ class SheetWriter:
         return lines_needed(text, (column.width - 1) / bold) if wraps else 1
 
     def end_row(self, height: int) -> None:
-        """Sets the height of the row, and goes on to the next row."""
+        """Sets the height of the row that was written, and goes on to the next row."""
         self.sheet.row(self.next_row).height_mismatch = True
         self.sheet.row(self.next_row).height = min(height, MAX_ROW_HEIGHT)
         self.next_row += 1
@@ -5479,7 +5479,7 @@ class SheetWriter:
         return max(self.widths[column], MIN_COLUMN)
 
     def close(self) -> None:
-        """Sets the widths of columns, and the links. After this nothing more can be written."""
+        """Completes the sheet with widths of columns and links: nothing can be written after it."""
         for column in self.widths:
             self.sheet.col(column).width = COLUMN_UNIT * self.width_in_digits(column)
         add_links(self.sheet, self.links)
@@ -5489,7 +5489,7 @@ class TableWriter(SheetWriter):
     """A sheet with a title, a note, and a table under a header that stays in view."""
 
     def __init__(self, sheet: Any, footer: str, table: Table) -> None:
-        """Writes the HEADER_ROWS of a table: title with links, note, a thin row, header.
+        """Writes the rows above a table: title with links, note, a thin row, header.
 
         The thin row is blank, so that filters and pivot tables see where the table begins.
         """
@@ -5512,7 +5512,7 @@ class TableWriter(SheetWriter):
         self.write_row([cells.get(name, "") for name in self.header], self.columns)
 
     def close(self) -> None:
-        """Sets which columns are printed, then the widths and links: the sheet is complete.
+        """Completes the sheet: the columns that are printed, the widths, the links.
 
         Columns IF_IT_FITS are printed if they fit at MIN_SCALE. If those that are always printed
         do not fit, they go on to a second page.
@@ -5555,12 +5555,12 @@ class SummaryWriter(SheetWriter):
         """Writes text into merged columns of a row; `close` fits the height of the row."""
         row = self.next_row
         self.sheet.write_merge(row, row, first, last, to_xls(text), xls_style(style))
-        if style != "code":  # a command has one line, so its row needs no other height
+        if style != "code":  # a row with a command has one line, so `close` need not fit it
             self.merged[row] = text, first, last
         self.end_row(CODE_HEIGHT if style == "code" else LINE_HEIGHT)
 
     def close(self) -> None:
-        """Fits the sheet on one printed page, and the heights of its rows to their text."""
+        """Completes the sheet: fits it on one printed page, and its rows to the height of text."""
         for row, (text, first, last) in self.merged.items():
             digits = sum(map(self.width_in_digits, range(first, last + 1)))
             lines = lines_needed(text, digits * COLUMN_UNIT / DIGIT_UNIT)
@@ -5578,13 +5578,13 @@ class WorkbookWriter:
 
         self.book, self.footer = xlwt.Workbook(encoding="utf-8"), footer
         author = f"security_check.py {__version__}"
-        # xlwt leaves out the head that a string such as the author has ([MS-XLS] 2.5.240)
+        # xlwt leaves out the length and flags before a string such as the author ([MS-XLS] 2.5.240)
         self.book.owner = struct.pack("<HB", len(author), 0).decode() + author
         self.summary = SummaryWriter(self.book.add_sheet("Summary"), footer)
         self.sheets: list[SheetWriter] = [self.summary]
 
     def write_table(self, table: Table) -> None:
-        """Writes a table, on a further sheet after each MAX_ROWS; an empty table says so."""
+        """Writes a table, on more sheets if it has more than MAX_ROWS; an empty table says so."""
         writer = self.add_table(table, 0)
         for number, cells in enumerate(table.rows):
             part, line = divmod(number, MAX_ROWS - HEADER_ROWS)
