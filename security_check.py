@@ -5624,14 +5624,14 @@ CONSOLES = {  # hosts of the AWS console, by the start of a region; botocore kno
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
     "eusc-": "console.amazonaws-eusc.eu",
-    # consoles of these partitions are not on the Internet, nor documented
+    # consoles of the isolated partitions are not on the Internet, nor documented
     **dict.fromkeys(("us-iso", "eu-iso"), ""),
     "": "console.aws.amazon.com",
 }
 
 
 def console_link(line: SheetRow, column: str) -> str:
-    """The URL of the AWS console page about what a cell names; blank if there is none."""
+    """The URL of the AWS console page on the resource that a cell names; blank if none."""
     report, definition, row, _ = line
     names = {name: str(row.cells.get(name, "")) for name in definition.columns}
     if not names[column] or names[column] == ROOT:
@@ -5681,7 +5681,7 @@ def plain_value(cell: Cell | StyledCell) -> Cell:
 
 
 def account_table_row(report: Report, overview: Overview) -> TableRow:
-    """A row of the sheet Accounts; its workbook is a link if it is in the same folder."""
+    """The cells of an account on the sheet Accounts; a workbook beside the overview is linked."""
     same_folder = report.workbook and Path(report.workbook).parent == Path(overview.path).parent
     status = FINDING if report.rows(FINDING) else NOT_CHECKED if report.errors() else OK
     status = status if report.status == ACTIVE else report.status
@@ -5719,7 +5719,7 @@ def resolved_table_rows(reports: Iterable[Report], multi_account: bool) -> Itera
 
 
 def control_table_rows(overview: Overview) -> Iterator[TableRow]:
-    """The rows of the sheet Controls, in the order of its columns; the last links to a sheet."""
+    """The rows of the sheet Controls; the last cell of each links to the sheet of its check."""
     deciding = {name: definition for definition in CHECKS for name in definition.controls}
     for name, status in merge_statuses(overview.reports).items():
         control, title = deciding[name].controls[name], deciding[name].title
@@ -5744,7 +5744,7 @@ def control_table_rows(overview: Overview) -> Iterator[TableRow]:
 
 
 def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Writes the first sheet: the counts, gaps and worst findings, the question and the run."""
+    """Writes the sheet Summary: counts, gaps, worst findings, history, the question, the run."""
     whose = f"{describe_scope(overview)}, {overview.started:%Y-%m-%d}"
     page.write_row([StyledCell(f"AWS security check: {whose}", "title")])
     limited = describe_limits(overview) or any(report.errors() for report in overview.reports)
@@ -5767,12 +5767,12 @@ def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> No
 
 
 def details_lines(details: dict[str, str], **links: str) -> list[SummaryLine]:
-    """The lines of the Summary for these details, with the links that some of them have."""
+    """The details (text by label) as lines of the Summary; `links` has targets by label."""
     return [SummaryLine(name, text, links.get(name, "")) for name, text in details.items()]
 
 
 def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Writes a row of counts for each check; accounts not opened have a row above them."""
+    """Writes a row of counts for each check, and above them a row for accounts not opened."""
     counts = {one: check_tally(overview, one, lines) for one, lines in sheets.items()}
     unopened = Counter(report.status for report in overview.reports if report.error)
     names = ["Check", *next(iter(counts.values()), {NOT_CHECKED: 0})]
@@ -5791,7 +5791,7 @@ def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) 
 
 
 def write_history(page: SummaryWriter, history: Sequence[HistoryEntry]) -> None:
-    """Writes a row for each day, with a bar for the number of open findings."""
+    """Writes a row for each day of the history, with a bar for the number of open findings."""
     if not history:
         return
     page.next_row += 1
@@ -5818,7 +5818,7 @@ class Table(NamedTuple):
     docs: str
     header: list[str]
     rows: Iterable[TableRow]
-    empty: str = ""  # the text of a sheet without rows
+    empty: str = ""  # text in place of the rows, if there are none
 
 
 def build_workbook(overview: Overview) -> bytes:
@@ -5861,13 +5861,13 @@ def accounts_table(overview: Overview) -> Table:
 
 
 def controls_table(rows: list[TableRow]) -> Table:
-    """The sheet Controls as a table: a row for each control that the checks decide."""
+    """The sheet Controls as a table of these rows, one for each control that checks decide."""
     note = "Controls of AWS Security Hub that the checks decide, by the rules of Security Hub."
     return Table("Controls", note, CIS_DOC_URL, [*rows[0]], rows)
 
 
 def resolved_table(overview: Overview, account: list[str]) -> Table:
-    """The sheet Resolved as a table: a row for each finding resolved since last time."""
+    """The sheet Resolved as a table; `account` has the columns of the account, or none."""
     header = ["Severity", "Status", *account, "Finding", "Result", "First seen", "Days open"]
     note = "Findings of the last report that are resolved."
     rows = resolved_table_rows(overview.reports, overview.multi_account)
@@ -5878,14 +5878,14 @@ def resolved_table(overview: Overview, account: list[str]) -> Table:
 
 
 def csv_files(overview: Overview) -> Iterator[tuple[str, bytes]]:
-    """The title and the CSV bytes of every table, always with the columns of the account."""
+    """The titles and CSV bytes of all tables, which have columns for the account in any case."""
     sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
     for table in all_tables(overview, sheets, with_account=True):
         yield table.title, to_csv(table)
 
 
 def to_csv(table: Table) -> bytes:
-    """The table as CSV; text that a spreadsheet would take for a formula gets a `'` in front."""
+    """The table as bytes of CSV; a `'` is put before text that would be read as a formula."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow(table.header)
@@ -5902,14 +5902,14 @@ def to_csv(table: Table) -> bytes:
 # https://schema.ocsf.io/1.5.0/classes/compliance_finding
 
 OCSF_VERSION, OCSF_CLASS = "1.5.0", 2003
-OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # 0 is Unknown, as OCSF has it
+OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # OCSF calls severity 0 Unknown
 OCSF_STATUSES = {"New": (1, 1), "In Progress": (2, 2), "Suppressed": (3, 2), "Resolved": (4, 3)}
 OCSF_ACTIVITIES = {1: "Create", 2: "Update", 3: "Close"}
-OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # Warning stands for NOT CHECKED
+OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # NOT CHECKED is a Warning in OCSF
 
 
 def to_ocsf(reports: Iterable[Report]) -> bytes:
-    """Every row that is not OK, and what was resolved, as OCSF: a JSON object a line."""
+    """The OCSF events of the reports (not OK, resolved, not opened), as one JSON object a line."""
     events = (event for report in reports for event in ocsf_events(report))
     return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
@@ -5929,14 +5929,14 @@ def ocsf_events(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def ocsf_time(moment: datetime) -> int:
-    """The moment in milliseconds since 1970, as OCSF has it."""
+    """The moment in milliseconds since 1970, as OCSF writes a time."""
     return round(moment.timestamp() * 1000)
 
 
 def ocsf_event(
     report: Report, id: str, text: str, status: str, result: int, severity: str = "", day: str = ""
 ) -> dict[str, Any]:
-    """An OCSF event with the fields that every event has; its resource is the account.
+    """An OCSF event with the fields that all events have, and the account as its resource.
 
     `result` is a key of OCSF_COMPLIANCE, `day` the day on which the finding was first seen.
     """
@@ -5998,7 +5998,7 @@ def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any
 
 
 def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
-    """The controls that a row fails as OCSF has them, with their numbers in other standards."""
+    """The fields of an OCSF event on failed controls, with their numbers in other standards."""
     controls = [definition.controls[name] for name in names if name in definition.controls]
     numbers = {
         "CIS AWS Foundations Benchmark 5.0.0": [one.cis_5 for one in controls if one.cis_5],
