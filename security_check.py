@@ -6022,14 +6022,14 @@ def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
 
 
 def print_message(text: str, stream: TextIO | None) -> None:
-    """Prints text for people; a failure to print is ignored, because it undoes no audit."""
+    """Prints text for people; an error in printing is ignored, as the audit is still good."""
     with contextlib.suppress(OSError, ValueError):
-        if stream is not None:  # None: the program was started with the stream closed
+        if stream is not None:  # the stream is None if the program was started with it closed
             print_line(text, stream)
 
 
 def print_result(text: str) -> None:
-    """Prints what was asked for on standard output; raises CannotRun if that fails."""
+    """Prints a result on standard output; raises CannotRun if that fails."""
     if sys.stdout is None:
         raise CannotRun("cannot write to standard output: it is closed")
     try:
@@ -6039,12 +6039,12 @@ def print_result(text: str) -> None:
 
 
 def print_line(text: str, stream: TextIO) -> None:
-    """Prints a line at once; a letter that the encoding lacks becomes a question mark."""
+    """Prints text and flushes; a letter that the encoding lacks becomes a question mark."""
     encoding = stream.encoding or "utf-8"
     try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
     except OSError:
-        # Python flushes the stream at its end and would complain again, but not to the null device
+        # Python would complain again when it flushes at its end: the stream becomes the null device
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise
@@ -6056,7 +6056,7 @@ def warn(text: str) -> None:
 
 
 def show_progress(started: float, wanted: bool, text: str) -> None:
-    """Shows a line at a terminal that the next one overwrites; blank text removes it."""
+    """Shows progress at a terminal in a line that the next one overwrites; blank text clears it."""
     if wanted and sys.stderr and sys.stderr.isatty():
         seconds = f"{time.monotonic() - started:.0f} s"
         sys.stderr.write(f"\r\x1b[K{text[:68]}  {seconds}" if text else "\r\x1b[K")
@@ -6072,7 +6072,7 @@ class CallLogHandler(logging.Handler):
 
 
 def log_calls(wanted: bool) -> None:
-    """Logs a line for each call to AWS, if wanted; the logs of libraries are never shown.
+    """Switches our log of calls to AWS on if wanted; the logs of libraries are never shown.
 
     Those hold tokens and passwords; in AWS Lambda the handler that is there from the start
     would show them.
@@ -6086,7 +6086,7 @@ def log_calls(wanted: bool) -> None:
 
 # --- arguments ------------------------------------------------------------------------
 
-DEFAULT_ROLE = "security-check"  # the name of the role to assume in other accounts
+DEFAULT_ROLE = "security-check"  # name of the role to assume in other accounts without --role
 EPILOG = """\
 (*) takes several, and may be repeated. @FILE is a file of options.
 
@@ -6122,7 +6122,7 @@ EXTERNAL_ID_TYPE = regex_type(r"[\w+=,.@:/-]{2,1224}", "an external ID")
 
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
 FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
-NAMES_FOLDER = re.compile(r"(^|[/\\])\.{0,2}$")  # names of folders, such as `x/` or `..`
+NAMES_FOLDER = re.compile(r"(^|[/\\])\.{0,2}$")  # matches names of folders, such as `x/` or `..`
 AUDIT_ONLY_OPTIONS = ("role", "external_id", "check", "accept", "max_key_age", "fail_on")
 NOT_TOGETHER = {
     "merge": (*AUDIT_ONLY_OPTIONS, "region", "exclude_region", "list"),
@@ -6132,10 +6132,10 @@ NOT_TOGETHER = {
 
 
 def path_type(*own: str) -> Callable[[str], str]:
-    """A type for argparse: the name of a file with an ending in `own`; without `own` a folder.
+    """A type for argparse: a file name, refused if it promises a format not in `own`; or a folder.
 
-    The name is here or in S3. Endings outside FORMATS are allowed too; the name `-`, standard
-    output, only if it is in `own`.
+    A folder if `own` is empty. The name is here or in S3. Endings outside FORMATS are allowed
+    too; the name `-`, standard output, only if it is in `own`.
     """
 
     def parse(text: str) -> str:
@@ -6165,7 +6165,7 @@ class OptionParser(argparse.ArgumentParser):
     """A parser that reads files of options: lines as on a command line, and comments behind #."""
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """The options in a line of a file of options, split as a shell splits them."""
+        """The options in a line of a file of options (@FILE), split as a shell splits them."""
         try:
             return shlex.split(arg_line, comments=True)
         except ValueError as error:
@@ -6181,11 +6181,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Audit an AWS account with read-only checks, and write a workbook.",
         epilog=EPILOG.format(checks=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # a new option would make abbreviations of options ambiguous
+        allow_abbrev=False,  # abbreviations would become ambiguous when an option is added
     )
     results: dict[str, Any] = {"metavar": "FILE", "type": path_type("-", ".json", ".txt")}
     repeated: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
-    # argparse gets bytes that are no text as these surrogates
+    # bytes that are no text reach argparse as the surrogates \udc80 to \udcff
     named = repeated | {"type": regex_type("[^\n\udc80-\udcff]+", "a name")}
     add = parser.add_argument
     add("--profile", **named, metavar="NAME", help="a profile of the AWS configuration (*)")
@@ -6287,10 +6287,9 @@ def credentials_help(error: AwsError, profile: str | None) -> str:
 def connect(
     options: argparse.Namespace, profile: str | None, writes: Collection[str] = ()
 ) -> Account:
-    """The account that the credentials of a profile belong to; raises CannotRun.
+    """The account of a profile's credentials, which can read and make the calls in `writes`.
 
-    Its session can only read, and make the calls in `writes`. One sign-in serves the whole
-    run, so that an MFA code is asked once.
+    Raises CannotRun. One sign-in serves the whole run, so that an MFA code is asked once.
     """
     from botocore.exceptions import BotoCoreError, ProfileNotFound
 
@@ -6315,7 +6314,7 @@ def connect(
 
 
 def assume_role(caller: Account, role: str, number: str, external_id: str | None = None) -> Account:
-    """The account of a number, opened by its role; the caller's own is opened without one."""
+    """The account of a number, opened with a role; the caller's own account without a role."""
     limits = caller.only_regions, caller.excluded_regions, caller.max_key_age
     if number == caller.number:
         return Account(caller.session, utc_now(), *limits, number, caller.arn, caller.profile)
@@ -6337,6 +6336,7 @@ def role_session(
     params |= {"ExternalId": external_id} if external_id else {}
 
     def assume() -> Response:
+        """The response of AssumeRole; an error names the role."""
         try:
             return caller.ask("sts", "AssumeRole", **params)
         except AwsCallFailed as failed:
@@ -6344,6 +6344,7 @@ def role_session(
             raise AwsCallFailed(replace(failed.error, detail=detail)) from failed
 
     def metadata(response: Response) -> dict[str, str]:
+        """The keys and their expiry in a response of AssumeRole, as botocore wants them."""
         keys = response["Credentials"]
         return {
             "access_key": keys["AccessKeyId"],
