@@ -6363,7 +6363,7 @@ def role_session(
 
 # --- a run ----------------------------------------------------------------------------
 
-OVERVIEW_NAME = "overview"  # stands for the account's number in a name that is of all accounts
+OVERVIEW_NAME = "overview"  # in place of an account's number, in names of files on all accounts
 
 
 @dataclass
@@ -6373,16 +6373,16 @@ class Run:
     options: argparse.Namespace
     started: datetime = field(default_factory=lambda: utc_now().replace(microsecond=0))
     accept_files: dict[File, list[Acceptance]] = field(default_factory=dict)  # acceptances by file
-    # the accounts in which an acceptance matched something
+    # the accounts in which something matched, by acceptance
     used_acceptances: dict[Acceptance, set[str]] = field(default_factory=dict)
-    state_files: dict[File, dict[str, Any]] = field(default_factory=dict)  # raw contents by file
+    state_files: dict[File, dict[str, Any]] = field(default_factory=dict)  # raw states by file
     changes: dict[str, StateChange] = field(default_factory=dict)  # changes of state by account
     written: list[str] = field(default_factory=list)  # absolute names of the files written so far
     lock: Any = field(default_factory=threading.Lock)
 
     @property
     def today(self) -> str:
-        """The day on which the run began, in UTC; it counts for all accounts of the run."""
+        """The day on which the run began, in UTC, such as 2030-12-31; the same for all accounts."""
         return f"{self.started:%Y-%m-%d}"
 
     @property
@@ -6394,13 +6394,13 @@ class Run:
 
     @property
     def keeps_ok_rows(self) -> bool:
-        """Whether OK rows are needed at the end: of one account, or for the JSON report of all."""
+        """Whether OK rows are kept to the end: for one account, or for one JSON report of all."""
         name = self.options.json
         return not self.multi_account or bool(name and "{account}" not in name)
 
     @functools.cached_property
     def files_account(self) -> Account:
-        """The account that accesses files in S3: by the only profile, else the default one."""
+        """The account for files in S3: of the only profile, else of the default credentials."""
         profiles = {*self.options.profile}
         profile = profiles.pop() if len(profiles) == 1 else None
         return connect(self.options, profile, writes=("PutObject", "DeleteObject"))
@@ -6411,7 +6411,7 @@ class Run:
         return re.sub(r"\{(account|date|time)\}", lambda part: parts[part[1]], name)
 
     def file(self, name: str, account: str = OVERVIEW_NAME) -> File:
-        """The file, here or in S3, of a name that has `{account}` and the like to fill in."""
+        """The file, here or in S3, of a name with `{account}` and the like filled in."""
         full = self.filled(name, account)
         if match := S3_NAME.fullmatch(full):
             return S3Object(self.files_account, match[1], match[2] or "")
@@ -6419,7 +6419,7 @@ class Run:
         return LocalFile(Path(full), create_folder=full != name, numbered=default, tell=warn)
 
     def write(self, data: bytes, name: str, account: str = OVERVIEW_NAME) -> str:
-        """Writes or prints a file and returns its absolute name; CannotRun if that fails."""
+        """Writes a file, or prints it as `-`, and returns its absolute name. Raises CannotRun."""
         if name == "-":
             print_result(data.decode().removesuffix("\n"))
             return name
@@ -6439,7 +6439,7 @@ class Run:
     def write_csv(
         self, tables: Iterable[tuple[str, bytes]], account: str, errors: list[str]
     ) -> None:
-        """Writes sheets as CSV files, and warns of files of earlier runs beside them."""
+        """Writes tables as CSV files, and warns of CSV files of earlier runs in the folder."""
         written = set()
         for title, data in tables:
             name = csv_name(self.options.csv, title)
@@ -6451,7 +6451,7 @@ class Run:
             warn(f"{folder} also has {in_words(old)} of an earlier run")
 
     def acceptances(self, account: str) -> list[Acceptance]:
-        """The acceptances in the accept file for an account; empty without --accept."""
+        """All acceptances in the accept file that an account uses; empty without --accept."""
         if not self.options.accept:
             return []
         file = self.file(self.options.accept, account)
@@ -6460,13 +6460,13 @@ class Run:
         return self.accept_files[file]
 
     def note_used_acceptances(self, acceptances: Iterable[Acceptance], account: str) -> None:
-        """Notes that these acceptances match something in an account."""
+        """Notes that these acceptances are used: each matches something in the account."""
         with self.lock:
             for acceptance in acceptances:
                 self.used_acceptances.setdefault(acceptance, set()).add(account)
 
     def accept_remarks(self, reports: Collection[Report]) -> list[str]:
-        """Remarks on unused lines of the accept file, and on IDs accepted in several accounts.
+        """The remarks on unused lines of the accept file, and on IDs accepted in several accounts.
 
         A line is called unused only if everything was asked for and read.
         """
@@ -6486,7 +6486,7 @@ class Run:
         return [*remarks, *(f"unused acceptance: {name} matches no finding" for name in idle)]
 
     def state_file(self, account: str) -> dict[str, Any]:
-        """The raw states in the state file that an account is in, by account; read once."""
+        """The states in the state file of an account, by account, not yet decoded; read once."""
         file = self.file(self.options.state, account)
         with self.lock:
             if file not in self.state_files:
@@ -6514,7 +6514,7 @@ class Run:
         return failures
 
     def with_question(self, report: Report) -> Report:
-        """The report, its question completed with the accounts and limits that options name."""
+        """The report with its question completed: the accounts and limits that options name."""
         options, question = self.options, report.question
         if not question:
             return report
@@ -6528,29 +6528,29 @@ class Run:
         return replace(report, question=question)
 
     def overview_name(self) -> str:
-        """The name of the overview: --output, else one with the time of the run."""
+        """The name of the overview's file: --output, or else a name with the time of the run."""
         return self.options.output or default_name(OVERVIEW_NAME, self.started)
 
     def workbook_name(self, account: str, started: datetime) -> str:
-        """The name of an account's workbook: --output, or one of its own in the same folder."""
+        """The name of an account's workbook: --output, or its own name in the overview's folder."""
         output, default = self.options.output, default_name(account, started)
         if output and self.multi_account and "{account}" not in output:
-            return f"{output.removesuffix(Path(output).name)}{default}"  # in the overview's folder
+            return f"{output.removesuffix(Path(output).name)}{default}"
         return output or default
 
 
 def default_name(account: str, started: datetime) -> str:
-    """The name of a workbook without --output, from account and time."""
+    """The name of a workbook if there is no --output, with the account and the time."""
     return f"security_check_{account}_{started:%Y-%m-%d_%H%M%S}.xls"
 
 
 def csv_name(folder: str, title: str) -> str:
-    """The name of a sheet as CSV in a folder, with `{account}` to be filled in."""
+    """The name of a table's CSV file in a folder, with `{account}` still to be filled in."""
     return f"{folder.rstrip('/')}/{{account}}-{title.lower().replace(' ', '-')}.csv"
 
 
 def check_before_start(run: Run) -> None:
-    """Raises CannotRun for what can be wrong before the first account is opened.
+    """Raises CannotRun if a file of an option is shared or unusable, before accounts are opened.
 
     Files in S3 come last: for them AWS is called.
     """
@@ -6581,8 +6581,8 @@ def refuse_shared_files(run: Run, names: Sequence[tuple[str, str]]) -> None:
 
 
 def check_file(run: Run, option: str, name: str) -> None:
-    """Raises CannotRun if the file of an option cannot be read or written as it needs."""
-    file = run.file(name)  # for S3 this makes the session, before the threads start
+    """Raises CannotRun if the file of an option cannot be read or written as the option needs."""
+    file = run.file(name)  # a name in S3 makes the session for S3, before the threads start
     here, one_for_all = isinstance(file, LocalFile), "{account}" not in name
     if option == "merge" and here:
         with read_errors_as_cannot_run(file):
@@ -6603,7 +6603,7 @@ def check_file(run: Run, option: str, name: str) -> None:
 
 
 class Selection(NamedTuple):
-    """The accounts of a run: to audit, or to find among the reports that are merged."""
+    """The accounts of a run: to be audited, or expected among the reports that are merged."""
 
     scope: str
     auditor_arn: str
@@ -6611,7 +6611,7 @@ class Selection(NamedTuple):
 
 
 def select_accounts(run: Run) -> Selection:
-    """The accounts of the run: those that the options name, or those of the organization."""
+    """The accounts of the run: of the organization, or those that options name, or the caller's."""
     options = run.options
     if options.merge and not options.organization:
         return Selection("AWS accounts", "", [*map(AccountJob, options.account)])
@@ -6628,7 +6628,7 @@ def select_accounts(run: Run) -> Selection:
 
 
 def without_excluded(options: argparse.Namespace, selection: Selection) -> Selection:
-    """The accounts without those of --exclude-account; raises CannotRun if none is left."""
+    """The selection without the accounts of --exclude-account; CannotRun if none is left."""
     excluded = {*options.exclude_account}
     for number in sorted(excluded - {job.account for job in selection.jobs}):
         warn(f"--exclude-account {number}: the run has no such account")
@@ -6639,7 +6639,7 @@ def without_excluded(options: argparse.Namespace, selection: Selection) -> Selec
 
 
 def account_job(caller: Account, options: argparse.Namespace, about: dict[str, Any]) -> AccountJob:
-    """The job for an account as ListAccounts describes it; only an active one is opened."""
+    """The job for an account that ListAccounts describes; only an active account is opened."""
     number, name = about["Id"], about.get("Name", "")
     status = about.get("State") or about.get("Status") or ACTIVE  # State replaced Status in 2026
     profile = caller.profile if number == caller.number else ""
@@ -6648,7 +6648,7 @@ def account_job(caller: Account, options: argparse.Namespace, about: dict[str, A
 
 
 def organization_jobs(run: Run, caller: Account) -> list[AccountJob]:
-    """The jobs for the accounts of the organization, or for those named by --account.
+    """The jobs for the organization's accounts, or for --account; also for those that left it.
 
     Accounts that the state knows and that are not listed any more have left the organization.
     """
@@ -6669,7 +6669,7 @@ def organization_jobs(run: Run, caller: Account) -> list[AccountJob]:
 
 
 def known_accounts(run: Run) -> list[str]:
-    """The numbers of the accounts in the state file, or of the state files by their names."""
+    """The numbers of accounts in the state file, or in the names of the state files."""
     state = run.options.state or ""
     if ACCOUNT_FIELD not in state:
         return sorted(run.state_file("")) if state else []
@@ -6683,7 +6683,7 @@ def known_accounts(run: Run) -> list[str]:
 
 
 def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
-    """The jobs for the accounts of several profiles, each account once."""
+    """The jobs for the accounts of profiles, each once; a profile that fails has an error."""
     jobs: dict[str, AccountJob] = {}
     for profile in dict.fromkeys(options.profile):
         try:
