@@ -6702,11 +6702,11 @@ def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
 
 # --- auditing accounts ----------------------------------------------------------------
 
-ACCOUNTS_AT_ONCE = 8  # accounts audited side by side; memory and sockets set the limit, not AWS
+ACCOUNTS_AT_ONCE = 8  # accounts audited side by side: memory and sockets are the limit, not AWS
 
 
 def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -> Report:
-    """Audits an account and writes its files; the state is written at the end of the run."""
+    """Audits an account and writes its files, but not its state: that follows at the run's end."""
     checks = [one for one in CHECKS if one.name in (run.options.check or one.name)]
     acceptances, state = run.acceptances(aws.number), run.state(aws.number)
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
@@ -6718,9 +6718,9 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
 
 
 def write_account_files(run: Run, report: Report) -> Report:
-    """Writes the workbook, CSV files and JSON of an account; failures are in the report.
+    """Writes the workbook, CSV files and JSON of a report, and returns it with any failures.
 
-    Without results there is only JSON.
+    A report without results has only JSON.
     """
     options, errors = run.options, list[str]()
     account = report.account or file_name(report.name)
@@ -6740,18 +6740,18 @@ def write_account_files(run: Run, report: Report) -> Report:
 
 
 def file_name(name: str) -> str:
-    """The name of a profile as the name of a file: `team/sso` must not become a folder."""
+    """The name of a profile, quoted for the name of a file: `team/sso` must make no folder."""
     quoted = quote(name, safe="")
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
 def cannot_open(error: AwsError) -> str:
-    """The sentence why an account could not be opened, with the permission that is missing."""
+    """The sentence that an account could not be opened, with reason and missing permission."""
     return f"cannot open the account: {error}{needed_permission(error)}"
 
 
 def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
-    """Audits an account; in a run over several, a failure is in its report and not raised.
+    """Audits an account; if there are several, a failure is not raised but is in the report.
 
     The failure of a single account is raised, unless a call failed and --json can say so.
     """
@@ -6772,16 +6772,16 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
 
 
 def unaudited_report(run: Run, job: AccountJob, error: AwsError | None) -> Report:
-    """The report of an account that was not audited, with its history and its error, if any."""
+    """The report of an account that was not audited, with history, acceptance, and any error."""
     report, history = job.report(run.started, error), list[HistoryEntry]()
-    with contextlib.suppress(CannotRun):  # without a state that can be read there is no history
+    with contextlib.suppress(CannotRun):  # the history is blank if the state cannot be read
         history += (run.state(job.account) or AccountState()).history
     acceptance = account_acceptance(run, job.account, report.error)
     return replace(report, error_acceptance=acceptance, history=history)
 
 
 def note_lost_account(run: Run, job: AccountJob) -> AwsError | None:
-    """Notes the status of a lost account for the state; an error if it is new and had findings."""
+    """Notes in the state that an account left or closed; an error if that is new, with findings."""
     state = run.state(job.account)
     if job.error or job.account_status == ACTIVE or not state:
         return None
@@ -6810,9 +6810,9 @@ def account_acceptance(run: Run, account: str, error: AwsError | None) -> Accept
 
 
 def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Report]:
-    """Audits the accounts side by side; the reports come in the order of the jobs."""
-
-    silent = functools.partial(show_progress, 0, False)  # for checks of several accounts at once
+    """Audits all accounts side by side, and returns their reports in the order of the jobs."""
+    # with several accounts at once, no progress of single checks is shown
+    silent = functools.partial(show_progress, 0, False)
     inner, findings = silent if run.multi_account else progress, 0
     with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
         futures = [pool.submit(audit_safely, run, job, inner) for job in jobs]
