@@ -6825,13 +6825,13 @@ def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Repo
 
 # --- merging reports ------------------------------------------------------------------
 
-MAX_RUN_DURATION = timedelta(hours=12)  # the longest time from the first account to the merge
+MAX_RUN_DURATION = timedelta(hours=12)  # longest time from the first account's audit to the merge
 CLOCK_TOLERANCE = timedelta(minutes=10)  # the most by which clocks of two machines differ
-MERGE_THREADS = 32  # reports that are read at once: each takes a while from S3
+MERGE_THREADS = 32  # number of reports that are read at once: S3 takes a while for each
 
 
 def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
-    """The reports in a file; a damaged one has an error. Raises CannotRun if all are damaged."""
+    """The reports in a JSON file; a damaged one has an error. CannotRun if all are damaged."""
     with read_errors_as_cannot_run(file):
         data = file.read()
     reports = reports_from_json(data, file)
@@ -6839,8 +6839,8 @@ def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
 
 
 def not_merged_report(report: Report, why: str) -> Report:
-    """Warns that a report cannot be merged, and returns one that says why, with its history."""
-    named = report.name in why  # an error of a file names the file already
+    """Warns why a report cannot be merged; returns it with that error and its history, no rows."""
+    named = report.name in why  # an error that names its file already: the name is not repeated
     warn(f"{report.account} {why}".strip() if named else f"{report.account or report.name} {why}")
     error = AwsError("NotMerged", detail=why)
     return Report(report.account, report.started, report.name, error=error, history=report.history)
@@ -6856,9 +6856,9 @@ def reject_stale(run: Run, report: Report) -> Report:
 
 
 def reject_other_questions(reports: list[Report]) -> list[Report]:
-    """The reports; those that answer another question than most become errors.
+    """The reports, with an error for each that answers another question than most of them.
 
-    A report with fewer checks must not stand for a complete one.
+    A report with fewer checks must not pass for a complete one.
     """
     asked = [one.question and json.dumps(encode(one.question)) for one in reports]
     usual = [question for question, _ in Counter(filter(None, asked)).most_common(1)]
@@ -6870,7 +6870,7 @@ def reject_other_questions(reports: list[Report]) -> list[Report]:
 
 
 def files_to_merge(run: Run) -> list[File]:
-    """The files of --merge, each once, though it and its folder may be named."""
+    """The files of --merge and of its folders, each once even if named twice."""
     files: dict[str, File] = {}
     for place in map(run.file, run.options.merge):
         with read_errors_as_cannot_run(place):
@@ -6879,7 +6879,7 @@ def files_to_merge(run: Run) -> list[File]:
 
 
 def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
-    """Reads the reports of --merge: one for each account, and errors for what cannot be merged."""
+    """The reports of --merge by account, and reports with an error for what cannot be merged."""
     files, outputs = files_to_merge(run), [run.options.json, run.options.ocsf]
     results = {run.file(name).absolute() for name in outputs if name not in (None, "-")}
     with ThreadPoolExecutor(MERGE_THREADS) as pool:
@@ -6922,7 +6922,7 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
 
 
 def missing_report(run: Run, job: AccountJob) -> Report:
-    """A report for an account without one; an error in it if one was expected."""
+    """A report for an account that --merge has none for; with an error if one was expected."""
     if job.account_status == ACTIVE and not job.error:
         return unaudited_report(run, job, AwsError("NoReport", detail="of this run"))
     try:
@@ -6932,7 +6932,7 @@ def missing_report(run: Run, job: AccountJob) -> Report:
 
 
 def merged_overview(overview: Overview) -> Overview:
-    """The overview of merged reports; its time is from the first start to the last end."""
+    """The overview of merged reports, with the time from the first start to the last end."""
     audited = [report for report in overview.reports if report.auditor_arn or report.results]
     began = min((report.started for report in audited), default=overview.started)
     ends = (report.started + timedelta(seconds=report.seconds) for report in audited)
