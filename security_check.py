@@ -6955,11 +6955,11 @@ class Outcome(NamedTuple):
 
 
 def run_program(argv: Sequence[str] | None) -> Outcome:
-    """Does a run from its arguments to its outcome; raises CannotRun if there is no report."""
+    """Does a whole run from its arguments to its outcome; CannotRun if there is no report."""
     began, options = time.monotonic(), parse_arguments(argv)
     WRITTEN.clear()
     require_packages()
-    gc.set_threshold(100_000)  # the collector is slow over botocore's models, and frees nothing
+    gc.set_threshold(100_000)  # garbage collection is slow over botocore's models, frees nothing
     log_calls(options.debug)
     run = Run(options)
     check_before_start(run)
@@ -6975,7 +6975,7 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
 
 
 def make_overview(run: Run, selection: Selection, reports: list[Report], began: float) -> Overview:
-    """The overview of the reports that a run has made or merged."""
+    """The overview of a run's reports, whether made or merged, sorted with the worst first."""
     overview = Overview(
         reports=sorted(drop_repeated_rows(reports), key=Report.sort_key),
         started=run.started,
@@ -6990,7 +6990,7 @@ def make_overview(run: Run, selection: Selection, reports: list[Report], began: 
 
 
 def report_outcome(run: Run, overview: Overview) -> Outcome:
-    """Writes and prints the results, and only then writes the state.
+    """Writes and prints the results, and only then the state, and returns the outcome.
 
     A run that dies before has remembered nothing: the next run tells its findings as new.
     """
@@ -7010,7 +7010,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     if "-" not in (options.json, options.ocsf) and shown and (attention or not options.quiet):
         try:
             print_result(terminal_text(overview, shows_colour(), options.quiet))
-        except CannotRun as why:  # not a failure if the results are in a file
+        except CannotRun as why:  # printing may fail if the results are in a file
             failures += [] if run.written else [str(why)]
     for remark in () if options.quiet else overview.remarks:
         warn(remark)
@@ -7027,7 +7027,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
 
 
 def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
-    """Writes findings and gaps as OCSF: to standard output, one file, or one an account."""
+    """Writes the OCSF events to standard output, to one file, or to one file an account."""
     name, files = run.options.ocsf, defaultdict[str, list[Report]](list)
     for one in reports:
         own = one.account or file_name(one.name)
@@ -7046,7 +7046,7 @@ def shows_colour() -> bool:
 
 
 def warn_of_errors(overview: Overview) -> None:
-    """Warns of expired credentials, used-up limits, and a single account not opened."""
+    """Warns of expired credentials, AWS limits that others use up, a single account not opened."""
     for report in overview.reports:
         prefix = f"{report.account}: " if overview.multi_account else ""
         if report.credentials_expired():
@@ -7058,7 +7058,7 @@ def warn_of_errors(overview: Overview) -> None:
             warn(cannot_open(report.error))
 
 
-MIN_BOTO3 = "1.44"  # the oldest boto3, as at the top of this file and in requirements.txt
+MIN_BOTO3 = "1.44"  # the oldest boto3 allowed, as at the top of this file and in requirements.txt
 
 
 def require_packages() -> None:
@@ -7082,14 +7082,14 @@ def release(version: str) -> list[int]:
 
 
 def report_bug(error: Exception) -> str:
-    """Prints the traceback of a bug, and returns one line that says what was written."""
+    """Prints the traceback of a bug, and returns a line on it and the files that were written."""
     print_traceback(error)
     written = f"written before: {', '.join(WRITTEN)}" if WRITTEN else "nothing was written"
     return f"this is a bug of the script ({type(error).__name__}): no report; {written}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the audit with the arguments of the command line; returns the exit code."""
+    """Runs the program with arguments of the command line, and returns the exit code."""
     try:
         return run_program(argv).exit_code
     except CannotRun as why:
@@ -7100,7 +7100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def event_arguments(event: object) -> list[str]:
-    """The command line in an event of Lambda. Raises CannotRun."""
+    """The arguments in an event of AWS Lambda; raises CannotRun if they are not a list of text."""
     arguments = event.get("arguments") if isinstance(event, dict) else None
     if isinstance(arguments, list) and all(isinstance(one, str) for one in arguments):
         return arguments
@@ -7108,11 +7108,11 @@ def event_arguments(event: object) -> list[str]:
 
 
 def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001
-    """The function that AWS Lambda calls: `{"arguments": ["--json", "s3://b/{account}.json"]}`.
+    """Runs the program for AWS Lambda; returns exit code, headline, attention and files in S3.
 
-    `event["arguments"]` is the command line. The result has the exit code, the headline,
-    whether a person should look, and the files that were written in S3. Raises CannotRun if
-    there is no report, so that the caller can try again or go on without it.
+    The event is `{"arguments": ["--json", "s3://b/{account}.json"]}`, a command line. Attention
+    is whether a person should look. Raises CannotRun if there is no report, so that the caller
+    can try again or go on without it.
     """
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -7131,12 +7131,12 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
     return outcome._replace(files=kept)._asdict()
 
 
-OPEN_FILES = 4096  # files and connections: accounts audited at once have up to CALLERS calls each
+OPEN_FILES = 4096  # files and connections wanted: each account has up to CALLERS calls at once
 TERMINAL: dict[int, Any] = {}  # the terminal's settings when the run began, by descriptor
 
 
 def keep_terminal_settings() -> None:
-    """Notes the settings of the terminal: a prompt for an MFA code turns its echo off."""
+    """Notes the terminal's settings, because a prompt for an MFA code turns the echo off."""
     with contextlib.suppress(ImportError, OSError):
         import termios
 
@@ -7145,7 +7145,7 @@ def keep_terminal_settings() -> None:
 
 
 def restore_terminal() -> None:
-    """Restores the noted terminal settings, unless another program uses the terminal now."""
+    """Restores the settings of the terminal, unless another program uses the terminal now."""
     for device, settings in TERMINAL.items():
         import termios
 
@@ -7155,31 +7155,31 @@ def restore_terminal() -> None:
 
 
 def exit_now(code: int) -> None:
-    """Ends the process without waiting for threads that still wait for AWS.
+    """Restores the terminal, and ends the process without waiting for threads.
 
-    Python does not clean up at its end either: that takes as long as the calls of a small
-    audit.
+    Those may wait for AWS. Python does not clean up at its end either: that takes as long as
+    the calls of a small audit.
     """
     restore_terminal()
     os._exit(code)
 
 
-READER_PATIENCE = 1  # seconds, for a reader of standard error who has stopped reading
+READER_PATIENCE = 1  # most seconds for a message on standard error: its reader may have stopped
 
 
 def on_signal(number: int, _: object) -> None:
-    """Says what was written, and ends the process with 128 plus the signal as exit code."""
+    """Says which files were written, and ends the process with exit code 128 plus the signal."""
     done = f"{in_words(WRITTEN)} written" if WRITTEN else "nothing was written"
     perhaps = f"; perhaps {in_words(sorted(WRITING))}" if WRITING else ""
     text = f"interrupted by {signal.Signals(number).name}: {done}{perhaps}"
     telling = threading.Thread(target=warn, args=[text], daemon=True)
     telling.start()
     telling.join(READER_PATIENCE)
-    exit_now(128 + number)  # shells report a signal as 128 plus its number
+    exit_now(128 + number)  # shells report the end by a signal as 128 plus its number
 
 
 def run_process() -> None:
-    """Runs the program as a process, and ends it with 2 for a bug: Python would end with 1."""
+    """Runs the program as a process; a bug ends it with 2, because Python would end with 1."""
     try:
         code = exit_code_of_process()
     except Exception as error:
@@ -7189,7 +7189,7 @@ def run_process() -> None:
 
 
 def allow_open_files() -> None:
-    """Raises the limit of open files, which on macOS is 256, as far as the system lets us."""
+    """Raises the limit of open files (256 on macOS) to OPEN_FILES, or as far as is allowed."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -7200,7 +7200,7 @@ def allow_open_files() -> None:
 
 
 def exit_code_of_process() -> int:
-    """Runs main in a thread, so that signals are heard meanwhile; the exit code."""
+    """Runs main in a thread, so that signals are heard meanwhile; returns the exit code."""
     if sys.stderr is None:  # without standard error argparse would print on standard output
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     allow_open_files()
@@ -7210,10 +7210,10 @@ def exit_code_of_process() -> int:
         if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, on_signal)
     running = ThreadPoolExecutor(1).submit(main)
-    while not running.done():  # a wait without a limit may not hear a signal, on Windows never
+    while not running.done():  # an unlimited wait may not hear a signal, on Windows it never does
         wait([running], timeout=0.2)
     code, error = 2, running.exception()
-    if isinstance(error, SystemExit):  # argparse raises this
+    if isinstance(error, SystemExit):  # argparse raises SystemExit
         code = error.code if isinstance(error.code, int) else 2
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError, ValueError):
