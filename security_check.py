@@ -5213,7 +5213,7 @@ LETTER_WIDTHS = {
 DATE_WIDTH = 10  # the width of a date such as 2030-12-31, in digits
 PAGE_WIDTH_PT = 785  # points between the margins of a landscape A4 page, less a little
 MIN_SCALE = 70  # the least scale of a print in per cent: letters of 10 points get 7 points
-SUMMARY_LAST_COLUMN = 12  # the last column of the Summary: up to it a portrait page is filled
+SUMMARY_LAST_COLUMN = 12  # last column of the Summary: it is as wide as a portrait page
 SUMMARY_GAPS, SUMMARY_WORST = 2, 10  # lines of gaps and of findings that fit the first screen
 COMMAND_LETTERS = 105  # most letters of a command that fit one line of the Summary, in small type
 
@@ -6419,7 +6419,7 @@ class Run:
         return LocalFile(Path(full), create_folder=full != name, numbered=default, tell=warn)
 
     def write(self, data: bytes, name: str, account: str = OVERVIEW_NAME) -> str:
-        """Writes a file, or prints it as `-`, and returns its absolute name. Raises CannotRun."""
+        """Writes a file (or prints it, for `-`) and returns its absolute name. Raises CannotRun."""
         if name == "-":
             print_result(data.decode().removesuffix("\n"))
             return name
@@ -6774,7 +6774,7 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
 def unaudited_report(run: Run, job: AccountJob, error: AwsError | None) -> Report:
     """The report of an account that was not audited, with history, acceptance, and any error."""
     report, history = job.report(run.started, error), list[HistoryEntry]()
-    with contextlib.suppress(CannotRun):  # the history is blank if the state cannot be read
+    with contextlib.suppress(CannotRun):  # the history is empty if the state cannot be read
         history += (run.state(job.account) or AccountState()).history
     acceptance = account_acceptance(run, job.account, report.error)
     return replace(report, error_acceptance=acceptance, history=history)
