@@ -3814,7 +3814,7 @@ def apply_change(state: AccountState, change: StateChange) -> AccountState:
 
 # --- history --------------------------------------------------------------------------
 
-HISTORY_ENTRIES = 12  # days kept in the history: a year of monthly audits
+HISTORY_ENTRIES = 12  # entries kept in the history, one a day: a year of monthly audits
 
 
 def append_today(after: AccountState, change: StateChange) -> tuple[HistoryEntry, ...]:
@@ -3893,7 +3893,7 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
             else:
                 (accepted if row.status == ACCEPTED else failed).add(one.resource)
     evaluated = result.evaluated_by_control[name]
-    if scope and evaluated:  # the target that decides the control was read
+    if scope and evaluated:  # the only target that decides the control was read: gaps do not count
         evaluated, undecided = 1, set()
     elif not result.complete or (scope and not undecided):
         undecided.add(NOT_CHECKED)
@@ -3970,8 +3970,8 @@ def accounts_in(names: Iterable[str], template: str) -> list[str]:
 # --- files here -----------------------------------------------------------------------
 
 STATE_LOCK = threading.Lock()  # for the state file, shared by accounts audited side by side
-# Seconds to wait for the lock of a file, and after which the waiting is told: to change a file
-# takes less.
+# Seconds to wait for the lock of a file, and seconds after which a message says that the run waits:
+# a usual change takes less.
 LOCK_PATIENCE, USUAL_LOCK_TIME = 60, 1
 Tell = Callable[[str], None]  # prints a line for people
 WRITABLE_KINDS = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFIFO)
@@ -3999,9 +3999,9 @@ class LocalFile:
     """
 
     path: Path
-    create_folder: bool = False  # make its folders: {account}, {date} or {time} is in its name
-    numbered: bool = False  # if the name is taken, a number is added to it
-    tell: Tell = lambda _: None  # prints that another run is waited for
+    create_folder: bool = False  # makes missing folders: the name has {account}, {date} or {time}
+    numbered: bool = False  # adds a number to the name of the file if that name is taken
+    tell: Tell = lambda _: None  # prints that this run waits for another run
 
     def __str__(self) -> str:
         return str(self.path)
@@ -4036,10 +4036,10 @@ class LocalFile:
                 folder = folder.parent
             for part in [str(self.path.absolute()), *self.target.parts, lock_name(self.target)]:
                 with contextlib.suppress(FileNotFoundError):
-                    (folder / part).stat()  # raises if a name is too long or a link leads to itself
+                    (folder / part).stat()  # raises for a name too long, or a link to itself
             if not self.is_stream():
                 with tempfile.TemporaryFile(dir=folder):
-                    str(self.target).encode()  # fails for a name that the workbook cannot show
+                    str(self.target).encode()  # raises for a name that the workbook cannot show
         except (OSError, ValueError) as error:
             raise CannotRun(f"cannot write {self}: {error_text(error)}") from error
 
@@ -4075,7 +4075,7 @@ class LocalFile:
         """The numbers that stand for {account} in the names of files; OSError without a folder."""
         name = str(self.path)
         folder = Path(f"{name.partition(ACCOUNT_FIELD)[0]}x").parent
-        next(folder.iterdir(), None)  # raises the error that glob would hide
+        next(folder.iterdir(), None)  # raises if the folder cannot be read: glob would hide that
         pattern = glob.escape(str(self.path.relative_to(folder))).replace(ACCOUNT_FIELD, "*")
         return accounts_in(map(str, folder.glob(pattern)), name)
 
@@ -4121,7 +4121,8 @@ def reserve_name(path: Path, number: int = 1) -> Path:
 def keep_rights(handle: int, old: os.stat_result | None) -> None:
     """Gives an open file the group and the mode of an old file, and as root also its owner."""
     if old and os.name == "posix":
-        with contextlib.suppress(PermissionError):  # if refused, the file is for its owner only
+        # if setting the old rights is refused, only the owner may read the file
+        with contextlib.suppress(PermissionError):
             os.fchown(handle, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
             os.fchmod(handle, stat.S_IMODE(old.st_mode))
 
@@ -4171,8 +4172,8 @@ def wait_for_lock(take: Callable[[], None], lock: Path, tell: Tell) -> None:
 
 S3_NAME = re.compile(r"(?i:s3)://([A-Za-z0-9._-]{3,63})(?:/(.*))?", re.DOTALL)
 WRITE_CONFLICT_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
-MAX_WRITE_TRIES = 50  # tries to write the state: a conflict means that another writer has finished
-CONFLICT_PAUSE = 100  # milliseconds at most, at random, so that two writers do not meet again
+MAX_WRITE_TRIES = 50  # most tries to write the state: at each conflict another writer has finished
+CONFLICT_PAUSE = 100  # most milliseconds of a random pause, so that two writers do not meet again
 
 
 @dataclass(frozen=True)
@@ -4219,7 +4220,7 @@ class S3Object:
         content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
         with writing(self):
             response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
-            response["ETag"]  # if it is missing, this raises: S3 did not answer
+            response["ETag"]  # raises if an answer has no ETag, so is not from S3
         return str(self)
 
     def update(self, change: Callable[[bytes | None], bytes]) -> None:
@@ -4300,7 +4301,8 @@ def save_copy_and_fail(data: bytes, file: File, error: Exception) -> NoReturn:
     why = f"cannot write {file}: {error_text(error)}"
     try:
         folder = Path(tempfile.mkdtemp(prefix="security_check-"))
-        copy = LocalFile(folder / Path(file.absolute()).name[-60:])  # S3 takes longer names
+        # the name is cut, because names in S3 may be longer than those of files here
+        copy = LocalFile(folder / Path(file.absolute()).name[-60:])
         copy.write(data)
     except OSError:
         raise CannotRun(f"{why}, and no copy elsewhere: the results are lost") from error
@@ -4410,7 +4412,7 @@ def reported_fields(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-Decoder = Callable[[Any], Any]  # makes a value from JSON data
+Decoder = Callable[[Any], Any]  # a function that makes a value from JSON data
 
 
 @functools.cache
@@ -4419,7 +4421,7 @@ def decoder(kind: Any) -> Decoder:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in DECODERS:
         return DECODERS[kind]
-    if origin is UnionType:  # such as AwsError | None, list[str] | AwsError, or a cell
+    if origin is UnionType:  # a union such as AwsError | None, list[str] | AwsError, or a cell
         choices = [(json_types(one), decoder(one)) for one in arguments]
         return functools.partial(decode_choice, choices)
     if is_dataclass(kind) or hasattr(kind, "_fields"):
@@ -4444,7 +4446,7 @@ def require_type(types: Collection[type], data: Any) -> Any:
     if type(data) not in types or (isinstance(data, (int, float)) and not abs(data) < MAX_NUMBER):
         raise TypeError(f"{data!r} is not of {types}")
     if isinstance(data, str):
-        data.encode()  # fails for half of a surrogate pair, which no file can hold
+        data.encode()  # raises for half of a surrogate pair, which no file can hold
     return data
 
 
@@ -4564,7 +4566,7 @@ def check_values(report: Report) -> None:
         and 0 <= report.seconds < 1e9
         and (report.results or report.error or report.account_status != ACTIVE)
     )
-    # an unknown --fail-on need not be looked for: Report.exit_code, which `encode` asks, raises
+    # an unknown --fail-on needs no check: `encode` calls Report.exit_code, which raises for it
     if not possible:
         raise ValueError("an impossible value")
 
@@ -4741,7 +4743,7 @@ def describe_change(row: Row) -> str:
 
 
 def describe_acceptance(acceptance: Acceptance | None, ended: str = "") -> str:
-    """` (accepted until 2030-12-31: moves to roles)`, or why it ended; blank without one."""
+    """The text ` (accepted until 2030-12-31: reason)`, or why acceptance ended; blank for None."""
     if not acceptance:
         return ""
     until = f"until {acceptance.until}: " if acceptance.until else ""
@@ -4753,7 +4755,7 @@ def describe_acceptance(acceptance: Acceptance | None, ended: str = "") -> str:
 
 
 def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
-    """A line on one resource: what was found (two things, then `and more`), names, acceptance.
+    """A line on one resource: the first two things found, `and more`, its names, its acceptance.
 
     `bastion: lets the whole Internet reach SSH (22) and RDP (3389) (sg-1, eu-west-1, 2 rules)`.
     """
@@ -4775,7 +4777,7 @@ def describe_resource(group: Sequence[SheetRow], multi_account: bool) -> str:
 
 
 def needed_permission(error: AwsError | None) -> str:
-    """The permission that a denied call needs, ` (needs iam:ListUsers)`; blank if not denied."""
+    """The missing permission of a denied call, ` (needs iam:ListUsers)`; blank if not denied."""
     if not error or not error.missing_permission:
         return ""
     trust = ", and a trust policy that lets us in" if error.operation == "AssumeRole" else ""
@@ -4783,7 +4785,7 @@ def needed_permission(error: AwsError | None) -> str:
 
 
 def headline(overview: Overview) -> str:
-    """A line with the numbers of findings and of what is NOT CHECKED, and the audit's limits."""
+    """A line with the number of findings, the number of NOT CHECKED, and the audit's limits."""
     reports = overview.reports
     found = [row for report in reports for row in report.rows(FINDING)]
     findings = counted(len(found), "finding")
@@ -4807,7 +4809,7 @@ class QuestionPart(NamedTuple):
     """A part of what a run was asked."""
 
     text: str
-    limited: bool  # whether the run left out something
+    limited: bool  # whether this part left something out of the audit
     names: Sequence[str] = ()
 
 
@@ -4832,7 +4834,7 @@ def question_parts(overview: Overview) -> list[QuestionPart]:
 
 
 def regions_asked(overview: Overview) -> QuestionPart:
-    """The regions asked for, of the account with the fewest; `all regions` without limits."""
+    """The regions that the account with the fewest was asked for; `all regions` without limits."""
     parts = []
     for report in overview.reports:
         if question := report.question:
@@ -4868,7 +4870,7 @@ def describe_version(overview: Overview) -> str:
 
 
 def describe_accounts(reports: list[Report]) -> str:
-    """The number of accounts audited, and of those not audited, by reason: `8 audited, 1 LEFT`."""
+    """The number of accounts audited, and of the others by status: `8 audited, 1 LEFT`."""
     reasons = Counter(one.status for one in reports)
     audited = f"{reasons.pop(ACTIVE, 0):,} audited"
     return ", ".join([audited, *(f"{number:,} {reason}" for reason, number in reasons.items())])
@@ -4897,7 +4899,7 @@ def describe_scope(overview: Overview) -> str:
 
 
 def run_details(overview: Overview) -> dict[str, str]:
-    """The lines of the Summary's section `The audit`, by label: account, auditor, time."""
+    """The section `The audit` of the Summary, as text by label: account, auditor, time."""
     started, duration = f"{overview.started:%Y-%m-%d %H:%M} UTC", f"{overview.seconds:.0f} s"
     when = {"Started": started, "Duration": duration}
     if overview.multi_account:
@@ -4909,7 +4911,7 @@ def run_details(overview: Overview) -> dict[str, str]:
 
 
 def question_details(overview: Overview) -> dict[str, str]:
-    """The lines of the section `What was asked`, by label: each check, regions, key age, ..."""
+    """The section `What was asked`, as text by label: each check, regions, key age and so on."""
     asked = [report.question for report in overview.reports if report.question]
     if not asked:
         return {"Version": describe_version(overview)}
@@ -4933,7 +4935,7 @@ BAR_BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
 def bar(number: int, most: int, places: int) -> str:
-    """A bar of block characters for a number: `most` would fill all places.
+    """A bar of block characters for a number: the number `most` would fill all places.
 
     >>> bar(6, 20, 4)
     '█▎'
@@ -4943,13 +4945,13 @@ def bar(number: int, most: int, places: int) -> str:
 
 
 def bars(history: Sequence[HistoryEntry], places: int) -> list[str]:
-    """The bar of each day's open findings; all bars have one scale."""
+    """The bars for the open findings of each day, all in one scale: the most fill all places."""
     totals = [sum(entry.open.values()) for entry in history]
     return [bar(total, max(totals), places) for total in totals]
 
 
 def describe_days_open(history: Iterable[HistoryEntry]) -> str:
-    """A sentence on how long resolved findings had been open; blank if none was resolved."""
+    """The sentence on how long (median) resolved findings were open; blank if none was resolved."""
     days_open = sorted(number for entry in history for number in entry.days_open)
     if not days_open:
         return ""
@@ -4961,7 +4963,7 @@ def describe_days_open(history: Iterable[HistoryEntry]) -> str:
 
 
 def last_two_bars(history: Sequence[HistoryEntry], began: str) -> list[str]:
-    """A line with a bar for the last audit and for this one; none if this one has no entry.
+    """Two lines with bars, of the last audit and of this one; none without an entry of both.
 
     `began` is the day on which this one began; some of its accounts may be of the day after.
     """
@@ -4976,7 +4978,7 @@ def last_two_bars(history: Sequence[HistoryEntry], began: str) -> list[str]:
 
 
 class SummaryLine(NamedTuple):
-    """A line of a section."""
+    """A line of a section of the Summary, or of the terminal."""
 
     label: str
     text: str
@@ -5032,12 +5034,12 @@ def gap_lines(overview: Overview, sheets: Sheets) -> Iterator[SummaryLine]:
 
 
 def gap_section(overview: Overview, sheets: Sheets, most: int) -> list[SummaryLine]:
-    """The first lines on what is NOT CHECKED; last, the statement to add to the policy."""
+    """The first lines on what is NOT CHECKED, then the policy statement that would help."""
     return [*first_of(gap_lines(overview, sheets), most), *policy_line(overview)]
 
 
 def first_of(lines: Iterable[SummaryLine], most: int) -> list[SummaryLine]:
-    """The first lines, then one that says `and N more`; a single line more is shown itself."""
+    """The first `most` lines, then `and N more`; instead of `and 1 more`, the line itself."""
     first = [*lines]
     if len(first) > most + 1:
         first[most:] = [SummaryLine("", f"and {len(first) - most:,} more")]
@@ -5045,7 +5047,7 @@ def first_of(lines: Iterable[SummaryLine], most: int) -> list[SummaryLine]:
 
 
 def describe_gap(group: Sequence[SheetRow], overview: Overview) -> str:
-    """The names of everything that was not read; of several accounts, also their accounts."""
+    """The IDs of what was not read, without `/not-checked`; in an overview also the accounts."""
     text = in_words(line.row.id.removesuffix(f"/{NOT_CHECKED_END}") for line in group)
     accounts = (f"{line.report.account} {line.report.name}".strip() for line in group)
     return f"{text} in {in_words(accounts)}" if overview.multi_account else text
@@ -5062,15 +5064,15 @@ def policy_line(overview: Overview) -> list[SummaryLine]:
 # --- terminal -------------------------------------------------------------------------
 
 COLUMNS_OF_TERMINAL = 80
-MAX_ACCOUNT_LINES = 20  # accounts shown on the terminal, so that the summary stays on one screen
-MAX_WORST, MAX_LINES = 5, 10  # lines on the terminal: of the section Worst, of each other section
+MAX_ACCOUNT_LINES = 20  # most accounts shown on the terminal, so that all stays on one screen
+MAX_WORST, MAX_LINES = 5, 10  # most lines of the terminal's section Worst, and of any other
 ANSI = {CRITICAL: "1;31", HIGH: "31", "New": "1", NOT_CHECKED: "7"}  # colour codes of terminals
 
 
 def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False) -> str:
-    """The text of the terminal, with the workbook's path last, so that it can be copied.
+    """The text for the terminal; with `quiet` and a state to compare with, news comes first.
 
-    With --quiet (and a state to compare with) it begins with what is news.
+    The workbook's path is last, so that it can be copied.
     """
     sheets = rows_by_check(overview.reports)
     table = account_table if overview.multi_account else check_table
@@ -5090,7 +5092,7 @@ def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False)
 
 
 def news_text(overview: Overview, sheets: Sheets, findings: list[SheetRow]) -> list[str]:
-    """The sections of the terminal on what is news, and on what is NOT CHECKED."""
+    """The terminal's sections Worse, New, Not checked, Acceptance ended, Resolved, as lines."""
     worse, new = ([line for line in findings if line.row.change == one] for one in (WORSE, NEW))
     ended = [line for line in findings if line.row.acceptance_ended]
     gaps = gap_section(overview, sheets, MAX_LINES - len(policy_line(overview)) - 1)
@@ -5104,7 +5106,7 @@ def news_text(overview: Overview, sheets: Sheets, findings: list[SheetRow]) -> l
 
 
 def first_run_text(overview: Overview) -> list[str]:
-    """The sentence that a first run has nothing to compare with; empty in later runs."""
+    """The sentence that a first run with a state has nothing to compare with; empty later."""
     first = sum(report.first_run for report in overview.reports)
     whose = f" of {counted(first, 'account')}" if overview.multi_account else ""
     return fold(f"First run{whose} with this state: nothing to compare with.", "") if first else []
@@ -5120,12 +5122,12 @@ def resolved_texts(overview: Overview) -> list[str]:
 
 
 def finding_text(title: str, lines: Iterable[SummaryLine], most: int) -> list[str]:
-    """The findings under a title, as lines of the terminal: the first `most` of them."""
+    """The first `most` findings under a title, as lines of the terminal, then `and 3 more`."""
     return first_lines(title, [f"{line.label:8}  {line.text}" for line in lines], most)
 
 
 def first_lines(title: str, lines: list[str], most: int) -> list[str]:
-    """The first lines under a title, folded, then `and 3 more`; empty if there are no lines."""
+    """The first `most` lines under a title, folded, then `and 3 more`; empty without lines."""
     more = [f"and {len(lines) - most:,} more"] if len(lines) > most else []
     folded = (part for line in [*lines[:most], *more] for part in fold(line))
     return [f"{title}:", *folded] if lines else []
@@ -5145,11 +5147,11 @@ def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
     lines = [describe_accounts(reports), ""]
     for n, report in enumerate(reports[:MAX_ACCOUNT_LINES]):
         counts = tally(report.rows(), overview.with_state)
-        del counts[ACCEPTED]  # ACCEPTED is left out, for the lines to fit the terminal
+        del counts[ACCEPTED]  # ACCEPTED has no column here, so that lines fit the terminal
         if n == 0:
             lines.append(" " * 33 + number_cells(counts, names=True))
         end = number_cells(counts, colour)
-        if report.status != ACTIVE:  # the reason stands under `Not checked`
+        if report.status != ACTIVE:  # why an account was not audited is told under `Not checked`
             end = f"{report.status:>{len(number_cells(counts))}}"
         lines.append(f"{report.account:12} {fit(report.name, 19)} {end}")
     more = len(reports) - MAX_ACCOUNT_LINES
@@ -5157,7 +5159,7 @@ def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
 
 
 def number_cells(counts: dict[str, int], colour: bool = False, names: bool = False) -> str:
-    """The counts in columns, 0 as -; or, with `names`, the headings of the columns."""
+    """A line of counts in columns, with - for 0; or, with `names`, of the columns' headings."""
     cells = []
     for name, number in counts.items():
         cell = f"{name if names else number or '-':>{max(len(name), 5) + 1}}"
@@ -5205,9 +5207,9 @@ REMEDIATION_NOTE = " Remediation: read a command first, what it closes may be in
 MAX_ROWS = 65_536  # rows that a sheet of the .xls format can have
 HEADER_ROWS = 4  # rows above a table: title, note, a thin blank row, header
 FROZEN_COLUMNS = 2  # columns that stay in view: Severity and Status
-MAX_ROW_HEIGHT = 409 * 20  # twentieths of a point: the .xls format has no higher row
+MAX_ROW_HEIGHT = 409 * 20  # the highest row of the .xls format, in twentieths of a point
 MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # least width of a column in digits; most lines of a cell
-# Column widths in units of the .xls format: of a digit, of a digit with some room, of a point.
+# Widths in the units of the .xls format: of a digit, of a digit with some room, of a point.
 DIGIT_UNIT, COLUMN_UNIT, POINT = 256, 270, 48.8
 # Widths of letters in Arial, in digits; any other letter has the width 1, and bold adds a tenth.
 NARROW, BOLD = 0.55, 1.1
@@ -5218,18 +5220,18 @@ LETTER_WIDTHS = {
 }
 DATE_WIDTH = 10  # the width of a date such as 2030-12-31, in digits
 PAGE_WIDTH_PT = 785  # points between the margins of a landscape A4 page, less a little
-MIN_SCALE = 70  # the least scale in per cent: letters of 10 points are printed with 7
-SUMMARY_LAST_COLUMN = 12  # makes the Summary as wide as a portrait page
+MIN_SCALE = 70  # the least scale of a print in per cent: letters of 10 points get 7 points
+SUMMARY_LAST_COLUMN = 12  # last column of the Summary: it is as wide as a portrait page
 SUMMARY_GAPS, SUMMARY_WORST = 2, 10  # lines of gaps and of findings that fit the first screen
-COMMAND_LETTERS = 105  # letters of a command that fit one line of the Summary, in small type
+COMMAND_LETTERS = 105  # most letters of a command that fit one line of the Summary, in small type
 
 ALWAYS, AT_SPACES, IF_IT_FITS, NEVER = "always", "at spaces", "if it fits", "never"
 
 
 class Column(NamedTuple):
-    """How a column looks on every sheet."""
+    """The look of a column: it is the same on every sheet."""
 
-    width: int = 24  # the greatest width, in digits; longer text wraps
+    width: int = 24  # the greatest width of the column, in digits; longer text wraps
     wraps: str = ALWAYS  # when text wraps: ALWAYS, NEVER or AT_SPACES (an ID stays on one line)
     numeric: bool = False  # a column of numbers has its header aligned right
     printed: str = ALWAYS  # whether the column is printed: ALWAYS, NEVER or IF_IT_FITS on the page
@@ -5291,24 +5293,24 @@ CODE_HEIGHT = 230
 
 
 class StyledCell(NamedTuple):
-    """A cell with a style."""
+    """A cell with a style, and perhaps a link."""
 
     value: Cell
     style: str = "cell"  # a key of STYLES
-    link: str = ""  # the target: a URL, a file in the same folder, or #'Sheet'!A1
+    link: str = ""  # target of the link: a URL, a file in the same folder, or #'Sheet'!A1
 
 
 TableRow = dict[str, Cell | StyledCell]  # the cells of a row, by the name of the column
 
 
 def status_cell(word: str) -> StyledCell:
-    """A cell with a severity, a status or other text, in the style that STYLES has for it."""
+    """A cell with a word in the style that STYLES has for it; other text is in the style `cell`."""
     return StyledCell(word, word if word in STYLES else "cell")
 
 
 @functools.cache
 def xls_style(key: str, right: bool = False, date: bool = False, wrap: bool = True) -> xlwt.XFStyle:
-    """A style of STYLES for xlwt, cached: a workbook of the format can have only 4,094 styles."""
+    """A style of STYLES for xlwt, cached: an .xls workbook can have only 4,094 styles."""
     import xlwt
 
     align = f"alignment: vertical top, horizontal {'right' if right else 'left'}"
@@ -5319,7 +5321,7 @@ def xls_style(key: str, right: bool = False, date: bool = False, wrap: bool = Tr
 
 
 def to_xls(value: Cell) -> Cell:
-    """The value as the format can hold it: a date in UTC without zone, long text cut off."""
+    """The value as an .xls file can hold it: a date in UTC without zone, long text cut off."""
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).replace(tzinfo=None)
     if isinstance(value, str):
@@ -5354,7 +5356,7 @@ URL_ID = bytes.fromhex("E0C9EA79F9BACE118C8200AA004BA90B")
 FILE_ID = bytes.fromhex("0303000000000000C000000000000046")
 PRINT_AREA, PRINT_TITLES = 6, 7
 LAST_COLUMN = 255  # the last column of the .xls format, counted from 0
-MAX_LINK = 2_000  # letters of a link; Excel refuses a longer URL, its record has no room for it
+MAX_LINK = 2_000  # most letters of a link: Excel refuses a longer URL, a record has no room for it
 END_RECORD = 4  # bytes of the record that ends a sheet
 
 
@@ -5364,7 +5366,7 @@ def biff_record(kind: int, data: bytes) -> bytes:
 
 
 def link_data(target: str) -> bytes:
-    """The bytes of a link that name its target: `#Sheet!A1`, a URL, else a file in the folder."""
+    """The bytes of a link's target: `#Sheet!A1`, a URL, or else a file in the same folder."""
     text = (target.removeprefix("#") + "\0").encode("utf-16-le")
     if target.startswith("#"):
         return struct.pack("<II", 8, len(text) // 2) + text
@@ -5379,7 +5381,7 @@ def link_data(target: str) -> bytes:
 def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
     """Adds links (row, column, target) to a sheet, except those longer than MAX_LINK.
 
-    A formula in their place would have no value for those who read the file without Excel.
+    A formula instead of a link would have no value for those who read the file without Excel.
     """
     records = []
     for row, column, target in (one for one in links if len(one[2]) <= MAX_LINK):
@@ -5391,7 +5393,7 @@ def add_links(sheet: Any, links: list[tuple[int, int, str]]) -> None:
 
 
 def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
-    """Limits what is printed of each sheet: from A1 to its last row and column to be printed.
+    """Limits the print of each sheet: from A1 to the last row and column given, counted from 0.
     All but the first sheet have their header again on every page.
     """
     names = b""
@@ -5412,12 +5414,12 @@ def set_print_areas(book: Any, areas: Sequence[tuple[int, int]]) -> None:
 
 
 def text_width(text: str) -> float:
-    """The width of a text in Arial, in digits: how many digits would be as wide."""
+    """The width of a text in Arial, as the number of digits that would be as wide."""
     return math.fsum(LETTER_WIDTHS.get(letter, 1) for letter in text)
 
 
 def lines_needed(text: str, width: float) -> int:
-    """The number of lines that a text takes in a column; a word is broken only if it is wider.
+    """The number of lines of a text in a column; only a word wider than the column is broken.
 
     >>> lines_needed("1 interface, none public", 12)
     2
@@ -5456,7 +5458,7 @@ class SheetWriter:
         self.end_row(height)
 
     def write_cell(self, number: int, cell: StyledCell, column: Column) -> int:
-        """Writes a cell into the next row, and returns the number of lines that it needs."""
+        """Writes a cell into the row, and returns the number of lines that the cell needs."""
         value, name, link = cell
         if link:
             self.links.append((self.next_row, number, link))
@@ -5475,7 +5477,7 @@ class SheetWriter:
         return lines_needed(text, (column.width - 1) / bold) if wraps else 1
 
     def end_row(self, height: int) -> None:
-        """Sets the height of the row, and goes on to the next row."""
+        """Sets the height of the row that was written, and goes on to the next row."""
         self.sheet.row(self.next_row).height_mismatch = True
         self.sheet.row(self.next_row).height = min(height, MAX_ROW_HEIGHT)
         self.next_row += 1
@@ -5485,7 +5487,7 @@ class SheetWriter:
         return max(self.widths[column], MIN_COLUMN)
 
     def close(self) -> None:
-        """Sets the widths of columns, and the links. After this nothing more can be written."""
+        """Completes the sheet with widths of columns and links: nothing can be written after it."""
         for column in self.widths:
             self.sheet.col(column).width = COLUMN_UNIT * self.width_in_digits(column)
         add_links(self.sheet, self.links)
@@ -5495,7 +5497,7 @@ class TableWriter(SheetWriter):
     """A sheet with a title, a note, and a table under a header that stays in view."""
 
     def __init__(self, sheet: Any, footer: str, table: Table) -> None:
-        """Writes the HEADER_ROWS of a table: title with links, note, a thin row, header.
+        """Writes the rows above a table: title with links, note, a thin row, header.
 
         The thin row is blank, so that filters and pivot tables see where the table begins.
         """
@@ -5518,7 +5520,7 @@ class TableWriter(SheetWriter):
         self.write_row([cells.get(name, "") for name in self.header], self.columns)
 
     def close(self) -> None:
-        """Sets which columns are printed, then the widths and links: the sheet is complete.
+        """Completes the sheet: the columns that are printed, the widths, the links.
 
         Columns IF_IT_FITS are printed if they fit at MIN_SCALE. If those that are always printed
         do not fit, they go on to a second page.
@@ -5561,12 +5563,12 @@ class SummaryWriter(SheetWriter):
         """Writes text into merged columns of a row; `close` fits the height of the row."""
         row = self.next_row
         self.sheet.write_merge(row, row, first, last, to_xls(text), xls_style(style))
-        if style != "code":  # a command has one line, so its row needs no other height
+        if style != "code":  # a row with a command has one line, so `close` need not fit it
             self.merged[row] = text, first, last
         self.end_row(CODE_HEIGHT if style == "code" else LINE_HEIGHT)
 
     def close(self) -> None:
-        """Fits the sheet on one printed page, and the heights of its rows to their text."""
+        """Completes the sheet: fits it on one printed page, and its rows to the height of text."""
         for row, (text, first, last) in self.merged.items():
             digits = sum(map(self.width_in_digits, range(first, last + 1)))
             lines = lines_needed(text, digits * COLUMN_UNIT / DIGIT_UNIT)
@@ -5584,13 +5586,13 @@ class WorkbookWriter:
 
         self.book, self.footer = xlwt.Workbook(encoding="utf-8"), footer
         author = f"security_check.py {__version__}"
-        # xlwt leaves out the head that a string such as the author has ([MS-XLS] 2.5.240)
+        # xlwt leaves out the length and flags before a string such as the author ([MS-XLS] 2.5.240)
         self.book.owner = struct.pack("<HB", len(author), 0).decode() + author
         self.summary = SummaryWriter(self.book.add_sheet("Summary"), footer)
         self.sheets: list[SheetWriter] = [self.summary]
 
     def write_table(self, table: Table) -> None:
-        """Writes a table, on a further sheet after each MAX_ROWS; an empty table says so."""
+        """Writes a table, on more sheets if it has more than MAX_ROWS; an empty table says so."""
         writer = self.add_table(table, 0)
         for number, cells in enumerate(table.rows):
             part, line = divmod(number, MAX_ROWS - HEADER_ROWS)
@@ -5630,14 +5632,14 @@ CONSOLES = {  # hosts of the AWS console, by the start of a region; botocore kno
     "cn-": "console.amazonaws.cn",
     "us-gov-": "console.amazonaws-us-gov.com",
     "eusc-": "console.amazonaws-eusc.eu",
-    # consoles of these partitions are not on the Internet, nor documented
+    # consoles of the isolated partitions are not on the Internet, nor documented
     **dict.fromkeys(("us-iso", "eu-iso"), ""),
     "": "console.aws.amazon.com",
 }
 
 
 def console_link(line: SheetRow, column: str) -> str:
-    """The URL of the AWS console page about what a cell names; blank if there is none."""
+    """The URL of the AWS console page on the resource that a cell names; blank if none."""
     report, definition, row, _ = line
     names = {name: str(row.cells.get(name, "")) for name in definition.columns}
     if not names[column] or names[column] == ROOT:
@@ -5687,7 +5689,7 @@ def plain_value(cell: Cell | StyledCell) -> Cell:
 
 
 def account_table_row(report: Report, overview: Overview) -> TableRow:
-    """A row of the sheet Accounts; its workbook is a link if it is in the same folder."""
+    """The cells of an account on the sheet Accounts; a workbook beside the overview is linked."""
     same_folder = report.workbook and Path(report.workbook).parent == Path(overview.path).parent
     status = FINDING if report.rows(FINDING) else NOT_CHECKED if report.errors() else OK
     status = status if report.status == ACTIVE else report.status
@@ -5725,7 +5727,7 @@ def resolved_table_rows(reports: Iterable[Report], multi_account: bool) -> Itera
 
 
 def control_table_rows(overview: Overview) -> Iterator[TableRow]:
-    """The rows of the sheet Controls, in the order of its columns; the last links to a sheet."""
+    """The rows of the sheet Controls; the last cell of each links to the sheet of its check."""
     deciding = {name: definition for definition in CHECKS for name in definition.controls}
     for name, status in merge_statuses(overview.reports).items():
         control, title = deciding[name].controls[name], deciding[name].title
@@ -5750,7 +5752,7 @@ def control_table_rows(overview: Overview) -> Iterator[TableRow]:
 
 
 def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Writes the first sheet: the counts, gaps and worst findings, the question and the run."""
+    """Writes the sheet Summary: counts, gaps, worst findings, history, the question, the run."""
     whose = f"{describe_scope(overview)}, {overview.started:%Y-%m-%d}"
     page.write_row([StyledCell(f"AWS security check: {whose}", "title")])
     limited = describe_limits(overview) or any(report.errors() for report in overview.reports)
@@ -5773,12 +5775,12 @@ def write_summary(page: SummaryWriter, overview: Overview, sheets: Sheets) -> No
 
 
 def details_lines(details: dict[str, str], **links: str) -> list[SummaryLine]:
-    """The lines of the Summary for these details, with the links that some of them have."""
+    """The details (text by label) as lines of the Summary; `links` has targets by label."""
     return [SummaryLine(name, text, links.get(name, "")) for name, text in details.items()]
 
 
 def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Writes a row of counts for each check; accounts not opened have a row above them."""
+    """Writes a row of counts for each check, and above them a row for accounts not opened."""
     counts = {one: check_tally(overview, one, lines) for one, lines in sheets.items()}
     unopened = Counter(report.status for report in overview.reports if report.error)
     names = ["Check", *next(iter(counts.values()), {NOT_CHECKED: 0})]
@@ -5797,7 +5799,7 @@ def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) 
 
 
 def write_history(page: SummaryWriter, history: Sequence[HistoryEntry]) -> None:
-    """Writes a row for each day, with a bar for the number of open findings."""
+    """Writes a row for each day of the history, with a bar for the number of open findings."""
     if not history:
         return
     page.next_row += 1
@@ -5824,7 +5826,7 @@ class Table(NamedTuple):
     docs: str
     header: list[str]
     rows: Iterable[TableRow]
-    empty: str = ""  # the text of a sheet without rows
+    empty: str = ""  # text in place of the rows, if there are none
 
 
 def build_workbook(overview: Overview) -> bytes:
@@ -5867,13 +5869,13 @@ def accounts_table(overview: Overview) -> Table:
 
 
 def controls_table(rows: list[TableRow]) -> Table:
-    """The sheet Controls as a table: a row for each control that the checks decide."""
+    """The sheet Controls as a table of these rows, one for each control that checks decide."""
     note = "Controls of AWS Security Hub that the checks decide, by the rules of Security Hub."
     return Table("Controls", note, CIS_DOC_URL, [*rows[0]], rows)
 
 
 def resolved_table(overview: Overview, account: list[str]) -> Table:
-    """The sheet Resolved as a table: a row for each finding resolved since last time."""
+    """The sheet Resolved as a table; `account` has the columns of the account, or none."""
     header = ["Severity", "Status", *account, "Finding", "Result", "First seen", "Days open"]
     note = "Findings of the last report that are resolved."
     rows = resolved_table_rows(overview.reports, overview.multi_account)
@@ -5884,14 +5886,14 @@ def resolved_table(overview: Overview, account: list[str]) -> Table:
 
 
 def csv_files(overview: Overview) -> Iterator[tuple[str, bytes]]:
-    """The title and the CSV bytes of every table, always with the columns of the account."""
+    """The titles and CSV bytes of all tables, which have columns for the account in any case."""
     sheets = rows_by_check(overview.reports, with_ok=not overview.multi_account)
     for table in all_tables(overview, sheets, with_account=True):
         yield table.title, to_csv(table)
 
 
 def to_csv(table: Table) -> bytes:
-    """The table as CSV; text that a spreadsheet would take for a formula gets a `'` in front."""
+    """The table as bytes of CSV; a `'` is put before text that would be read as a formula."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow(table.header)
@@ -5908,14 +5910,14 @@ def to_csv(table: Table) -> bytes:
 # https://schema.ocsf.io/1.5.0/classes/compliance_finding
 
 OCSF_VERSION, OCSF_CLASS = "1.5.0", 2003
-OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # 0 is Unknown, as OCSF has it
+OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # OCSF calls severity 0 Unknown
 OCSF_STATUSES = {"New": (1, 1), "In Progress": (2, 2), "Suppressed": (3, 2), "Resolved": (4, 3)}
 OCSF_ACTIVITIES = {1: "Create", 2: "Update", 3: "Close"}
-OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # Warning stands for NOT CHECKED
+OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # NOT CHECKED is a Warning in OCSF
 
 
 def to_ocsf(reports: Iterable[Report]) -> bytes:
-    """Every row that is not OK, and what was resolved, as OCSF: a JSON object a line."""
+    """The OCSF events of the reports (not OK, resolved, not opened), as one JSON object a line."""
     events = (event for report in reports for event in ocsf_events(report))
     return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
@@ -5935,14 +5937,14 @@ def ocsf_events(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def ocsf_time(moment: datetime) -> int:
-    """The moment in milliseconds since 1970, as OCSF has it."""
+    """The moment in milliseconds since 1970, as OCSF writes a time."""
     return round(moment.timestamp() * 1000)
 
 
 def ocsf_event(
     report: Report, id: str, text: str, status: str, result: int, severity: str = "", day: str = ""
 ) -> dict[str, Any]:
-    """An OCSF event with the fields that every event has; its resource is the account.
+    """An OCSF event with the fields that all events have, and the account as its resource.
 
     `result` is a key of OCSF_COMPLIANCE, `day` the day on which the finding was first seen.
     """
@@ -6004,7 +6006,7 @@ def ocsf_row_event(report: Report, definition: Check, row: Row) -> dict[str, Any
 
 
 def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
-    """The controls that a row fails as OCSF has them, with their numbers in other standards."""
+    """The fields of an OCSF event on failed controls, with their numbers in other standards."""
     controls = [definition.controls[name] for name in names if name in definition.controls]
     numbers = {
         "CIS AWS Foundations Benchmark 5.0.0": [one.cis_5 for one in controls if one.cis_5],
@@ -6028,14 +6030,14 @@ def ocsf_controls(definition: Check, names: list[str]) -> dict[str, Any]:
 
 
 def print_message(text: str, stream: TextIO | None) -> None:
-    """Prints text for people; a failure to print is ignored, because it undoes no audit."""
+    """Prints text for people; an error in printing is ignored, as the audit is still good."""
     with contextlib.suppress(OSError, ValueError):
-        if stream is not None:  # None: the program was started with the stream closed
+        if stream is not None:  # the stream is None if the program was started with it closed
             print_line(text, stream)
 
 
 def print_result(text: str) -> None:
-    """Prints what was asked for on standard output; raises CannotRun if that fails."""
+    """Prints a result on standard output; raises CannotRun if that fails."""
     if sys.stdout is None:
         raise CannotRun("cannot write to standard output: it is closed")
     try:
@@ -6045,12 +6047,12 @@ def print_result(text: str) -> None:
 
 
 def print_line(text: str, stream: TextIO) -> None:
-    """Prints a line at once; a letter that the encoding lacks becomes a question mark."""
+    """Prints text and flushes; a letter that the encoding lacks becomes a question mark."""
     encoding = stream.encoding or "utf-8"
     try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
     except OSError:
-        # Python flushes the stream at its end and would complain again, but not to the null device
+        # Python would complain again when it flushes at its end: the stream becomes the null device
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise
@@ -6062,7 +6064,7 @@ def warn(text: str) -> None:
 
 
 def show_progress(started: float, wanted: bool, text: str) -> None:
-    """Shows a line at a terminal that the next one overwrites; blank text removes it."""
+    """Shows progress at a terminal in a line that the next one overwrites; blank text clears it."""
     if wanted and sys.stderr and sys.stderr.isatty():
         seconds = f"{time.monotonic() - started:.0f} s"
         sys.stderr.write(f"\r\x1b[K{text[:68]}  {seconds}" if text else "\r\x1b[K")
@@ -6078,7 +6080,7 @@ class CallLogHandler(logging.Handler):
 
 
 def log_calls(wanted: bool) -> None:
-    """Logs a line for each call to AWS, if wanted; the logs of libraries are never shown.
+    """Switches our log of calls to AWS on if wanted; the logs of libraries are never shown.
 
     Those hold tokens and passwords; in AWS Lambda the handler that is there from the start
     would show them.
@@ -6092,7 +6094,7 @@ def log_calls(wanted: bool) -> None:
 
 # --- arguments ------------------------------------------------------------------------
 
-DEFAULT_ROLE = "security-check"  # the name of the role to assume in other accounts
+DEFAULT_ROLE = "security-check"  # name of the role to assume in other accounts without --role
 EPILOG = """\
 (*) takes several, and may be repeated. @FILE is a file of options.
 
@@ -6128,7 +6130,7 @@ EXTERNAL_ID_TYPE = regex_type(r"[\w+=,.@:/-]{2,1224}", "an external ID")
 
 UNKNOWN_PLACEHOLDER = re.compile(r"\{(?!account\}|date\}|time\}).*?\}")
 FORMATS = {".xls", ".xlsx", ".ods", ".csv", ".json", ".html", ".pdf", ".txt"}
-NAMES_FOLDER = re.compile(r"(^|[/\\])\.{0,2}$")  # names of folders, such as `x/` or `..`
+NAMES_FOLDER = re.compile(r"(^|[/\\])\.{0,2}$")  # matches names of folders, such as `x/` or `..`
 AUDIT_ONLY_OPTIONS = ("role", "external_id", "check", "accept", "max_key_age", "fail_on")
 NOT_TOGETHER = {
     "merge": (*AUDIT_ONLY_OPTIONS, "region", "exclude_region", "list"),
@@ -6138,10 +6140,10 @@ NOT_TOGETHER = {
 
 
 def path_type(*own: str) -> Callable[[str], str]:
-    """A type for argparse: the name of a file with an ending in `own`; without `own` a folder.
+    """A type for argparse: a file name, refused if it promises a format not in `own`; or a folder.
 
-    The name is here or in S3. Endings outside FORMATS are allowed too; the name `-`, standard
-    output, only if it is in `own`.
+    A folder if `own` is empty. The name is here or in S3. Endings outside FORMATS are allowed
+    too; the name `-`, standard output, only if it is in `own`.
     """
 
     def parse(text: str) -> str:
@@ -6171,7 +6173,7 @@ class OptionParser(argparse.ArgumentParser):
     """A parser that reads files of options: lines as on a command line, and comments behind #."""
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """The options in a line of a file of options, split as a shell splits them."""
+        """The options in a line of a file of options (@FILE), split as a shell splits them."""
         try:
             return shlex.split(arg_line, comments=True)
         except ValueError as error:
@@ -6187,11 +6189,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Audit an AWS account with read-only checks, and write a workbook.",
         epilog=EPILOG.format(checks=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # a new option would make abbreviations of options ambiguous
+        allow_abbrev=False,  # abbreviations would become ambiguous when an option is added
     )
     results: dict[str, Any] = {"metavar": "FILE", "type": path_type("-", ".json", ".txt")}
     repeated: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
-    # argparse gets bytes that are no text as these surrogates
+    # bytes that are no text reach argparse as the surrogates \udc80 to \udcff
     named = repeated | {"type": regex_type("[^\n\udc80-\udcff]+", "a name")}
     add = parser.add_argument
     add("--profile", **named, metavar="NAME", help="a profile of the AWS configuration (*)")
@@ -6293,10 +6295,9 @@ def credentials_help(error: AwsError, profile: str | None) -> str:
 def connect(
     options: argparse.Namespace, profile: str | None, writes: Collection[str] = ()
 ) -> Account:
-    """The account that the credentials of a profile belong to; raises CannotRun.
+    """The account of a profile's credentials, which can read and make the calls in `writes`.
 
-    Its session can only read, and make the calls in `writes`. One sign-in serves the whole
-    run, so that an MFA code is asked once.
+    Raises CannotRun. One sign-in serves the whole run, so that an MFA code is asked once.
     """
     from botocore.exceptions import BotoCoreError, ProfileNotFound
 
@@ -6321,7 +6322,7 @@ def connect(
 
 
 def assume_role(caller: Account, role: str, number: str, external_id: str | None = None) -> Account:
-    """The account of a number, opened by its role; the caller's own is opened without one."""
+    """The account of a number, opened with a role; the caller's own account without a role."""
     limits = caller.only_regions, caller.excluded_regions, caller.max_key_age
     if number == caller.number:
         return Account(caller.session, utc_now(), *limits, number, caller.arn, caller.profile)
@@ -6343,6 +6344,7 @@ def role_session(
     params |= {"ExternalId": external_id} if external_id else {}
 
     def assume() -> Response:
+        """The response of AssumeRole; an error names the role."""
         try:
             return caller.ask("sts", "AssumeRole", **params)
         except AwsCallFailed as failed:
@@ -6350,6 +6352,7 @@ def role_session(
             raise AwsCallFailed(replace(failed.error, detail=detail)) from failed
 
     def metadata(response: Response) -> dict[str, str]:
+        """The keys and their expiry in a response of AssumeRole, as botocore wants them."""
         keys = response["Credentials"]
         return {
             "access_key": keys["AccessKeyId"],
@@ -6368,7 +6371,7 @@ def role_session(
 
 # --- a run ----------------------------------------------------------------------------
 
-OVERVIEW_NAME = "overview"  # stands for the account's number in a name that is of all accounts
+OVERVIEW_NAME = "overview"  # in place of an account's number, in names of files on all accounts
 
 
 @dataclass
@@ -6378,16 +6381,16 @@ class Run:
     options: argparse.Namespace
     started: datetime = field(default_factory=lambda: utc_now().replace(microsecond=0))
     accept_files: dict[File, list[Acceptance]] = field(default_factory=dict)  # acceptances by file
-    # the accounts in which an acceptance matched something
+    # the accounts in which something matched, by acceptance
     used_acceptances: dict[Acceptance, set[str]] = field(default_factory=dict)
-    state_files: dict[File, dict[str, Any]] = field(default_factory=dict)  # raw contents by file
+    state_files: dict[File, dict[str, Any]] = field(default_factory=dict)  # raw states by file
     changes: dict[str, StateChange] = field(default_factory=dict)  # changes of state by account
     written: list[str] = field(default_factory=list)  # absolute names of the files written so far
     lock: Any = field(default_factory=threading.Lock)
 
     @property
     def today(self) -> str:
-        """The day on which the run began, in UTC; it counts for all accounts of the run."""
+        """The day on which the run began, in UTC, such as 2030-12-31; the same for all accounts."""
         return f"{self.started:%Y-%m-%d}"
 
     @property
@@ -6399,13 +6402,13 @@ class Run:
 
     @property
     def keeps_ok_rows(self) -> bool:
-        """Whether OK rows are needed at the end: of one account, or for the JSON report of all."""
+        """Whether OK rows are kept to the end: for one account, or for one JSON report of all."""
         name = self.options.json
         return not self.multi_account or bool(name and "{account}" not in name)
 
     @functools.cached_property
     def files_account(self) -> Account:
-        """The account that accesses files in S3: by the only profile, else the default one."""
+        """The account for files in S3: of the only profile, else of the default credentials."""
         profiles = {*self.options.profile}
         profile = profiles.pop() if len(profiles) == 1 else None
         return connect(self.options, profile, writes=("PutObject", "DeleteObject"))
@@ -6416,7 +6419,7 @@ class Run:
         return re.sub(r"\{(account|date|time)\}", lambda part: parts[part[1]], name)
 
     def file(self, name: str, account: str = OVERVIEW_NAME) -> File:
-        """The file, here or in S3, of a name that has `{account}` and the like to fill in."""
+        """The file, here or in S3, of a name with `{account}` and the like filled in."""
         full = self.filled(name, account)
         if match := S3_NAME.fullmatch(full):
             return S3Object(self.files_account, match[1], match[2] or "")
@@ -6424,7 +6427,7 @@ class Run:
         return LocalFile(Path(full), create_folder=full != name, numbered=default, tell=warn)
 
     def write(self, data: bytes, name: str, account: str = OVERVIEW_NAME) -> str:
-        """Writes or prints a file and returns its absolute name; CannotRun if that fails."""
+        """Writes a file (or prints it, for `-`) and returns its absolute name. Raises CannotRun."""
         if name == "-":
             print_result(data.decode().removesuffix("\n"))
             return name
@@ -6444,7 +6447,7 @@ class Run:
     def write_csv(
         self, tables: Iterable[tuple[str, bytes]], account: str, errors: list[str]
     ) -> None:
-        """Writes sheets as CSV files, and warns of files of earlier runs beside them."""
+        """Writes tables as CSV files, and warns of CSV files of earlier runs in the folder."""
         written = set()
         for title, data in tables:
             name = csv_name(self.options.csv, title)
@@ -6456,7 +6459,7 @@ class Run:
             warn(f"{folder} also has {in_words(old)} of an earlier run")
 
     def acceptances(self, account: str) -> list[Acceptance]:
-        """The acceptances in the accept file for an account; empty without --accept."""
+        """All acceptances in the accept file that an account uses; empty without --accept."""
         if not self.options.accept:
             return []
         file = self.file(self.options.accept, account)
@@ -6465,13 +6468,13 @@ class Run:
         return self.accept_files[file]
 
     def note_used_acceptances(self, acceptances: Iterable[Acceptance], account: str) -> None:
-        """Notes that these acceptances match something in an account."""
+        """Notes that these acceptances are used: each matches something in the account."""
         with self.lock:
             for acceptance in acceptances:
                 self.used_acceptances.setdefault(acceptance, set()).add(account)
 
     def accept_remarks(self, reports: Collection[Report]) -> list[str]:
-        """Remarks on unused lines of the accept file, and on IDs accepted in several accounts.
+        """The remarks on unused lines of the accept file, and on IDs accepted in several accounts.
 
         A line is called unused only if everything was asked for and read.
         """
@@ -6491,7 +6494,7 @@ class Run:
         return [*remarks, *(f"unused acceptance: {name} matches no finding" for name in idle)]
 
     def state_file(self, account: str) -> dict[str, Any]:
-        """The raw states in the state file that an account is in, by account; read once."""
+        """The states in the state file of an account, by account, not yet decoded; read once."""
         file = self.file(self.options.state, account)
         with self.lock:
             if file not in self.state_files:
@@ -6519,7 +6522,7 @@ class Run:
         return failures
 
     def with_question(self, report: Report) -> Report:
-        """The report, its question completed with the accounts and limits that options name."""
+        """The report with its question completed: the accounts and limits that options name."""
         options, question = self.options, report.question
         if not question:
             return report
@@ -6533,29 +6536,29 @@ class Run:
         return replace(report, question=question)
 
     def overview_name(self) -> str:
-        """The name of the overview: --output, else one with the time of the run."""
+        """The name of the overview's file: --output, or else a name with the time of the run."""
         return self.options.output or default_name(OVERVIEW_NAME, self.started)
 
     def workbook_name(self, account: str, started: datetime) -> str:
-        """The name of an account's workbook: --output, or one of its own in the same folder."""
+        """The name of an account's workbook: --output, or its own name in the overview's folder."""
         output, default = self.options.output, default_name(account, started)
         if output and self.multi_account and "{account}" not in output:
-            return f"{output.removesuffix(Path(output).name)}{default}"  # in the overview's folder
+            return f"{output.removesuffix(Path(output).name)}{default}"
         return output or default
 
 
 def default_name(account: str, started: datetime) -> str:
-    """The name of a workbook without --output, from account and time."""
+    """The name of a workbook if there is no --output, with the account and the time."""
     return f"security_check_{account}_{started:%Y-%m-%d_%H%M%S}.xls"
 
 
 def csv_name(folder: str, title: str) -> str:
-    """The name of a sheet as CSV in a folder, with `{account}` to be filled in."""
+    """The name of a table's CSV file in a folder, with `{account}` still to be filled in."""
     return f"{folder.rstrip('/')}/{{account}}-{title.lower().replace(' ', '-')}.csv"
 
 
 def check_before_start(run: Run) -> None:
-    """Raises CannotRun for what can be wrong before the first account is opened.
+    """Raises CannotRun if a file of an option is shared or unusable, before accounts are opened.
 
     Files in S3 come last: for them AWS is called.
     """
@@ -6586,8 +6589,8 @@ def refuse_shared_files(run: Run, names: Sequence[tuple[str, str]]) -> None:
 
 
 def check_file(run: Run, option: str, name: str) -> None:
-    """Raises CannotRun if the file of an option cannot be read or written as it needs."""
-    file = run.file(name)  # for S3 this makes the session, before the threads start
+    """Raises CannotRun if the file of an option cannot be read or written as the option needs."""
+    file = run.file(name)  # a name in S3 makes the session for S3, before the threads start
     here, one_for_all = isinstance(file, LocalFile), "{account}" not in name
     if option == "merge" and here:
         with read_errors_as_cannot_run(file):
@@ -6608,7 +6611,7 @@ def check_file(run: Run, option: str, name: str) -> None:
 
 
 class Selection(NamedTuple):
-    """The accounts of a run: to audit, or to find among the reports that are merged."""
+    """The accounts of a run: to be audited, or expected among the reports that are merged."""
 
     scope: str
     auditor_arn: str
@@ -6616,7 +6619,7 @@ class Selection(NamedTuple):
 
 
 def select_accounts(run: Run) -> Selection:
-    """The accounts of the run: those that the options name, or those of the organization."""
+    """The accounts of the run: of the organization, or those that options name, or the caller's."""
     options = run.options
     if options.merge and not options.organization:
         return Selection("AWS accounts", "", [*map(AccountJob, options.account)])
@@ -6633,7 +6636,7 @@ def select_accounts(run: Run) -> Selection:
 
 
 def without_excluded(options: argparse.Namespace, selection: Selection) -> Selection:
-    """The accounts without those of --exclude-account; raises CannotRun if none is left."""
+    """The selection without the accounts of --exclude-account; CannotRun if none is left."""
     excluded = {*options.exclude_account}
     for number in sorted(excluded - {job.account for job in selection.jobs}):
         warn(f"--exclude-account {number}: the run has no such account")
@@ -6644,7 +6647,7 @@ def without_excluded(options: argparse.Namespace, selection: Selection) -> Selec
 
 
 def account_job(caller: Account, options: argparse.Namespace, about: dict[str, Any]) -> AccountJob:
-    """The job for an account as ListAccounts describes it; only an active one is opened."""
+    """The job for an account that ListAccounts describes; only an active account is opened."""
     number, name = about["Id"], about.get("Name", "")
     status = about.get("State") or about.get("Status") or ACTIVE  # State replaced Status in 2026
     profile = caller.profile if number == caller.number else ""
@@ -6653,7 +6656,7 @@ def account_job(caller: Account, options: argparse.Namespace, about: dict[str, A
 
 
 def organization_jobs(run: Run, caller: Account) -> list[AccountJob]:
-    """The jobs for the accounts of the organization, or for those named by --account.
+    """The jobs for the organization's accounts, or for --account; also for those that left it.
 
     Accounts that the state knows and that are not listed any more have left the organization.
     """
@@ -6674,7 +6677,7 @@ def organization_jobs(run: Run, caller: Account) -> list[AccountJob]:
 
 
 def known_accounts(run: Run) -> list[str]:
-    """The numbers of the accounts in the state file, or of the state files by their names."""
+    """The numbers of accounts in the state file, or in the names of the state files."""
     state = run.options.state or ""
     if ACCOUNT_FIELD not in state:
         return sorted(run.state_file("")) if state else []
@@ -6688,7 +6691,7 @@ def known_accounts(run: Run) -> list[str]:
 
 
 def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
-    """The jobs for the accounts of several profiles, each account once."""
+    """The jobs for the accounts of profiles, each once; a profile that fails has an error."""
     jobs: dict[str, AccountJob] = {}
     for profile in dict.fromkeys(options.profile):
         try:
@@ -6707,11 +6710,11 @@ def jobs_by_profile(options: argparse.Namespace) -> list[AccountJob]:
 
 # --- auditing accounts ----------------------------------------------------------------
 
-ACCOUNTS_AT_ONCE = 8  # accounts audited side by side; memory and sockets set the limit, not AWS
+ACCOUNTS_AT_ONCE = 8  # accounts audited side by side: memory and sockets are the limit, not AWS
 
 
 def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -> Report:
-    """Audits an account and writes its files; the state is written at the end of the run."""
+    """Audits an account and writes its files, but not its state: that follows at the run's end."""
     checks = [one for one in CHECKS if one.name in (run.options.check or one.name)]
     acceptances, state = run.acceptances(aws.number), run.state(aws.number)
     done = audit(aws, job, AuditInput(checks, acceptances, state, run.today), progress)
@@ -6723,9 +6726,9 @@ def audit_account(run: Run, aws: Account, job: AccountJob, progress: Progress) -
 
 
 def write_account_files(run: Run, report: Report) -> Report:
-    """Writes the workbook, CSV files and JSON of an account; failures are in the report.
+    """Writes the workbook, CSV files and JSON of a report, and returns it with any failures.
 
-    Without results there is only JSON.
+    A report without results has only JSON.
     """
     options, errors = run.options, list[str]()
     account = report.account or file_name(report.name)
@@ -6745,18 +6748,18 @@ def write_account_files(run: Run, report: Report) -> Report:
 
 
 def file_name(name: str) -> str:
-    """The name of a profile as the name of a file: `team/sso` must not become a folder."""
+    """The name of a profile, quoted for the name of a file: `team/sso` must make no folder."""
     quoted = quote(name, safe="")
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
 def cannot_open(error: AwsError) -> str:
-    """The sentence why an account could not be opened, with the permission that is missing."""
+    """The sentence that an account could not be opened, with reason and missing permission."""
     return f"cannot open the account: {error}{needed_permission(error)}"
 
 
 def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
-    """Audits an account; in a run over several, a failure is in its report and not raised.
+    """Audits an account; if there are several, a failure is not raised but is in the report.
 
     The failure of a single account is raised, unless a call failed and --json can say so.
     """
@@ -6777,16 +6780,16 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
 
 
 def unaudited_report(run: Run, job: AccountJob, error: AwsError | None) -> Report:
-    """The report of an account that was not audited, with its history and its error, if any."""
+    """The report of an account that was not audited, with history, acceptance, and any error."""
     report, history = job.report(run.started, error), list[HistoryEntry]()
-    with contextlib.suppress(CannotRun):  # without a state that can be read there is no history
+    with contextlib.suppress(CannotRun):  # the history is empty if the state cannot be read
         history += (run.state(job.account) or AccountState()).history
     acceptance = account_acceptance(run, job.account, report.error)
     return replace(report, error_acceptance=acceptance, history=history)
 
 
 def note_lost_account(run: Run, job: AccountJob) -> AwsError | None:
-    """Notes the status of a lost account for the state; an error if it is new and had findings."""
+    """Notes in the state that an account left or closed; an error if that is new, with findings."""
     state = run.state(job.account)
     if job.error or job.account_status == ACTIVE or not state:
         return None
@@ -6815,9 +6818,9 @@ def account_acceptance(run: Run, account: str, error: AwsError | None) -> Accept
 
 
 def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Report]:
-    """Audits the accounts side by side; the reports come in the order of the jobs."""
-
-    silent = functools.partial(show_progress, 0, False)  # for checks of several accounts at once
+    """Audits all accounts side by side, and returns their reports in the order of the jobs."""
+    # with several accounts at once, no progress of single checks is shown
+    silent = functools.partial(show_progress, 0, False)
     inner, findings = silent if run.multi_account else progress, 0
     with ThreadPoolExecutor(ACCOUNTS_AT_ONCE) as pool:
         futures = [pool.submit(audit_safely, run, job, inner) for job in jobs]
@@ -6830,13 +6833,13 @@ def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Repo
 
 # --- merging reports ------------------------------------------------------------------
 
-MAX_RUN_DURATION = timedelta(hours=12)  # the longest time from the first account to the merge
+MAX_RUN_DURATION = timedelta(hours=12)  # longest time from the first account's audit to the merge
 CLOCK_TOLERANCE = timedelta(minutes=10)  # the most by which clocks of two machines differ
-MERGE_THREADS = 32  # reports that are read at once: each takes a while from S3
+MERGE_THREADS = 32  # number of reports that are read at once: S3 takes a while for each
 
 
 def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
-    """The reports in a file; a damaged one has an error. Raises CannotRun if all are damaged."""
+    """The reports in a JSON file; a damaged one has an error. CannotRun if all are damaged."""
     with read_errors_as_cannot_run(file):
         data = file.read()
     reports = reports_from_json(data, file)
@@ -6844,8 +6847,8 @@ def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
 
 
 def not_merged_report(report: Report, why: str) -> Report:
-    """Warns that a report cannot be merged, and returns one that says why, with its history."""
-    named = report.name in why  # an error of a file names the file already
+    """Warns why a report cannot be merged; returns it with that error and its history, no rows."""
+    named = report.name in why  # an error that names its file already: the name is not repeated
     warn(f"{report.account} {why}".strip() if named else f"{report.account or report.name} {why}")
     error = AwsError("NotMerged", detail=why)
     return Report(report.account, report.started, report.name, error=error, history=report.history)
@@ -6861,9 +6864,9 @@ def reject_stale(run: Run, report: Report) -> Report:
 
 
 def reject_other_questions(reports: list[Report]) -> list[Report]:
-    """The reports; those that answer another question than most become errors.
+    """The reports, with an error for each that answers another question than most of them.
 
-    A report with fewer checks must not stand for a complete one.
+    A report with fewer checks must not pass for a complete one.
     """
     asked = [one.question and json.dumps(encode(one.question)) for one in reports]
     usual = [question for question, _ in Counter(filter(None, asked)).most_common(1)]
@@ -6875,7 +6878,7 @@ def reject_other_questions(reports: list[Report]) -> list[Report]:
 
 
 def files_to_merge(run: Run) -> list[File]:
-    """The files of --merge, each once, though it and its folder may be named."""
+    """The files of --merge and of its folders, each once even if named twice."""
     files: dict[str, File] = {}
     for place in map(run.file, run.options.merge):
         with read_errors_as_cannot_run(place):
@@ -6884,7 +6887,7 @@ def files_to_merge(run: Run) -> list[File]:
 
 
 def read_reports(run: Run) -> tuple[dict[str, Report], list[Report]]:
-    """Reads the reports of --merge: one for each account, and errors for what cannot be merged."""
+    """The reports of --merge by account, and reports with an error for what cannot be merged."""
     files, outputs = files_to_merge(run), [run.options.json, run.options.ocsf]
     results = {run.file(name).absolute() for name in outputs if name not in (None, "-")}
     with ThreadPoolExecutor(MERGE_THREADS) as pool:
@@ -6927,7 +6930,7 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
 
 
 def missing_report(run: Run, job: AccountJob) -> Report:
-    """A report for an account without one; an error in it if one was expected."""
+    """A report for an account that --merge has none for; with an error if one was expected."""
     if job.account_status == ACTIVE and not job.error:
         return unaudited_report(run, job, AwsError("NoReport", detail="of this run"))
     try:
@@ -6937,7 +6940,7 @@ def missing_report(run: Run, job: AccountJob) -> Report:
 
 
 def merged_overview(overview: Overview) -> Overview:
-    """The overview of merged reports; its time is from the first start to the last end."""
+    """The overview of merged reports, with the time from the first start to the last end."""
     audited = [report for report in overview.reports if report.auditor_arn or report.results]
     began = min((report.started for report in audited), default=overview.started)
     ends = (report.started + timedelta(seconds=report.seconds) for report in audited)
@@ -6960,11 +6963,11 @@ class Outcome(NamedTuple):
 
 
 def run_program(argv: Sequence[str] | None) -> Outcome:
-    """Does a run from its arguments to its outcome; raises CannotRun if there is no report."""
+    """Does a whole run from its arguments to its outcome; CannotRun if there is no report."""
     began, options = time.monotonic(), parse_arguments(argv)
     WRITTEN.clear()
     require_packages()
-    gc.set_threshold(100_000)  # the collector is slow over botocore's models, and frees nothing
+    gc.set_threshold(100_000)  # garbage collection is slow over botocore's models, frees nothing
     log_calls(options.debug)
     run = Run(options)
     check_before_start(run)
@@ -6980,7 +6983,7 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
 
 
 def make_overview(run: Run, selection: Selection, reports: list[Report], began: float) -> Overview:
-    """The overview of the reports that a run has made or merged."""
+    """The overview of a run's reports, whether made or merged, sorted with the worst first."""
     overview = Overview(
         reports=sorted(drop_repeated_rows(reports), key=Report.sort_key),
         started=run.started,
@@ -6995,7 +6998,7 @@ def make_overview(run: Run, selection: Selection, reports: list[Report], began: 
 
 
 def report_outcome(run: Run, overview: Overview) -> Outcome:
-    """Writes and prints the results, and only then writes the state.
+    """Writes and prints the results, and only then the state, and returns the outcome.
 
     A run that dies before has remembered nothing: the next run tells its findings as new.
     """
@@ -7015,7 +7018,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
     if "-" not in (options.json, options.ocsf) and shown and (attention or not options.quiet):
         try:
             print_result(terminal_text(overview, shows_colour(), options.quiet))
-        except CannotRun as why:  # not a failure if the results are in a file
+        except CannotRun as why:  # printing may fail if the results are in a file
             failures += [] if run.written else [str(why)]
     for remark in () if options.quiet else overview.remarks:
         warn(remark)
@@ -7032,7 +7035,7 @@ def report_outcome(run: Run, overview: Overview) -> Outcome:
 
 
 def write_ocsf(run: Run, reports: list[Report], failures: list[str]) -> None:
-    """Writes findings and gaps as OCSF: to standard output, one file, or one an account."""
+    """Writes the OCSF events to standard output, to one file, or to one file an account."""
     name, files = run.options.ocsf, defaultdict[str, list[Report]](list)
     for one in reports:
         own = one.account or file_name(one.name)
@@ -7051,7 +7054,7 @@ def shows_colour() -> bool:
 
 
 def warn_of_errors(overview: Overview) -> None:
-    """Warns of expired credentials, used-up limits, and a single account not opened."""
+    """Warns of expired credentials, AWS limits that others use up, a single account not opened."""
     for report in overview.reports:
         prefix = f"{report.account}: " if overview.multi_account else ""
         if report.credentials_expired():
@@ -7063,7 +7066,7 @@ def warn_of_errors(overview: Overview) -> None:
             warn(cannot_open(report.error))
 
 
-MIN_BOTO3 = "1.44"  # the oldest boto3, as at the top of this file and in requirements.txt
+MIN_BOTO3 = "1.44"  # the oldest boto3 allowed, as at the top of this file and in requirements.txt
 
 
 def require_packages() -> None:
@@ -7087,14 +7090,14 @@ def release(version: str) -> list[int]:
 
 
 def report_bug(error: Exception) -> str:
-    """Prints the traceback of a bug, and returns one line that says what was written."""
+    """Prints the traceback of a bug, and returns a line on it and the files that were written."""
     print_traceback(error)
     written = f"written before: {', '.join(WRITTEN)}" if WRITTEN else "nothing was written"
     return f"this is a bug of the script ({type(error).__name__}): no report; {written}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the audit with the arguments of the command line; returns the exit code."""
+    """Runs the program with arguments of the command line, and returns the exit code."""
     try:
         return run_program(argv).exit_code
     except CannotRun as why:
@@ -7105,7 +7108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def event_arguments(event: object) -> list[str]:
-    """The command line in an event of Lambda. Raises CannotRun."""
+    """The arguments in an event of AWS Lambda; raises CannotRun if they are not a list of text."""
     arguments = event.get("arguments") if isinstance(event, dict) else None
     if isinstance(arguments, list) and all(isinstance(one, str) for one in arguments):
         return arguments
@@ -7113,11 +7116,11 @@ def event_arguments(event: object) -> list[str]:
 
 
 def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001
-    """The function that AWS Lambda calls: `{"arguments": ["--json", "s3://b/{account}.json"]}`.
+    """Runs the program for AWS Lambda; returns exit code, headline, attention and files in S3.
 
-    `event["arguments"]` is the command line. The result has the exit code, the headline,
-    whether a person should look, and the files that were written in S3. Raises CannotRun if
-    there is no report, so that the caller can try again or go on without it.
+    The event is `{"arguments": ["--json", "s3://b/{account}.json"]}`, a command line. Attention
+    is whether a person should look. Raises CannotRun if there is no report, so that the caller
+    can try again or go on without it.
     """
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -7136,12 +7139,12 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
     return outcome._replace(files=kept)._asdict()
 
 
-OPEN_FILES = 4096  # files and connections: accounts audited at once have up to CALLERS calls each
+OPEN_FILES = 4096  # files and connections wanted: each account has up to CALLERS calls at once
 TERMINAL: dict[int, Any] = {}  # the terminal's settings when the run began, by descriptor
 
 
 def keep_terminal_settings() -> None:
-    """Notes the settings of the terminal: a prompt for an MFA code turns its echo off."""
+    """Notes the terminal's settings, because a prompt for an MFA code turns the echo off."""
     with contextlib.suppress(ImportError, OSError):
         import termios
 
@@ -7150,7 +7153,7 @@ def keep_terminal_settings() -> None:
 
 
 def restore_terminal() -> None:
-    """Restores the noted terminal settings, unless another program uses the terminal now."""
+    """Restores the settings of the terminal, unless another program uses the terminal now."""
     for device, settings in TERMINAL.items():
         import termios
 
@@ -7160,31 +7163,31 @@ def restore_terminal() -> None:
 
 
 def exit_now(code: int) -> None:
-    """Ends the process without waiting for threads that still wait for AWS.
+    """Restores the terminal, and ends the process without waiting for threads.
 
-    Python does not clean up at its end either: that takes as long as the calls of a small
-    audit.
+    Those may wait for AWS. Python does not clean up at its end either: that takes as long as
+    the calls of a small audit.
     """
     restore_terminal()
     os._exit(code)
 
 
-READER_PATIENCE = 1  # seconds, for a reader of standard error who has stopped reading
+READER_PATIENCE = 1  # most seconds for a message on standard error: its reader may have stopped
 
 
 def on_signal(number: int, _: object) -> None:
-    """Says what was written, and ends the process with 128 plus the signal as exit code."""
+    """Says which files were written, and ends the process with exit code 128 plus the signal."""
     done = f"{in_words(WRITTEN)} written" if WRITTEN else "nothing was written"
     perhaps = f"; perhaps {in_words(sorted(WRITING))}" if WRITING else ""
     text = f"interrupted by {signal.Signals(number).name}: {done}{perhaps}"
     telling = threading.Thread(target=warn, args=[text], daemon=True)
     telling.start()
     telling.join(READER_PATIENCE)
-    exit_now(128 + number)  # shells report a signal as 128 plus its number
+    exit_now(128 + number)  # shells report the end by a signal as 128 plus its number
 
 
 def run_process() -> None:
-    """Runs the program as a process, and ends it with 2 for a bug: Python would end with 1."""
+    """Runs the program as a process; a bug ends it with 2, because Python would end with 1."""
     try:
         code = exit_code_of_process()
     except Exception as error:
@@ -7194,7 +7197,7 @@ def run_process() -> None:
 
 
 def allow_open_files() -> None:
-    """Raises the limit of open files, which on macOS is 256, as far as the system lets us."""
+    """Raises the limit of open files (256 on macOS) to OPEN_FILES, or as far as is allowed."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -7205,7 +7208,7 @@ def allow_open_files() -> None:
 
 
 def exit_code_of_process() -> int:
-    """Runs main in a thread, so that signals are heard meanwhile; the exit code."""
+    """Runs main in a thread, so that signals are heard meanwhile; returns the exit code."""
     if sys.stderr is None:  # without standard error argparse would print on standard output
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     allow_open_files()
@@ -7215,10 +7218,10 @@ def exit_code_of_process() -> int:
         if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, on_signal)
     running = ThreadPoolExecutor(1).submit(main)
-    while not running.done():  # a wait without a limit may not hear a signal, on Windows never
+    while not running.done():  # an unlimited wait may not hear a signal, on Windows it never does
         wait([running], timeout=0.2)
     code, error = 2, running.exception()
-    if isinstance(error, SystemExit):  # argparse raises this
+    if isinstance(error, SystemExit):  # argparse raises SystemExit
         code = error.code if isinstance(error.code, int) else 2
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError, ValueError):
