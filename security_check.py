@@ -44,7 +44,8 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
 
 Where to look:
 
-    when a port is a finding           checks: open_rule_row, port_severity, exposure
+    when an open port is a finding     checks: exposure_of
+    how severe an open port is         checks: open_rule_row, port_severity
     when a key is too old              checks: key_rows, old_key_row
     when a user lacks MFA              checks: user_mfa_row, root_mfa_row, has_mfa
     when a region is not recorded      checks: region_row, Trail.problems
@@ -56,6 +57,7 @@ Where to look:
     how an error of AWS is described   aws: describe_failure
     tries and time-outs of a call      aws: client_config, Account._on_attempt
     how fast AWS is asked              aws: Pace
+    when credentials have expired      model: EXPIRED_CODES
     whose credentials are used         command line: connect, role_session; aws: sign_in
     what an assumed role may do        aws: READ_POLICY; command line: role_session
     what our clients can do            aws: READ_PREFIXES, read_only_loader
@@ -70,15 +72,16 @@ Where to look:
     reports and state as JSON          storage: encode, reports_from_json, write_state_file
     when the state is written          command line: report_outcome, Run.write_states
     which reports are merged           command line: read_reports, reject_stale
-    the width of a column              output: COLUMNS, SheetWriter.write_cell
+    the width of a column              output: SheetWriter.write_cell, COLUMNS
     the look of a cell                 output: STYLES, check_table_row
     what the terminal shows            output: terminal_text
     a row as OCSF                      output: ocsf_row_event, ocsf_event
     what options mean and exclude      command line: parse_arguments, check_before_start
-    when --quiet prints                model: Report.needs_attention; command line: report_outcome
+    when --quiet prints                command line: report_outcome; model: Report.needs_attention
     exit codes 0, 1 and 3              model: Report.exit_code, Overview.exit_code
     exit code 2                        command line: main, report_outcome
     Ctrl-C, SIGTERM and SIGHUP         command line: on_signal
+    what AWS Lambda calls              command line: lambda_handler
 
 A seventh check is one generator (account, target) -> rows below `@check`, in the section
 checks: the fields of `Check` say what to declare, `check_ec2_classic` is the shortest example.
@@ -750,7 +753,7 @@ def once(function: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate
     @functools.wraps(function)
     def cached(aws: Account, *args: P.args, **kwargs: P.kwargs) -> T:
         with aws.lock:
-            first = (key := (function, args)) not in aws.cache
+            first = (key := (function, args, *kwargs.items())) not in aws.cache
             future: Future[T] = aws.cache.setdefault(key, Future())
         if first:
             try:
@@ -5695,7 +5698,7 @@ def account_table_row(report: Report, overview: Overview) -> TableRow:
     status = status if report.status == ACTIVE else report.status
     counts = {name: n or "" for name, n in tally(report.rows(), with_new=True).items()}
     worst = next((name for name in SEVERITIES if counts[name]), "")
-    link = StyledCell("open", "link", Path(report.workbook).name)
+    name = Path(report.workbook).name
     return {
         **counts,
         "Severity": status_cell(worst) if worst else "",
@@ -5706,7 +5709,7 @@ def account_table_row(report: Report, overview: Overview) -> TableRow:
         "Resolved": len(report.resolved or ()) or "",
         NOT_CHECKED: len(report.errors()) or "",
         "Result": describe_outcome(report),
-        "Workbook": link if same_folder else report.workbook,
+        "Workbook": StyledCell(name, "link", name) if same_folder else report.workbook,
     }
 
 

@@ -127,10 +127,12 @@ def all_texts(source: Source) -> dict[str, list[list[str]]]:
 
 
 def timeless(source: Source, *also: str) -> dict[str, list[list[str]]]:
-    """The same but for when the audits were, how long they took, and what is like `also`."""
-    told = re.compile("|".join((r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", r"\b\d+ s$", *also)))
+    """The same but for when the audits were, how long they took, what the workbooks of accounts
+    are called, and what is like `also`."""
+    told = (r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", r"\b\d+ s$", r"\S*\d{12}\S*\.xls", *also)
+    pattern = re.compile("|".join(told))
     return {
-        title: [[told.sub("", text) for text in row] for row in rows]
+        title: [[pattern.sub("", text) for text in row] for row in rows]
         for title, rows in all_texts(source).items()
     }
 

@@ -265,3 +265,5 @@ def test_every_sheet_is_one_csv_file_with_the_account_in_every_row(
     if accounts > 1:
         rows = [*csv.DictReader(found["overview-accounts.csv"].splitlines())]
         assert len(rows) == accounts
+        books = {row["Workbook"] for row in rows} - {""}
+        assert books == {path.name for path in tmp_path.glob("security_check_*.xls")}
