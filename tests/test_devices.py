@@ -275,8 +275,7 @@ def test_a_signal_before_anything_was_written(
     cloud.layer.faults = [Fault("hang", "ec2", "DescribeInstances")]
     Path("x.xls").write_text("last month's")
     process = started(cloud, copies, "--output", "x.xls", *QUICK, "--region", "us-east-1")
-    while "ec2:DescribeInstances" not in cloud.layer.count():
-        assert process.poll() is None
+    cloud.layer.wait_for("DescribeInstances")
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == 128 + number

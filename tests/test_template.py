@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from datetime import timedelta
@@ -9,22 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cfnlint.decode import cfn_yaml  # type: ignore[import-untyped]
 
 import security_check
 
 DEPLOY = Path(__file__).parent / "deploy"
-ORGANIZATION = cfn_yaml.load(str(DEPLOY / "organization.yaml"))["Resources"]
-ROLE = cfn_yaml.load(str(DEPLOY / "role.yaml"))
+
+
+@functools.cache
+def template(name: str) -> Any:
+    """A template as CloudFormation reads it. Its reader takes long to import, so only who needs
+    it does."""
+    from cfnlint.decode import cfn_yaml  # type: ignore[import-untyped]
+
+    return cfn_yaml.load(str(DEPLOY / name))
+
+
+def resources() -> Any:
+    return template("organization.yaml")["Resources"]
 
 
 def properties(name: str) -> Any:
-    return ORGANIZATION[name]["Properties"]
+    return resources()[name]["Properties"]
 
 
 def alarms() -> list[Any]:
     """The alarms that tell the topic about one thing that is worth it."""
-    found = (one for one in ORGANIZATION.values() if one["Type"] == "AWS::CloudWatch::Alarm")
+    found = (one for one in resources().values() if one["Type"] == "AWS::CloudWatch::Alarm")
     told = [one["Properties"] for one in found if one["Properties"]["AlarmActions"] == [topic()]]
     for alarm in told:
         assert (alarm["Threshold"], alarm["EvaluationPeriods"]) == (0, 1)
@@ -36,7 +47,7 @@ def alarms() -> list[Any]:
 def topic() -> Any:
     """The topic to which the subscription belongs."""
     reference = properties("Subscription")["TopicArn"]
-    assert ORGANIZATION[reference["Ref"]]["Type"] == "AWS::SNS::Topic"
+    assert resources()[reference["Ref"]]["Type"] == "AWS::SNS::Topic"
     return reference
 
 
@@ -86,7 +97,7 @@ def test_an_alarm_may_use_the_topic_and_its_key() -> None:
 def test_the_readme_says_how_to_know_that_mail_arrives() -> None:
     text = " ".join((DEPLOY / "README.md").read_text("utf-8").split())
     assert "only once the subscription is confirmed" in text
-    output = cfn_yaml.load(str(DEPLOY / "organization.yaml"))["Outputs"]["TryAlarm"]
+    output = template("organization.yaml")["Outputs"]["TryAlarm"]
     assert "`TryAlarm`" in text
     assert "set-alarm-state --alarm-name ${RunFailed}" in output["Value"]["Fn::Sub"]
 
@@ -109,16 +120,18 @@ def test_the_choice_reads_what_the_function_returns() -> None:
 
 
 def test_an_external_id_is_asked_for_only_if_there_is_one() -> None:
-    (statement,) = ROLE["Resources"]["Role"]["Properties"]["AssumeRolePolicyDocument"]["Statement"]
+    (statement,) = template("role.yaml")["Resources"]["Role"]["Properties"][
+        "AssumeRolePolicyDocument"
+    ]["Statement"]
     wanted = statement["Condition"]["StringEquals"]["sts:ExternalId"]["Fn::If"]
     assert wanted == ["HasExternalId", {"Ref": "ExternalId"}, {"Ref": "AWS::NoValue"}]
-    assert ROLE["Parameters"]["ExternalId"]["Default"] == ""
+    assert template("role.yaml")["Parameters"]["ExternalId"]["Default"] == ""
     assert statement["Action"] == ["sts:AssumeRole", "sts:SetSourceIdentity"]
 
 
 @pytest.mark.parametrize("value", ["", "x1", "a+b=c,d.e@f:g/h-i"])
 def test_external_ids_that_both_templates_take(value: str) -> None:
-    pattern = ROLE["Parameters"]["ExternalId"]["AllowedPattern"]
+    pattern = template("role.yaml")["Parameters"]["ExternalId"]["AllowedPattern"]
     assert re.fullmatch(pattern, value)
-    parameters = cfn_yaml.load(str(DEPLOY / "organization.yaml"))["Parameters"]
+    parameters = template("organization.yaml")["Parameters"]
     assert re.fullmatch(parameters["ExternalId"]["AllowedPattern"], value)
