@@ -176,12 +176,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is loaded by now stays, so the garbage collector need not look at it in every round; and
-    the program does not set its rounds, as it does for a process of its own."""
+    """What is loaded by now stays: the garbage collector need not look at it in every round."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(1_000_000, 20, 20)
-    setattr(gc, "set_threshold", lambda *_: None)  # noqa: B010
+    gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -150,6 +150,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     clock.set("2030-01-01")
     monkeypatch.setattr(security_check, "ATTEMPTS", 4)
     monkeypatch.setattr(security_check, "REPORT_PAUSE", 0)
+    monkeypatch.setattr(security_check, "MALFORMED_PAUSE", 0)
     backoff = "botocore.retries.standard.ExponentialBackoff"
     monkeypatch.setattr(f"{backoff}._MAX_BACKOFF", 0)
     monkeypatch.setattr(f"{backoff}.delay_amount", lambda *_: 0.001)
