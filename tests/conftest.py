@@ -182,6 +182,11 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(100_000, 20, 20)
 
 
+def pytest_sessionfinish() -> None:
+    """pytest looks through everything five times at the end, which takes seconds."""
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How many faults were injected into runs, and what became of them."""
     reports = [one for found in terminalreporter.stats.values() for one in found]
