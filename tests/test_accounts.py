@@ -241,7 +241,7 @@ def test_the_session_has_the_name_of_the_caller_and_a_role_may_have_a_path(
     cloud: Cloud, small_org: Organization
 ) -> None:
     cloud.layer.roles = {"audit/reader"}
-    main(["--account", SOEHNE, "--role", "audit/reader"])
+    main(["--account", SOEHNE, "--role", "audit/reader", "--check", "mfa"])
     (call,) = (call for call in cloud.layer.calls if call.operation == "AssumeRole")
     assert ":role/audit/reader&RoleSessionName=security-check-" in call.text
     assert assumed_roles(cloud) == [f"arn:aws:iam::{SOEHNE}:role/audit/reader"]
@@ -499,7 +499,7 @@ def test_quiet_is_silent_where_nothing_is_new(
 def test_an_account_that_left_the_organization_is_told_once_and_keeps_its_findings(
     cloud: Cloud, small_org: Organization, clock: Clock
 ) -> None:
-    run = ["--organization", "--state", "state.json", *FILES]
+    run = ["--organization", "--check", "mfa", "access-keys", "--state", "state.json", *FILES]
     clock.set("2030-08-01")
     main(run)
     before = state_of(TOKYO)

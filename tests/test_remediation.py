@@ -154,7 +154,7 @@ def commands_of(rows: Rows) -> list[str]:
 
 @pytest.mark.first
 @pytest.mark.posix
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_all_commands_in_any_order_leave_nothing_that_a_command_could_fix(
     cloud: Cloud, seed: int
 ) -> None:

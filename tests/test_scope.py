@@ -109,7 +109,7 @@ def test_accounts_that_are_left_out_are_not_asked_and_are_named(
     fill_organization(cloud)
     cloud.layer.calls.clear()
     out = ["--exclude-account", "888888888888", "444444444444"]
-    main(["--organization", *out, "--json", "r.json", "--output", "o.xls"])
+    main(["--organization", *out, "--check", "mfa", "--json", "r.json", "--output", "o.xls"])
     told = capsys.readouterr().out
     assert "2 accounts left out" in told
     assert "444444444444" in " ".join(summary(tmp_path / "o.xls"))
@@ -129,7 +129,8 @@ def test_an_account_that_is_left_out_of_a_merge_is_said(
         *("222222222222", "999999999999", "000000000012", "777777777777", "555555555555"),
         *("100000000001", "666666666666"),
     ]
-    main(["--account", "123456789012", "--json", "runs/{account}.json", "--output", "o.xls"])
+    one = ["--account", "123456789012", "--check", "mfa", "--no-workbook"]
+    main([*one, "--json", "runs/{account}.json"])
     capsys.readouterr()
     main(["--merge", "runs", "--organization", *only, "--output", "m.xls"])
     told = capsys.readouterr().out
