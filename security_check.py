@@ -181,7 +181,7 @@ NOT_CHECKED_END = "not-checked"  # the end of the ID of every row that is NOT CH
 MAX_KEY_AGE = 90  # days: the greatest age of an access key that Security Hub IAM.3 allows
 RULES_DATE = "2026-11-25"  # when rules and controls were last compared with AWS's documentation
 MAX_CELL_TEXT = 32_767  # the most characters that a cell of the .xls format can hold
-PREFETCH_THREADS = 8  # few threads, as IAM throttles all calls of an account together
+PREFETCH_THREADS = 8  # few threads for Check.prefetch: IAM throttles the account as a whole
 
 EXPIRED_CODES = {
     *("ExpiredToken", "ExpiredTokenException", "LoginRefreshRequired", "LoginTokenLoadError"),
@@ -252,10 +252,10 @@ class Acceptance:
         return f"{self.pattern} until {self.until} # {self.reason}"
 
     def matches(self, account: str, id: str, gap: bool) -> bool:
-        """Whether the pattern fits the ID; for a `gap` (NOT CHECKED) it has to end in not-checked.
+        """Whether the pattern fits ID or ACCOUNT/ID; of a `gap` (NOT CHECKED) its end must say so.
 
-        A pattern that ends so fits nothing else, unless it has no wildcards. Expired credentials
-        are never accepted.
+        A pattern that ends in not-checked fits nothing else, unless it has no wildcards. Expired
+        credentials are never accepted.
         """
         ends_so = self.pattern.endswith(NOT_CHECKED_END)
         if ends_so != gap and (gap or not self.exactness()[0]):
@@ -339,7 +339,7 @@ class Row:
     resource: str = ""  # the resource; its findings may replace each other; blank: the target
     fully_read: bool = True  # False if an error leaves the severity or extent uncertain
 
-    # the next four fields serve sorted lists and other programs
+    # these fields of a row serve sorted lists and other programs
     kind: str = field(default="", compare=False)  # a title, such as `Root has access keys`
     priority: int = field(default=0, compare=False)  # rank within a severity: the highest is first
     arn: str = field(default="", compare=False)  # resource's ARN; Check.with_arn fills it if blank
@@ -354,9 +354,9 @@ class Row:
 
     @property
     def id(self) -> str:
-        """The ID of the row on its sheet, the same in every run; state and accept files hold it.
+        """The ID on its sheet, `TARGET[/ITEM][/not-checked]`, which state and accept files hold.
 
-        The form is `TARGET[/ITEM][/not-checked]`; severity and extent are not in it.
+        The ID is the same in every run: severity and extent are not in it.
         """
         end = NOT_CHECKED_END if self.error else ""
         return "/".join(filter(None, (self.target, self.item, end)))
@@ -481,6 +481,7 @@ def check(title: str, **fields: Any) -> Callable[[CheckFunction], CheckFunction]
     """
 
     def register(rows: CheckFunction) -> CheckFunction:
+        """The function itself, after its check was added to CHECKS."""
         definition = Check(title, rows=rows, **fields)
         if problem := declaration_problem(definition):
             raise ValueError(f"@check({title!r}): {problem}")
@@ -752,6 +753,7 @@ def once(function: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate
 
     @functools.wraps(function)
     def cached(aws: Account, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The cached result; the first caller makes it, and others wait for it."""
         with aws.lock:
             first = (key := (function, args, *kwargs.items())) not in aws.cache
             future: Future[T] = aws.cache.setdefault(key, Future())
@@ -771,6 +773,7 @@ def for_each(
     """A function for Check.prefetch, which calls a cached function for every name, in threads."""
 
     def call_all(aws: Account) -> None:
+        """Calls the function for every name, in threads; the results are only cached."""
         with ThreadPoolExecutor(PREFETCH_THREADS) as pool:
             for name in names(aws):
                 pool.submit(function, aws, name)
@@ -2404,7 +2407,7 @@ ACL_GROUPS = {  # names by URI: for a row's ID, and for the column Grantee
 }
 # What a permission allows, and the controls that fail if it is granted to the public.
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/acl-overview.html#permissions
-# S3 calls an ACL public if it grants "any permissions" to the public groups, also for the ACL:
+# S3 calls an ACL public if it grants a public group "any permissions", also only on the ACL itself:
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/access-control-block-public-access.html
 PERMISSIONS = {
     "READ": ("list it", ("S3.2",)),
@@ -2879,6 +2882,7 @@ def load_credentials(core: Any) -> None:
     """Loads the credentials of a session; sets time limits for that and for later refreshes."""
 
     def load() -> Any:
+        """The credentials after they were loaded, or None if none are configured."""
         if credentials := core.get_credentials():
             credentials.get_frozen_credentials()  # may ask for an MFA code or run a program
         return credentials
@@ -2896,6 +2900,7 @@ def in_time(get: Callable[[], T], seconds: float) -> Callable[[], T]:
     running: list[Future[T]] = []
 
     def call() -> T:
+        """The result of `get`; AwsCallFailed if that fails, or still runs after the limit."""
         pause = 0 if running else seconds
         if not running:
             running.append(ThreadPoolExecutor(1).submit(get))
@@ -3253,6 +3258,7 @@ class Account:
         sent = [time.monotonic()]  # times of submission (no thread may be free) and of each attempt
 
         def run() -> T:
+            """The result of `send`, whose attempts add the times of this call to `sent`."""
             IN_CALL.sent = sent
             return send()
 
@@ -3574,7 +3580,10 @@ def apply_acceptances(
 
 
 def why_ended(acceptance: Acceptance, known: Coverage | None, id: str, row: Row, today: str) -> str:
-    """The reason why an acceptance does not count for a row; blank if it counts."""
+    """Why an acceptance does not count for a row: expired, or the row is worse; blank if it counts.
+
+    `known` is what the acceptance covered when it first held; None if it is new.
+    """
     if acceptance.until and acceptance.until < today:
         return "expired"
     if not known or row.error:
@@ -3737,7 +3746,7 @@ def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = Fa
 
 
 def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], today: str) -> Row:
-    """The row of a finding that replaces vanished ones of its resource: WORSE, unless just renamed.
+    """The row of a finding that replaces `vanished` ones, with their first day; WORSE, or renamed.
 
     For example, ports 22-30 replace 22; of a renamed user only the name differs.
     """
@@ -3754,7 +3763,7 @@ def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], 
 def diff_with_state(
     results: Collection[CheckResult], given: AuditInput, aws: Account, coverage: dict[str, Coverage]
 ) -> StateChange:
-    """The changes that the audit makes in the state of the account.
+    """The changes of the account's state; `coverage` is that of each line of the accept file.
 
     A check of key ages with another --max-key-age resolves nothing: it asked something else.
     """
@@ -3948,6 +3957,7 @@ def drop_repeated_rows(reports: Sequence[Report]) -> list[Report]:
     audited = {report.account for report in reports if report.results}
 
     def without_others(report: Report) -> Report:
+        """The report without rows whose ARN names another one of the audited accounts."""
         others = audited - {report.account}
         return keep_rows(report, lambda row: not others & {*row.arn.split(":")[4:5]})
 
@@ -4646,6 +4656,7 @@ def write_state_file(file: File, changes: dict[str, StateChange]) -> None:
     data = b""
 
     def changed(before: bytes | None) -> bytes:
+        """The new content of the file, from its content before; None if there was no file."""
         nonlocal data
         accounts = state_accounts(before, file) if before else {}
         for account, change in changes.items():
@@ -6117,6 +6128,7 @@ def regex_type(pattern: str, what: str) -> Callable[[str], str]:
     """A type for argparse: text that matches the pattern; the error says it is not `what`."""
 
     def parse(text: str) -> str:
+        """The text, if it matches the pattern; argparse prints the error if it does not."""
         if not re.fullmatch(pattern, text, re.ASCII):
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
         return text
@@ -6150,6 +6162,7 @@ def path_type(*own: str) -> Callable[[str], str]:
     """
 
     def parse(text: str) -> str:
+        """The text, if it may be a name; argparse prints the error if it may not."""
         path, match = Path(text), S3_NAME.fullmatch(text)
         ending = (path.suffix or f".{path.name}").lower()
         no_name = not text or "\0" in text or (text[:3].lower() == "s3:" and not match)
@@ -6652,7 +6665,8 @@ def without_excluded(options: argparse.Namespace, selection: Selection) -> Selec
 def account_job(caller: Account, options: argparse.Namespace, about: dict[str, Any]) -> AccountJob:
     """The job for an account that ListAccounts describes; only an active account is opened."""
     number, name = about["Id"], about.get("Name", "")
-    status = about.get("State") or about.get("Status") or ACTIVE  # State replaced Status in 2026
+    # in ListAccounts, State replaces Status
+    status = about.get("State") or about.get("Status") or ACTIVE
     profile = caller.profile if number == caller.number else ""
     opener = functools.partial(assume_role, caller, options.role, number, options.external_id)
     return AccountJob(number, name, profile, status, open=opener if status == ACTIVE else None)
@@ -6867,7 +6881,7 @@ def reject_stale(run: Run, report: Report) -> Report:
 
 
 def reject_other_questions(reports: list[Report]) -> list[Report]:
-    """The reports, with an error for each that answers another question than most of them.
+    """The reports; each that answers another question than most has an error instead of results.
 
     A report with fewer checks must not pass for a complete one.
     """
