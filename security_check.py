@@ -5266,7 +5266,7 @@ COLUMNS: dict[str, Column] = {
     **dict.fromkeys(("Evaluated", "Failed", "Accounts failed", "Age (days)", "Days open"), NUMBER),
     **dict.fromkeys(("Severity", "Status"), Column(wraps=NEVER)),
     **dict.fromkeys(("First seen", "Control"), Column(printed=IF_IT_FITS)),
-    "Workbook": Column(40, AT_SPACES),
+    "Workbook": Column(50, AT_SPACES, printed=IF_IT_FITS),
     "Remediation": Column(wraps=NEVER, printed=NEVER),
     "ID": Column(40, AT_SPACES, printed=NEVER),
 }
