@@ -1285,10 +1285,10 @@ def failed_group_controls(ports: PortRange, cidrs: Iterable[str]) -> list[str]:
 
 
 def port_severity(ports: PortRange) -> str:
-    """The severity of a rule that opens these ports to the whole Internet.
+    """The severity of the worst control that fails if the whole Internet reaches these ports.
 
-    It is that of the most severe control that fails. If none fails it is ours: High for protocols
-    without ports, Low for ICMP and the web.
+    If no control fails the severity is ours: High for protocols without ports, Low for ICMP and the
+    web.
     """
     if failed := failed_group_controls(ports, WHOLE_INTERNET.values()):
         return GROUP_CONTROLS[failed[0]].severity
@@ -1328,6 +1328,7 @@ def exposure_rank(found: tuple[Exposure, PortRange, Rules]) -> tuple[Any, ...]:
     """The sort key of exposures, the worst last: the whole Internet, then the worst ports."""
     (whole, *_, levels), ports, _ = found
     severity = -SEVERITIES.index(port_severity(ports))
+    # of a part of the Internet, its size comes before the ports
     return whole, severity if whole else 0, levels, severity
 
 
@@ -1471,7 +1472,7 @@ class VpcBlockPublicAccess:
 
 @once
 def vpc_block_public_access(aws: Account, region: str) -> VpcBlockPublicAccess:
-    """The VPC block public access of a region, with its exclusions if it is on."""
+    """The VPC block public access of a region: its mode, and the VPCs that it covers in full."""
     options = aws.ask("ec2", "DescribeVpcBlockPublicAccessOptions", region)
     mode = options["VpcBlockPublicAccessOptions"]["InternetGatewayBlockMode"]
     if mode == "off":
@@ -2191,10 +2192,11 @@ def account_and_regions(aws: Account) -> Iterator[str]:
     empty_message="No region",
 )
 def check_cloudtrail(aws: Account, target: str) -> Rows:
-    """The row of the account (CloudTrail.1), or of a region and its flawed trails (CloudTrail.4).
+    """The account's row (CloudTrail.1); or a region's, if recorded, and its flawed trails' rows.
 
-    A region that does not show its trails is OK if others show multi-region trails that record
-    all, but its own trails are NOT CHECKED.
+    A trail whose log files are not validated fails CloudTrail.4. A region that does not show its
+    trails is OK if others show multi-region trails that record all, but its own trails are NOT
+    CHECKED.
     """
     if target == ACCOUNT_TARGET:
         yield from account_rows(aws)
@@ -2659,7 +2661,9 @@ def policy_row(aws: Account, bucket: str) -> Row:
 # Time-outs in seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only
 # twice when nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
-CALL_TIMEOUT = 60  # seconds for all attempts, and for one response; pauses of the pace do not count
+# Seconds: the same limit for all attempts of a call together, without the pauses of the pace, and
+# for reading one response
+CALL_TIMEOUT = 60
 # Seconds to sign in, as somebody may type a code or open a browser; and to refresh credentials
 # during the audit: less than CALL_TIMEOUT, after which the waiting call is given up.
 SIGN_IN_TIMEOUT, REFRESH_TIMEOUT = 300, 45
@@ -2757,7 +2761,7 @@ class Response(dict[str, Any]):
 # --- sessions -------------------------------------------------------------------------
 
 READ_PREFIXES = ("AssumeRole", "Describe", "Generate", "Get", "Head", "List")
-# botocore itself calls CreateSession before it reads or writes in a directory bucket of S3
+# allowed too, as botocore itself calls it before it reads or writes in a directory bucket of S3
 READ_OPERATIONS = {"CreateSession"}
 
 
@@ -2928,9 +2932,9 @@ def ask_mfa_code(prompt: str) -> str:
 
 
 def new_session(profile: str | None, base: Any, writes: Collection[str] = ()) -> boto3.Session:
-    """A session whose clients can only read, and make the calls that `writes` names.
+    """A read-only session with the credentials of `base`; `writes` names what else it may call.
 
-    It has the configuration of a profile, and the credentials of `base`.
+    It has the configuration of a profile.
     """
     import boto3
 
@@ -3103,7 +3107,7 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
     if code == "NotAws" or not ERROR_CODE.fullmatch(code):
         return call.error("MalformedResponse", NOT_AWS)
     if message.startswith("MultiFactorAuthentication failed"):
-        return call.error("MfaCodeRefused")  # AWS calls a refused MFA code AccessDenied
+        return call.error("MfaCodeRefused")  # our own code: AWS says AccessDenied
     denier = DENIER.search(message)
     detail = f"{DENIED_BY}{denier[1] or denier[2]})" if denier else ""
     return call.error(code, "(cut off)" if code == "MalformedResponse" else detail)
@@ -3145,7 +3149,7 @@ class Pace:
             request.context["first_sent"] += pause  # CALL_TIMEOUT excludes waiting for the pace
 
     def learn(self, refused: bool) -> None:
-        """Slows calls down after a refusal, speeds them up after an answer; stops once settled."""
+        """Slows calls down after a refusal, speeds them up after an answer; no more if no use."""
         with self.lock:
             now = time.monotonic()
             if self.settled:
@@ -3231,7 +3235,7 @@ class Account:
             return
         send = functools.partial(read_whole, getattr(client, name))
         yield (page := send(**params))
-        while token := page.get("NextToken"):  # for some operations botocore has no paginator
+        while token := page.get("NextToken"):  # pages where botocore has no paginator
             yield (page := send(**params, NextToken=token))
 
     def _call(self, call: Call, send: Callable[[], T]) -> T:
@@ -3915,7 +3919,7 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
 
 
 def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
-    """Whether a row is of a target that was not read and decides controls of this scope.
+    """Whether a row is of an unread target, which leaves the controls of this scope undecided.
 
     A row that is NOT CHECKED for another reason names the controls that it is about.
     """
@@ -4823,7 +4827,7 @@ class QuestionPart(NamedTuple):
     """A part of what a run was asked."""
 
     text: str
-    limited: bool  # whether this part left something out of the audit
+    limited: bool  # whether this part of the question limits the audit
     names: Sequence[str] = ()
 
 
@@ -5165,7 +5169,7 @@ def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
         if n == 0:
             lines.append(" " * 33 + number_cells(counts, names=True))
         end = number_cells(counts, colour)
-        if report.status != ACTIVE:  # why an account was not audited is told under `Not checked`
+        if report.status != ACTIVE:  # only the status: `Not checked` tells the reason
             end = f"{report.status:>{len(number_cells(counts))}}"
         lines.append(f"{report.account:12} {fit(report.name, 19)} {end}")
     more = len(reports) - MAX_ACCOUNT_LINES
@@ -6338,7 +6342,7 @@ def connect(
 
 
 def assume_role(caller: Account, role: str, number: str, external_id: str | None = None) -> Account:
-    """The account of a number, opened with a role; the caller's own account without a role."""
+    """The account of a number, opened with the role; the caller's own is opened without it."""
     limits = caller.only_regions, caller.excluded_regions, caller.max_key_age
     if number == caller.number:
         return Account(caller.session, utc_now(), *limits, number, caller.arn, caller.profile)
@@ -6475,7 +6479,7 @@ class Run:
             warn(f"{folder} also has {in_words(old)} of an earlier run")
 
     def acceptances(self, account: str) -> list[Acceptance]:
-        """All acceptances in the accept file that an account uses; empty without --accept."""
+        """All lines of the accept file whose name, with {account} filled in, is this account's."""
         if not self.options.accept:
             return []
         file = self.file(self.options.accept, account)
