@@ -167,7 +167,7 @@ __version__ = "2.0"
 
 CRITICAL, HIGH, MEDIUM, LOW = SEVERITIES = ("Critical", "High", "Medium", "Low")
 OK, FINDING, NOT_CHECKED, ACCEPTED = "OK", "FINDING", "NOT CHECKED", "ACCEPTED"
-ROW_ORDER = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # the rows of a sheet, most serious first
+ROW_ORDER = (*SEVERITIES, NOT_CHECKED, ACCEPTED, OK)  # the order of rows on a sheet, by these words
 NEW, WORSE, BETTER = "NEW", "WORSE", "BETTER"  # how a finding changed since the last run
 PASSED, FAILED = "PASSED", "FAILED"
 CONTROL_STATUSES = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # statuses of a control, worst first
@@ -336,7 +336,8 @@ class Row:
     remediation: Remediation = field(default=Remediation(), compare=False)
     control_findings: tuple[ControlFinding, ...] = ()  # the most severe control is first
     extent: frozenset[str] = frozenset()  # the extent of a finding: open CIDRs, flaws, ...
-    resource: str = ""  # the resource; its findings may replace each other; blank: the target
+    # ID by which a new finding replaces a vanished one of the last run; blank: the target
+    resource: str = ""
     fully_read: bool = True  # False if an error leaves the severity or extent uncertain
 
     # these fields of a row serve sorted lists and other programs
@@ -2212,7 +2213,7 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
     yield (row := region_row(aws, target, found))
     own = [one for one in found if one.home == target and one.owner == aws.number]
     yield from (trail_row(aws, one) for one in own if trail_flaws(one))
-    for trail in () if row.error else own:  # a region that is NOT CHECKED stands for its trails
+    for trail in () if row.error else own:  # a region that is NOT CHECKED needs no row a trail
         if trail.logging is None and trail.error:
             yield unread_trail_row(trail, trail.error)
     return Counter({"": 1, "CloudTrail.4": len(own)})
@@ -2575,7 +2576,7 @@ def grant_cells(aws: Account, bucket: str) -> dict[str, Cell]:
 
 
 def grant_rows(aws: Account, bucket: str, grant: dict[str, Any]) -> Iterator[Row]:
-    """The row of a grant, and one NOT CHECKED if a block that may void it could not be read."""
+    """The row of a grant: OK, or a finding if public or for another account, or NOT CHECKED."""
     grantee, permission = grant["Grantee"], grant["Permission"]
     owner, uri = bucket_acl(aws, bucket)["Owner"]["ID"], grantee.get("URI", "")
     id, name = grantee_names(grantee, owner)
@@ -2859,8 +2860,9 @@ def default_region(session: Any, only_regions: Iterable[str]) -> str:
 def sign_in(profile: str | None, only_regions: Iterable[str] = ()) -> Any:
     """A session of botocore that serves only to get credentials, and to refresh them.
 
-    The clients that botocore makes for that can do all that their services offer. Raises
-    AwsCallFailed, or ProfileNotFound.
+    Without a configured region, `only_regions` tell where to sign in, such as in China. The clients
+    that botocore makes here can do all that their services offer. Raises AwsCallFailed, or
+    ProfileNotFound.
     """
     from botocore.exceptions import ProfileNotFound
 
@@ -3107,7 +3109,7 @@ def describe_failure(error: Exception, call: Call) -> AwsError:
     if code == "NotAws" or not ERROR_CODE.fullmatch(code):
         return call.error("MalformedResponse", NOT_AWS)
     if message.startswith("MultiFactorAuthentication failed"):
-        return call.error("MfaCodeRefused")  # our own code: AWS says AccessDenied
+        return call.error("MfaCodeRefused")  # for a wrong code AWS says AccessDenied
     denier = DENIER.search(message)
     detail = f"{DENIED_BY}{denier[1] or denier[2]})" if denier else ""
     return call.error(code, "(cut off)" if code == "MalformedResponse" else detail)
@@ -3149,7 +3151,7 @@ class Pace:
             request.context["first_sent"] += pause  # CALL_TIMEOUT excludes waiting for the pace
 
     def learn(self, refused: bool) -> None:
-        """Slows calls down after a refusal, speeds them up after an answer; no more if no use."""
+        """Slows calls after a refusal, speeds them up after an answer; settles if no pace helps."""
         with self.lock:
             now = time.monotonic()
             if self.settled:
@@ -4056,7 +4058,7 @@ class LocalFile:
                     (folder / part).stat()  # raises for a name too long, or a link to itself
             if not self.is_stream():
                 with tempfile.TemporaryFile(dir=folder):
-                    str(self.target).encode()  # raises for a name that the workbook cannot show
+                    str(self.target).encode()  # raises if the path is not valid Unicode
         except (OSError, ValueError) as error:
             raise CannotRun(f"cannot write {self}: {error_text(error)}") from error
 
@@ -4517,7 +4519,7 @@ def to_json(reports: Iterable[Report], merged: bool = False) -> bytes:
 
 
 def reports_from_json(data: bytes, file: File) -> list[Report]:
-    """The reports in a JSON report; a damaged one becomes a report with only an error.
+    """The reports in a JSON file, one an entry; of a damaged entry a report with only an error.
 
     An entry is damaged unless it is exactly what this script would write. A merged document
     gives no reports: it repeats what others say. CannotRun if all are damaged.
@@ -5187,7 +5189,7 @@ def number_cells(counts: dict[str, int], colour: bool = False, names: bool = Fal
 
 
 def fold(text: str, indent: str = "  ") -> list[str]:
-    """The text in indented lines of at most COLUMNS_OF_TERMINAL.
+    """The text folded to COLUMNS_OF_TERMINAL; lines after the first are indented six times.
 
     A wide character takes two columns, so it is folded with a placeholder behind it.
     """
@@ -5578,7 +5580,7 @@ class SummaryWriter(SheetWriter):
     def write_merged(
         self, text: str, style: str, first: int, last: int = SUMMARY_LAST_COLUMN
     ) -> None:
-        """Writes text into merged columns of a row; `close` fits the height of the row."""
+        """Writes text into merged columns and ends the row; `close` fits the height."""
         row = self.next_row
         self.sheet.write_merge(row, row, first, last, to_xls(text), xls_style(style))
         if style != "code":  # a row with a command has one line, so `close` need not fit it
@@ -6304,7 +6306,7 @@ CONNECTION_HELP = {
 
 
 def credentials_help(error: AwsError, profile: str | None) -> str:
-    """The advice about credentials that do not work: what to run or to check."""
+    """The message about a failed sign-in: advice for a known error, else the error and a hint."""
     if text := CREDENTIALS_HELP.get(error.code):
         return text.format(option=f" --profile {profile}" if profile else "")
     otherwise = "check the AWS CLI's configuration" if error.service == SIGN_IN.service else ""
@@ -6353,7 +6355,7 @@ def assume_role(caller: Account, role: str, number: str, external_id: str | None
 def role_session(
     caller: Account, role: str, number: str, external_id: str | None
 ) -> tuple[boto3.Session, str]:
-    """A session with a role in another account, renewed before it expires, and its ARN."""
+    """A session with a role in another account, renewed before it expires; the session's ARN."""
     from botocore.credentials import RefreshableCredentials
 
     partition, who = caller.arn.split(":")[1], re.split("[/:]", caller.arn)[-1]
@@ -6854,7 +6856,7 @@ def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Repo
 
 # --- merging reports ------------------------------------------------------------------
 
-MAX_RUN_DURATION = timedelta(hours=12)  # longest time from the first account's audit to the merge
+MAX_RUN_DURATION = timedelta(hours=12)  # an older report is of an earlier run, so it is rejected
 CLOCK_TOLERANCE = timedelta(minutes=10)  # the most by which clocks of two machines differ
 MERGE_THREADS = 32  # number of reports that are read at once: S3 takes a while for each
 
