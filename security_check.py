@@ -341,7 +341,7 @@ class Row:
     fully_read: bool = True  # False if an error leaves the severity or extent uncertain
 
     # these fields of a row serve sorted lists and other programs
-    kind: str = field(default="", compare=False)  # a title, such as `Root has access keys`
+    kind: str = field(default="", compare=False)  # the finding in general: `Root has access keys`
     priority: int = field(default=0, compare=False)  # rank within a severity: the highest is first
     arn: str = field(default="", compare=False)  # resource's ARN; Check.with_arn fills it if blank
     facts: dict[str, Fact] = field(default_factory=dict, compare=False)
@@ -1757,7 +1757,7 @@ WITHOUT_ROOT = ("us-gov-", "cn-")
 
 
 def root_remediation(aws: Account) -> Remediation:
-    """The remediation for root: sign in as root or, where nobody can, ask AWS Support."""
+    """The remediation for root: sign in as root; in GovCloud and China, ask AWS Support."""
     support = aws.home_region.startswith(WITHOUT_ROOT)
     return Remediation(manual="have AWS Support delete its keys" if support else "sign in as root")
 
@@ -1999,7 +1999,7 @@ def advanced_selector_events(selector: dict[str, Any]) -> Recording:
 
 
 def selector_recordings(selectors: dict[str, Any]) -> list[Recording]:
-    """The recordings of the selectors of GetEventSelectors that record management events."""
+    """What each event selector records; an advanced one of other events is an empty recording."""
     if advanced := selectors.get("AdvancedEventSelectors"):
         return [*map(advanced_selector_events, advanced)]
     excluded = "ExcludeManagementEventSources"
@@ -2152,7 +2152,7 @@ def evaluate_trail(
 
 
 def multi_region_trails(aws: Account, names: Iterable[str]) -> list[Trail]:
-    """The multi-region trails that the regions show; raises if no region could be read."""
+    """The multi-region trails that the named regions show; raises if no region could be read."""
     answers = [answer_or_error(trails_of, aws, name) for name in names]
     read = [answer for answer in answers if not isinstance(answer, AwsError)]
     errors = [answer for answer in answers if isinstance(answer, AwsError)]
@@ -2166,7 +2166,7 @@ def multi_region_trails(aws: Account, names: Iterable[str]) -> list[Trail]:
 
 
 def account_and_regions(aws: Account) -> Iterator[str]:
-    """The targets of the check: first the account as a whole, then each of its regions."""
+    """The targets: first the account as a whole, then each region that is to be checked."""
     yield ACCOUNT_TARGET
     yield from regions(aws)
 
@@ -2241,7 +2241,7 @@ def trail_cells(region: str, trails: Sequence[Trail]) -> dict[str, Cell]:
 
 
 def fulfils_cloudtrail_1(trail: Trail) -> bool | AwsError:
-    """Whether a multi-region trail records all management events; the error if not known.
+    """Whether a multi-region trail is on and records all events; the error if that is not known.
 
     The rule behind the control (multi-region-cloudtrail-enabled) wants nothing left out, and does
     not look at the delivery of log files.
@@ -4658,7 +4658,7 @@ def account_state(accounts: dict[str, Any], account: str, file: File) -> Account
 
 
 def write_state_file(file: File, changes: dict[str, StateChange]) -> None:
-    """Applies changes, by account, to what the state file holds now; CannotRun if that fails."""
+    """Applies changes, by account, to what the file holds; else saves a copy, raises CannotRun."""
     data = b""
 
     def changed(before: bytes | None) -> bytes:
@@ -5639,7 +5639,7 @@ class WorkbookWriter:
 
 
 def sheet_title(title: str, part: int) -> str:
-    """The name of the sheet of a table, or of its continuation: `MFA`, `MFA (2)`."""
+    """The name of the sheet of a table, or of its continuation: part 1 of `MFA` is `MFA (2)`."""
     return f"{title} ({part + 1})" if part else title
 
 
@@ -5800,7 +5800,7 @@ def details_lines(details: dict[str, str], **links: str) -> list[SummaryLine]:
 
 
 def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Writes a row of counts for each check, and above them a row for accounts not opened."""
+    """Writes a row of counts for each check, below a row for accounts not opened, and a total."""
     counts = {one: check_tally(overview, one, lines) for one, lines in sheets.items()}
     unopened = Counter(report.status for report in overview.reports if report.error)
     names = ["Check", *next(iter(counts.values()), {NOT_CHECKED: 0})]
@@ -5930,7 +5930,7 @@ def to_csv(table: Table) -> bytes:
 # https://schema.ocsf.io/1.5.0/classes/compliance_finding
 
 OCSF_VERSION, OCSF_CLASS = "1.5.0", 2003
-OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # OCSF calls severity 0 Unknown
+OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # a blank one is 0, Unknown
 OCSF_STATUSES = {"New": (1, 1), "In Progress": (2, 2), "Suppressed": (3, 2), "Resolved": (4, 3)}
 OCSF_ACTIVITIES = {1: "Create", 2: "Update", 3: "Close"}
 OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # NOT CHECKED is a Warning in OCSF
@@ -6161,7 +6161,7 @@ NOT_TOGETHER = {
 
 
 def path_type(*own: str) -> Callable[[str], str]:
-    """A type for argparse: a file name, refused if it promises a format not in `own`; or a folder.
+    """A type for argparse: a file name not promising a format outside `own`; if empty, a folder.
 
     A folder if `own` is empty. The name is here or in S3. Endings outside FORMATS are allowed
     too; the name `-`, standard output, only if it is in `own`.
@@ -6828,7 +6828,7 @@ UNACCEPTABLE = {*EXPIRED_CODES, "CannotRun", "InternalError", "NotMerged", "NoRe
 
 
 def account_acceptance(run: Run, account: str, error: AwsError | None) -> Acceptance | None:
-    """The valid acceptance `ACCOUNT/not-checked` of an account that was not opened, or None."""
+    """The valid acceptance of an account that was not opened, noted as used; None without one."""
     if not error or error.code in UNACCEPTABLE:
         return None
     with contextlib.suppress(CannotRun):
