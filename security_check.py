@@ -46,9 +46,10 @@ Where to look:
 
     when an open port is a finding     checks: exposure_of
     how severe an open port is         checks: open_rule_row, port_severity
-    when a key is too old              checks: key_rows, old_key_row
+    when a key is too old              checks: key_rows
     when a user lacks MFA              checks: user_mfa_row, root_mfa_row, has_mfa
     when a region is not recorded      checks: region_row, Trail.problems
+    what an event selector records     checks: selector_recordings, advanced_selector_events
     when a grant or policy is public   checks: failed_bucket_controls, public_grant_rows, policy_row
     a remediation command              checks: revoke_commands, deactivate_key, complete_trail,
                                        remove_grant, restrict_bucket
@@ -71,12 +72,14 @@ Where to look:
     whether a file is here or in S3    command line: Run.file; storage: LocalFile, S3Object
     reports and state as JSON          storage: encode, reports_from_json, write_state_file
     when the state is written          command line: report_outcome, Run.write_states
+    which files --merge reads          command line: files_to_merge
     which reports are merged           command line: read_reports, reject_stale
     the width of a column              output: SheetWriter.write_cell, COLUMNS
     the look of a cell                 output: STYLES, check_table_row
+    which findings are the worst       output: ranked, seriousness_key
     what the terminal shows            output: terminal_text
     a row as OCSF                      output: ocsf_row_event, ocsf_event
-    what options mean and exclude      command line: parse_arguments, check_before_start
+    what options mean and exclude      command line: parse_arguments, NOT_TOGETHER
     when --quiet prints                command line: report_outcome; model: Report.needs_attention
     exit codes 0, 1 and 3              model: Report.exit_code, Overview.exit_code
     exit code 2                        command line: main, report_outcome
@@ -1999,7 +2002,7 @@ def advanced_selector_events(selector: dict[str, Any]) -> Recording:
 
 
 def selector_recordings(selectors: dict[str, Any]) -> list[Recording]:
-    """What each event selector records; an advanced one of other events is an empty recording."""
+    """The recording of each event selector; it is empty for an advanced one of other events."""
     if advanced := selectors.get("AdvancedEventSelectors"):
         return [*map(advanced_selector_events, advanced)]
     excluded = "ExcludeManagementEventSources"
