@@ -177,14 +177,14 @@ CONTROL_STATUSES = (FAILED, NOT_CHECKED, ACCEPTED, PASSED)  # statuses of a cont
 ACTIVE = "ACTIVE"  # AWS's word for an account of an organization that can be audited
 LEFT_ORGANIZATION = "LEFT"  # our word for an account that has left the organization
 ROOT = "<root_account>"  # root's name in the credential report; no IAM user name can contain "<"
-# Targets of rows that stand for a whole check: nothing to show, and credentials that were lost
+# Targets of rows that stand for others: nothing to show, and all that lost credentials cost
 NOTHING_TARGET, EXPIRED_TARGET = "<nothing>", "<expired>"
 NOT_CHECKED_END = "not-checked"  # the end of the ID of every row that is NOT CHECKED
 
 MAX_KEY_AGE = 90  # days: the greatest age of an access key that Security Hub IAM.3 allows
 RULES_DATE = "2026-11-25"  # when rules and controls were last compared with AWS's documentation
 MAX_CELL_TEXT = 32_767  # the most characters that a cell of the .xls format can hold
-PREFETCH_THREADS = 8  # few threads for Check.prefetch: IAM throttles the account as a whole
+PREFETCH_THREADS = 8  # threads of for_each: few, as IAM throttles the account as a whole
 
 EXPIRED_CODES = {
     *("ExpiredToken", "ExpiredTokenException", "LoginRefreshRequired", "LoginTokenLoadError"),
@@ -226,7 +226,7 @@ class AwsError:
 
     @property
     def missing_permission(self) -> str:
-        """The IAM action that may be missing; blank if the call was not denied for lack of it."""
+        """The IAM action the caller may lack; blank if not denied, or if AWS names the policy."""
         action = f"{self.service}:{self.operation}"
         denied = "Denied" in self.code or "Unauthorized" in self.code
         elsewhere = DENIED_BY in self.detail  # a policy denies the call: an Allow would not help
@@ -255,7 +255,7 @@ class Acceptance:
         return f"{self.pattern} until {self.until} # {self.reason}"
 
     def matches(self, account: str, id: str, gap: bool) -> bool:
-        """Whether the pattern fits ID or ACCOUNT/ID; of a `gap` (NOT CHECKED) its end must say so.
+        """Whether the pattern fits ID or ACCOUNT/ID; for a `gap` it must end in not-checked.
 
         A pattern that ends in not-checked fits nothing else, unless it has no wildcards. Expired
         credentials are never accepted.
@@ -307,7 +307,7 @@ class ControlStatus(NamedTuple):
 class Remediation(NamedTuple):
     """The way to fix a finding: a command, or a task by hand."""
 
-    command: str = ""  # a command line of the AWS CLI, complete and quoted for a POSIX shell
+    command: str = ""  # AWS CLI commands in one line, complete and quoted for a POSIX shell
     manual: str = ""  # what to do by hand if no command can fix the finding
 
 
@@ -330,7 +330,7 @@ class Message(NamedTuple):
 class Row:
     """A row of a sheet: the result of a check for a target, or for one item in it."""
 
-    target: str  # the region, user or bucket that was checked
+    target: str  # the region, user, bucket or <account> that was checked
     item: str  # the thing in the target, such as a key ID; blank if the row is about the target
     cells: dict[str, Cell]  # values of the check's own columns, by column header
     message: Message = field(default=Message(""))
@@ -339,7 +339,7 @@ class Row:
     remediation: Remediation = field(default=Remediation(), compare=False)
     control_findings: tuple[ControlFinding, ...] = ()  # the most severe control is first
     extent: frozenset[str] = frozenset()  # the extent of a finding: open CIDRs, flaws, ...
-    # ID by which a new finding replaces a vanished one of the last run; blank: the target
+    # ID of the resource: a new finding of it replaces a vanished one; blank: the target
     resource: str = ""
     fully_read: bool = True  # False if an error leaves the severity or extent uncertain
 
@@ -358,7 +358,7 @@ class Row:
 
     @property
     def id(self) -> str:
-        """The ID on its sheet, `TARGET[/ITEM][/not-checked]`, which state and accept files hold.
+        """The ID in its check, `TARGET[/ITEM][/not-checked]`; Check.id adds the check's name.
 
         The ID is the same in every run: severity and extent are not in it.
         """
@@ -409,7 +409,7 @@ class TargetKind(NamedTuple):
 
     noun: str  # plural noun for the targets in messages, such as `users`
     names: Callable[[Account], Iterable[str]]
-    regional: bool = False  # True if --region limits these targets; each begins with a region
+    regional: bool = False  # True if --region limits these targets: they are regions, or <account>
     arn: Callable[[Account, str], str] | None = None  # a target's ARN, if Check.arn cannot tell it
 
 
@@ -422,7 +422,7 @@ class Check:
     columns: tuple[str, ...]  # headers of the check's own columns; the first names the target
     description: str  # what the sheet shows, and what to do about a finding
     docs: str  # the URL of AWS's documentation on the subject of the check
-    empty_message: str  # text of a sheet without findings; may use {targets} and {evaluated}
+    empty_message: str  # text if no row is OK or a finding; may use {targets} and {evaluated}
     rows: Callable[[Account, str], Rows]
 
     coverage: str = ""  # what the check counts, and what it does not look at
@@ -529,7 +529,7 @@ class CheckResult:
 
     check: Check
     rows: list[Row]
-    complete: bool = True  # False if --region limited the rows
+    complete: bool = True  # False if options limited the check's regions
     evaluated: int = 0  # number of resources looked at; of rows, if the check counts no resources
 
     # the next fields are for diff_with_state and evaluate_control, not for the JSON report
@@ -595,8 +595,8 @@ class AccountState:
     coverage: dict[str, Coverage] = field(default_factory=dict)  # what each accept-file line covers
     resolved: dict[str, KnownFinding] = field(default_factory=dict)  # findings resolved on last_day
     last_day: str = ""  # the day of the last audit
-    max_key_age: int = 0  # --max-key-age of the last audit, in days; 0 if not known
-    account_status: str = ACTIVE  # the status of the account in the last run
+    max_key_age: int = 0  # --max-key-age of the last check of keys, in days; 0 if not known
+    account_status: str = ACTIVE  # the account's organization status in the last run
 
 
 # --- one account, and many ------------------------------------------------------------
@@ -666,7 +666,7 @@ class Report:
         return self.account_status
 
     def credentials_expired(self) -> bool:
-        """Whether the credentials expired during the audit."""
+        """Whether one of the errors is that credentials expired, in the audit or before it."""
         return any(error.code in EXPIRED_CODES for error in self.errors())
 
     def exit_code(self) -> int:
@@ -757,7 +757,7 @@ def once(function: Callable[Concatenate[Account, P], T]) -> Callable[Concatenate
 
     @functools.wraps(function)
     def cached(aws: Account, *args: P.args, **kwargs: P.kwargs) -> T:
-        """The cached result; the first caller makes it, and others wait for it."""
+        """The cached result or error; the first caller makes it, and others wait for it."""
         with aws.lock:
             first = (key := (function, args, *kwargs.items())) not in aws.cache
             future: Future[T] = aws.cache.setdefault(key, Future())
@@ -847,7 +847,7 @@ def cli_option(name: str, value: str) -> tuple[str, ...]:
 
 
 def cli_command(aws: Account, region: str, *words: str) -> str:
-    """The shell command `aws ...`, quoted, with profile and region; blank: the home region.
+    """The quoted shell command `aws ...`, with region (blank: the home region) and profile.
 
     The words are quoted because others choose the names of resources.
     """
@@ -1257,7 +1257,7 @@ class OpenRule(NamedTuple):
     ports: PortRange
     sources: Sources
     exposure: Exposure
-    reached: PortRange  # ports with the rule's exposure; a part of its own if other rules add to it
+    reached: PortRange  # ports so exposed: all of the rule, or a part to which other rules add
     partners: dict[PortRange, list[str]]  # CIDRs of other rules that add to the exposure
 
 
@@ -1315,7 +1315,7 @@ def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
 
 
 def most_exposed(rules: Rules, ports: PortRange) -> tuple[Exposure, PortRange, Rules]:
-    """The exposure of the rule for `ports`, its ports so exposed, and other rules that add to it.
+    """The exposure of the rule for `ports`, which ports have it, and other rules adding to it.
 
     Other rules may add to it for some of its ports only; the greatest exposure is returned.
     """
@@ -1332,7 +1332,7 @@ def exposure_rank(found: tuple[Exposure, PortRange, Rules]) -> tuple[Any, ...]:
     """The sort key of exposures, the worst last: the whole Internet, then the worst ports."""
     (whole, *_, levels), ports, _ = found
     severity = -SEVERITIES.index(port_severity(ports))
-    # of a part of the Internet, its size comes before the ports
+    # for a part of the Internet, its size ranks before the ports
     return whole, severity if whole else 0, levels, severity
 
 
@@ -1380,7 +1380,7 @@ def lists_in(rule: OpenRule) -> list[str]:
 
 
 def revoke_commands(rule: OpenRule) -> Iterator[tuple[str, ...]]:
-    """The AWS CLI words that remove a rule's public sources, a command for each source.
+    """The AWS CLI words that remove the sources which open a rule, a command for each source.
 
     A command for several sources would remove nothing if one of them is gone already. The sources
     that stay are no finding.
@@ -1417,7 +1417,7 @@ def describe_usage(interfaces: Sequence[dict[str, Any]]) -> tuple[str, str]:
 def interfaces_with(
     aws: Account, region: str, filter_name: str, values: Iterable[str]
 ) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """The network interfaces that match a filter, each after the batch of values asked for."""
+    """The network interfaces that match a filter, each with the values that its call asked for."""
     wanted = sorted(set(values))
     for batch in (wanted[n : n + FILTER_VALUES] for n in range(0, len(wanted), FILTER_VALUES)):
         for interface in aws.fetch(
@@ -1509,8 +1509,8 @@ class GroupUsage(NamedTuple):
     used_by: str
     blocked_by: str  # what blocks inbound traffic to the group; blank if nothing does
     text: str = ""  # the end of a message: how the group is used and blocked
-    unused: bool = False  # whether no interface has the group, as far as is known
-    public: bool = False  # whether the Internet reaches an interface of the group
+    unused: bool = False  # whether no interface has the group; False if that is not known
+    public: bool = False  # whether an interface has an address that the Internet reaches
 
 
 def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
@@ -1618,7 +1618,7 @@ def rule_rows(aws: Account, region: str, rule: OpenRule, usage: Usage) -> Iterat
 
 
 def open_rule_row(aws: Account, row: Row, rule: OpenRule, usage: Usage) -> Row:
-    """The row as the finding that a rule in a group of this account is open."""
+    """The row as the finding of an own open rule; at most Medium for a part of the Internet."""
     used = usage_of(rule.group, usage)
     severity = port_severity(rule.reached) if rule.exposure.whole else MEDIUM
     severity = one_level_lower(severity) if used.unused else severity
@@ -1760,7 +1760,7 @@ WITHOUT_ROOT = ("us-gov-", "cn-")
 
 
 def root_remediation(aws: Account) -> Remediation:
-    """The remediation for root: sign in as root; in GovCloud and China, ask AWS Support."""
+    """The remediation for root: sign in as root; in GovCloud and China, AWS Support must act."""
     support = aws.home_region.startswith(WITHOUT_ROOT)
     return Remediation(manual="have AWS Support delete its keys" if support else "sign in as root")
 
@@ -1951,7 +1951,7 @@ def root_mfa_row(aws: Account) -> Row:
 
 
 def mfa_row(user: str, password: bool | None, last: Cell, mfa: bool) -> Row:
-    """The row of a user or root, still without severity; without MFA it fails its controls."""
+    """The row of a user or root without severity; without MFA it names the controls that fail."""
     known = password is not None
     cells: dict[str, Cell] = {"User": user}
     cells |= {"Console password": yes_no(password) if known else NOT_CHECKED}
@@ -1985,7 +1985,7 @@ EVERYTHING: Recording = ({READ, WRITE}, set())
 
 
 def advanced_selector_events(selector: dict[str, Any]) -> Recording:
-    """The recording of an advanced event selector; nothing if a condition is unknown to us."""
+    """The management events that an advanced selector records; none if a condition is unknown."""
     events, left_out, management = {READ, WRITE}, set(), False
     for part in selector["FieldSelectors"]:
         conditions = {name: value for name, value in part.items() if name != "Field" and value}
@@ -2002,7 +2002,7 @@ def advanced_selector_events(selector: dict[str, Any]) -> Recording:
 
 
 def selector_recordings(selectors: dict[str, Any]) -> list[Recording]:
-    """The recording of each event selector; it is empty for an advanced one of other events."""
+    """The recording of each event selector: empty for an advanced one without management events."""
     if advanced := selectors.get("AdvancedEventSelectors"):
         return [*map(advanced_selector_events, advanced)]
     excluded = "ExcludeManagementEventSources"
@@ -2090,7 +2090,7 @@ class Trail:
         return () if self.problems() or self.error else self.recordings
 
     def possible_recordings(self) -> Sequence[Recording]:
-        """The recordings of the trail if it may work; unread selectors count as EVERYTHING."""
+        """The trail's recordings, none if it surely fails; unread selectors count as EVERYTHING."""
         return () if self.problems() else self.recordings
 
     def validates(self) -> bool:
@@ -2196,7 +2196,7 @@ def account_and_regions(aws: Account) -> Iterator[str]:
     empty_message="No region",
 )
 def check_cloudtrail(aws: Account, target: str) -> Rows:
-    """The account's row (CloudTrail.1); or a region's, if recorded, and its flawed trails' rows.
+    """The account's row if it fails CloudTrail.1; or a region's row and its flawed trails' rows.
 
     A trail whose log files are not validated fails CloudTrail.4. A region that does not show its
     trails is OK if others show multi-region trails that record all, but its own trails are NOT
@@ -2216,7 +2216,7 @@ def check_cloudtrail(aws: Account, target: str) -> Rows:
     yield (row := region_row(aws, target, found))
     own = [one for one in found if one.home == target and one.owner == aws.number]
     yield from (trail_row(aws, one) for one in own if trail_flaws(one))
-    for trail in () if row.error else own:  # a region that is NOT CHECKED needs no row a trail
+    for trail in () if row.error else own:  # a region NOT CHECKED needs no rows for unread trails
         if trail.logging is None and trail.error:
             yield unread_trail_row(trail, trail.error)
     return Counter({"": 1, "CloudTrail.4": len(own)})
@@ -2244,7 +2244,7 @@ def trail_cells(region: str, trails: Sequence[Trail]) -> dict[str, Cell]:
 
 
 def fulfils_cloudtrail_1(trail: Trail) -> bool | AwsError:
-    """Whether a multi-region trail is on and records all events; the error if that is not known.
+    """Whether a multi-region trail is on and records all management events; an error if unknown.
 
     The rule behind the control (multi-region-cloudtrail-enabled) wants nothing left out, and does
     not look at the delivery of log files.
@@ -2314,7 +2314,7 @@ def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
 
 
 def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
-    """The trails to show: one that records what all do, else all that record, else the best."""
+    """The trails to show: one that records as much as all, else all that record, else the best."""
     by_rank = sorted(found, key=Trail.rank)
     certain = [trail for trail in by_rank if trail.certain_recordings()]
     alone = [trail for trail in certain if trail.records == records]
@@ -2579,7 +2579,7 @@ def grant_cells(aws: Account, bucket: str) -> dict[str, Cell]:
 
 
 def grant_rows(aws: Account, bucket: str, grant: dict[str, Any]) -> Iterator[Row]:
-    """The row of a grant: OK, or a finding if public or for another account, or NOT CHECKED."""
+    """The rows of a grant: OK, or a finding; also NOT CHECKED if an access block cannot be read."""
     grantee, permission = grant["Grantee"], grant["Permission"]
     owner, uri = bucket_acl(aws, bucket)["Owner"]["ID"], grantee.get("URI", "")
     id, name = grantee_names(grantee, owner)
@@ -2603,7 +2603,7 @@ def grant_rows(aws: Account, bucket: str, grant: dict[str, Any]) -> Iterator[Row
 
 
 def public_grant_rows(aws: Account, row: Row, fix: Remediation) -> Iterator[Row]:
-    """The finding of a public grant, which is Low if a public access block makes it void.
+    """The finding of a public grant: Critical, or Low if a public access block makes it void.
 
     It fails S3.12 in any case; if the block cannot be read, a row NOT CHECKED has the rest.
     """
@@ -2665,16 +2665,16 @@ def policy_row(aws: Account, bucket: str) -> Row:
 # Time-outs in seconds. A call is tried ATTEMPTS times when AWS throttles or fails, but only
 # twice when nothing answers: a region that does not answer must not hold up the run.
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 10
-# Seconds: the same limit for all attempts of a call together, without the pauses of the pace, and
-# for reading one response
+# Seconds after which no further attempt of a call is made (the pauses of the pace do not count),
+# and the limit for a single attempt
 CALL_TIMEOUT = 60
 # Seconds to sign in, as somebody may type a code or open a browser; and to refresh credentials
 # during the audit: less than CALL_TIMEOUT, after which the waiting call is given up.
 SIGN_IN_TIMEOUT, REFRESH_TIMEOUT = 300, 45
 ATTEMPTS = 8  # attempts of a call: about a minute with the waits of botocore's `standard` mode
-# Attempts if a response is malformed, and seconds between them, as for a dropped connection
+# Attempts if a response is malformed or cut off, and the seconds to wait between two of them
 MALFORMED_ATTEMPTS, MALFORMED_PAUSE = 3, 0.2
-MAX_FAILURES = 3  # failures in a row after which a call is not made any more in a region
+MAX_FAILURES = 3  # time-outs or throttlings in a row, then a call is not made again in a region
 # Calls that are for another account or file each time: a failure says nothing of the next one
 NEVER_GIVEN_UP = {"AssumeRole", "GetObject", "PutObject"}
 CONNECTIONS = 32  # connections of a client: as many as a check has threads
@@ -2782,7 +2782,7 @@ def read_only_loader(data_path: str | None, writes: tuple[str, ...]) -> Any:
     load, kept = loader.load_service_model, {*READ_OPERATIONS, *writes}
 
     def load_reads(service_name: str, type_name: str, api_version: str | None = None) -> Any:
-        """The description of a service, without the operations that write."""
+        """A description of a service; that of its operations lacks those that write."""
         model = load(service_name, type_name, api_version)
         if type_name != "service-2":
             return model
@@ -2960,7 +2960,7 @@ WEB_PAGE = re.compile(  # matches web pages and plain text: AWS answers in XML o
 
 
 def register_handlers(events: Any, account: Callable[[], str]) -> None:
-    """Logs the calls of a client or session, and turns responses not from AWS into errors."""
+    """Registers handlers that log calls, and make errors of responses cut off or not from AWS."""
     events.register("before-sign", note_start)
     events.register("before-parse", check_body)
     events.register("response-received", functools.partial(log_attempt, account))
@@ -3000,7 +3000,7 @@ def check_body(
     botocore raises for such a response, or takes it for an empty one, and does not ask again.
     """
     body = response_dict["body"]
-    if not isinstance(body, bytes):  # the streamed content of an S3 object, for `read_whole`
+    if not isinstance(body, bytes):  # a stream (an S3 object's content), left to `read_whole`
         return
     page = WEB_PAGE.match(body)
     if not page and not is_cut_off(body, response_dict["headers"]):
@@ -3042,7 +3042,7 @@ def is_timeout(error: Exception | None) -> bool:
 
 
 def stop_after_timeouts(attempts: int, caught_exception: Exception | None, **_: Any) -> None:
-    """Re-raises a time-out if two attempts or more were made, so that no other one is made.
+    """Re-raises a time-out after two attempts or more, so that no further attempt is made.
 
     botocore has one number of attempts for all failures; raising is how to stop early.
     """
@@ -3267,7 +3267,7 @@ class Account:
         sent = [time.monotonic()]  # times of submission (no thread may be free) and of each attempt
 
         def run() -> T:
-            """The result of `send`, whose attempts add the times of this call to `sent`."""
+            """The result of `send`; each of its attempts adds the time of sending to `sent`."""
             IN_CALL.sent = sent
             return send()
 
@@ -3637,7 +3637,7 @@ def is_worse(row: Row, severity: str, control: str, extent: frozenset[str]) -> b
     if not severity:
         return False
     new = bool(row.extent - extent)
-    if not row.fully_read:  # a severity not fully read may be too high, but the extent counts
+    if not row.fully_read:  # the severity may be too high, but what the extent adds was really seen
         return new
     # a less severe row may name a part of its extent in other words: only an addition is worse
     if rank_of(row.severity) > rank_of(severity):
@@ -3755,7 +3755,7 @@ def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = Fa
 
 
 def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], today: str) -> Row:
-    """The row of a finding that replaces `vanished` ones, with their first day; WORSE, or renamed.
+    """The finding in place of `vanished` ones, with their first day; WORSE if not only renamed.
 
     For example, ports 22-30 replace 22; of a renamed user only the name differs.
     """
@@ -3810,7 +3810,7 @@ def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFin
 
 
 def apply_change(state: AccountState, change: StateChange) -> AccountState:
-    """The state with a change applied, whatever other runs have changed in it meanwhile."""
+    """The state with a change applied; what other runs have changed in it meanwhile stays."""
     kept = {id: known for id, known in state.findings.items() if id not in change.gone}
     seen = {
         id: known._replace(first_seen=min(known.first_seen, kept.get(id, known).first_seen))
@@ -3865,7 +3865,7 @@ def append_today(after: AccountState, change: StateChange) -> tuple[HistoryEntry
 
 
 def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
-    """The histories of several accounts as one, with an entry for each day.
+    """A history summed over accounts, for the last HISTORY_ENTRIES days in any of them.
 
     An account without an entry for a day counts as on the day before, and as one thing that is
     NOT CHECKED.
@@ -3888,7 +3888,7 @@ def merge_history(reports: Collection[Report]) -> list[HistoryEntry]:
 
 
 def entry_of_day(latest: HistoryEntry, day: str) -> HistoryEntry:
-    """The latest entry if of this day, else an entry in which its findings were not looked at."""
+    """The latest entry if of this day; else its open findings as remembered, and 1 NOT CHECKED."""
     if latest.day == day:
         return latest
     return HistoryEntry(day, latest.open, not_checked=1, remembered=sum(latest.open.values()))
@@ -3924,7 +3924,7 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
 
 
 def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
-    """Whether a row is of an unread target, which leaves the controls of this scope undecided.
+    """Whether a row says that a whole target is unread, so controls of this scope are undecided.
 
     A row that is NOT CHECKED for another reason names the controls that it is about.
     """
@@ -3934,7 +3934,7 @@ def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
 
 
 def merge_statuses(reports: Iterable[Report]) -> dict[str, ControlStatus]:
-    """The status of each control over all accounts: the worst, with the numbers added up."""
+    """The worst status of each control over all accounts, unopened ones too; numbers are added."""
     audited = [one for one in reports if one.account_status == ACTIVE]
     merged = {}
     for name in (name for definition in CHECKS for name in definition.controls):
@@ -4029,7 +4029,7 @@ class LocalFile:
         return str(self.path)
 
     def absolute(self) -> str:
-        """The absolute path with links followed; the path of a stream is left as it is."""
+        """The absolute path; links are followed, except those that lead to a stream."""
         return str(self.path.absolute() if self.is_stream() else self.target)
 
     @property
@@ -4070,7 +4070,7 @@ class LocalFile:
         return self.path.read_bytes()
 
     def write(self, data: bytes) -> str:
-        """Replaces the content and returns the absolute path; a stream is appended to.
+        """Writes a file (`numbered`: a new one) or appends to a stream; gives the absolute path.
 
         A file is replaced in one move: after a crash it has the old content or the new one.
         """
@@ -4107,7 +4107,7 @@ class LocalFile:
             folder.mkdir(0o700, exist_ok=True)
 
     def _move_in(self, data: bytes) -> Path:
-        """Writes a temporary file, moves it into place and returns its path."""
+        """Writes a temporary file, moves it to the target and returns the path, maybe numbered."""
         self._make_folder()
         target = self.target
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".security_check-")
@@ -4141,7 +4141,7 @@ def reserve_name(path: Path, number: int = 1) -> Path:
 
 
 def keep_rights(handle: int, old: os.stat_result | None) -> None:
-    """Gives an open file the group and the mode of an old file, and as root also its owner."""
+    """Tries to give an open file the group and mode of an old file, and as root also its owner."""
     if old and os.name == "posix":
         # if setting the old rights is refused, only the owner may read the file
         with contextlib.suppress(PermissionError):
@@ -4238,7 +4238,7 @@ class S3Object:
         return self._get()[0]
 
     def write(self, data: bytes, **condition: str) -> str:
-        """Replaces the content at once and returns the name; AwsCallFailed if a condition fails."""
+        """Replaces the object, returns its name; AwsCallFailed, also if a condition is not met."""
         content_type = mimetypes.guess_type(self.key)[0] or "application/octet-stream"
         with writing(self):
             response = self._ask("PutObject", Body=data, ContentType=content_type, **condition)
@@ -4364,7 +4364,7 @@ def parse_accept_file(text: str, name: str) -> list[Acceptance]:
 
 
 def current_id(id: str) -> str:
-    """The ID or pattern as it is now; version 1 had also a source, or `not-enabled`, in it.
+    """The ID or pattern in today's form: version 1's source or `not-enabled` at its end is cut.
 
     >>> current_id("security-groups/eu-west-1/sg-1/TCP/22/0.0.0.0/0")
     'security-groups/eu-west-1/sg-1/TCP/22'
@@ -4439,7 +4439,7 @@ Decoder = Callable[[Any], Any]  # a function that makes a value from JSON data
 
 @functools.cache
 def decoder(kind: Any) -> Decoder:
-    """The function that makes a value of this type from JSON data, or raises MALFORMED."""
+    """The function that decodes JSON data to this type; on bad data it raises one of MALFORMED."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in DECODERS:
         return DECODERS[kind]
@@ -4464,7 +4464,7 @@ def decode_choice(choices: Any, data: Any) -> Any:
 
 
 def require_type(types: Collection[type], data: Any) -> Any:
-    """The data itself; TypeError if it has none of the types or its number is too large."""
+    """The data itself; TypeError if not of the types or too large, ValueError for bad Unicode."""
     if type(data) not in types or (isinstance(data, (int, float)) and not abs(data) < MAX_NUMBER):
         raise TypeError(f"{data!r} is not of {types}")
     if isinstance(data, str):
@@ -4473,7 +4473,7 @@ def require_type(types: Collection[type], data: Any) -> Any:
 
 
 def json_types(kind: Any) -> tuple[type, ...]:
-    """The types that json.loads makes of values of a type; none for a date, which is text first."""
+    """The types that json.loads makes of a type; none for datetime: in a union, it stays text."""
     if is_dataclass(kind):
         return (dict,)
     return {float: (int, float), datetime: ()}.get(kind, (get_origin(kind) or kind,))
@@ -4606,7 +4606,7 @@ def read_state_file(file: File) -> dict[str, Any]:
 
 
 def state_accounts(data: bytes, file: File) -> dict[str, Any]:
-    """The accounts in the data of a state file, not yet decoded; CannotRun if it is damaged."""
+    """The accounts in state data, undecoded, upgraded from schema 1; CannotRun if unusable."""
     try:
         document = json.loads(data)
         accounts: dict[str, Any] = document["accounts"]
@@ -4661,11 +4661,11 @@ def account_state(accounts: dict[str, Any], account: str, file: File) -> Account
 
 
 def write_state_file(file: File, changes: dict[str, StateChange]) -> None:
-    """Applies changes, by account, to what the file holds; else saves a copy, raises CannotRun."""
+    """Applies changes, by account, to the file; if that fails, saves a copy, raises CannotRun."""
     data = b""
 
     def changed(before: bytes | None) -> bytes:
-        """The new content of the file, from its content before; None if there was no file."""
+        """The file's new content; `before` is its old content, or None if there was none."""
         nonlocal data
         accounts = state_accounts(before, file) if before else {}
         for account, change in changes.items():
@@ -4735,7 +4735,7 @@ def ranked(sheets: Sheets, status: str) -> list[SheetRow]:
 
 
 def tally(rows: Iterable[Row], with_new: bool) -> dict[str, int]:
-    """The number of rows by severity, then New (if `with_new`), ACCEPTED and NOT CHECKED."""
+    """The number of findings by severity, then New (if `with_new`), ACCEPTED and NOT CHECKED."""
     counts: Counter[str] = Counter()
     for row in rows:
         counts.update([row.level, *(["New"] if row.new and row.status == FINDING else [])])
@@ -5035,14 +5035,14 @@ def worst_lines(lines: Iterable[SheetRow], overview: Overview) -> Iterator[Summa
 
 
 def describe_spread(group: Sequence[SheetRow]) -> str:
-    """The number of rows and of their accounts: `41 rules in 23 accounts`."""
+    """The number of rows and accounts, `41 rules in 23 accounts`; a single account is named."""
     accounts = {f"{line.report.account} {line.report.name}".strip() for line in group}
     where = f"{len(accounts):,} accounts" if len(accounts) > 1 else accounts.pop()
     return f"{counted(len(group), group[0].check.row_noun)} in {where}"
 
 
 def gap_lines(overview: Overview, sheets: Sheets) -> Iterator[SummaryLine]:
-    """A line for each account not opened or not written, then for each error of a check."""
+    """A line for each account not opened or with unwritten files, then for each check's errors."""
     for number, report in enumerate(overview.reports, HEADER_ROWS + 1):
         if report.status == NOT_CHECKED or report.file_errors:
             text = f"{report.account} {report.name}: {describe_outcome(report)}".strip()
@@ -5093,7 +5093,7 @@ ANSI = {CRITICAL: "1;31", HIGH: "31", "New": "1", NOT_CHECKED: "7"}  # colour co
 
 
 def terminal_text(overview: Overview, colour: bool = False, quiet: bool = False) -> str:
-    """The text for the terminal; with `quiet` and a state to compare with, news comes first.
+    """The terminal's text; with `quiet` and an earlier state, news first and no section Worst.
 
     The workbook's path is last, so that it can be copied.
     """
@@ -5165,7 +5165,7 @@ def check_table(overview: Overview, sheets: Sheets, colour: bool) -> list[str]:
 
 
 def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
-    """The counts of the first MAX_ACCOUNT_LINES accounts as a table, a line for each."""
+    """A table of the counts of the first MAX_ACCOUNT_LINES accounts; the status if not audited."""
     reports = overview.reports
     lines = [describe_accounts(reports), ""]
     for n, report in enumerate(reports[:MAX_ACCOUNT_LINES]):
@@ -5174,7 +5174,7 @@ def account_table(overview: Overview, _: Sheets, colour: bool) -> list[str]:
         if n == 0:
             lines.append(" " * 33 + number_cells(counts, names=True))
         end = number_cells(counts, colour)
-        if report.status != ACTIVE:  # only the status: `Not checked` tells the reason
+        if report.status != ACTIVE:  # only the status: the section `Not checked` has the reason
             end = f"{report.status:>{len(number_cells(counts))}}"
         lines.append(f"{report.account:12} {fit(report.name, 19)} {end}")
     more = len(reports) - MAX_ACCOUNT_LINES
@@ -5192,7 +5192,7 @@ def number_cells(counts: dict[str, int], colour: bool = False, names: bool = Fal
 
 
 def fold(text: str, indent: str = "  ") -> list[str]:
-    """The text folded to COLUMNS_OF_TERMINAL; lines after the first are indented six times.
+    """The text folded to COLUMNS_OF_TERMINAL; lines after the first begin with 6 * `indent`.
 
     A wide character takes two columns, so it is folded with a placeholder behind it.
     """
@@ -5230,7 +5230,7 @@ REMEDIATION_NOTE = " Remediation: read a command first, what it closes may be in
 MAX_ROWS = 65_536  # rows that a sheet of the .xls format can have
 HEADER_ROWS = 4  # rows above a table: title, note, a thin blank row, header
 FROZEN_COLUMNS = 2  # columns that stay in view: Severity and Status
-MAX_ROW_HEIGHT = 409 * 20  # the highest row of the .xls format, in twentieths of a point
+MAX_ROW_HEIGHT = 409 * 20  # greatest height of a row in the .xls format, in twentieths of a point
 MIN_COLUMN, MAX_LINES_OF_CELL = 6, 20  # least width of a column in digits; most lines of a cell
 # Widths in the units of the .xls format: of a digit, of a digit with some room, of a point.
 DIGIT_UNIT, COLUMN_UNIT, POINT = 256, 270, 48.8
@@ -5344,7 +5344,7 @@ def xls_style(key: str, right: bool = False, date: bool = False, wrap: bool = Tr
 
 
 def to_xls(value: Cell) -> Cell:
-    """The value as an .xls file can hold it: a date in UTC without zone, long text cut off."""
+    """The value as .xls can hold it: date in UTC without zone, text cut off, blank for None."""
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).replace(tzinfo=None)
     if isinstance(value, str):
@@ -5481,7 +5481,7 @@ class SheetWriter:
         self.end_row(height)
 
     def write_cell(self, number: int, cell: StyledCell, column: Column) -> int:
-        """Writes a cell into the row, and returns the number of lines that the cell needs."""
+        """Writes a cell, notes its width and link, and returns how many lines the cell needs."""
         value, name, link = cell
         if link:
             self.links.append((self.next_row, number, link))
@@ -5566,7 +5566,7 @@ class SummaryWriter(SheetWriter):
         self.merged: dict[int, tuple[str, int, int]] = {}  # merged cells by row: text and columns
 
     def write_section(self, title: str, lines: Sequence[SummaryLine]) -> None:
-        """Writes lines under a title; without lines the title ends in `: none`."""
+        """Writes a title, with `: none` if no lines; then lines, with links and short commands."""
         self.next_row += 1
         self.write_row([StyledCell(title if lines else f"{title}: none", "section")])
         for label, text, link, command in lines:
@@ -5662,7 +5662,7 @@ CONSOLES = {  # hosts of the AWS console, by the start of a region; botocore kno
 
 
 def console_link(line: SheetRow, column: str) -> str:
-    """The URL of the AWS console page on the resource that a cell names; blank if none."""
+    """The URL of a cell's resource in the AWS console; blank for root and isolated partitions."""
     report, definition, row, _ = line
     names = {name: str(row.cells.get(name, "")) for name in definition.columns}
     if not names[column] or names[column] == ROOT:
@@ -5712,7 +5712,7 @@ def plain_value(cell: Cell | StyledCell) -> Cell:
 
 
 def account_table_row(report: Report, overview: Overview) -> TableRow:
-    """The cells of an account on the sheet Accounts; a workbook beside the overview is linked."""
+    """The cells of an account on the sheet Accounts; a workbook in the same folder is linked."""
     same_folder = report.workbook and Path(report.workbook).parent == Path(overview.path).parent
     status = FINDING if report.rows(FINDING) else NOT_CHECKED if report.errors() else OK
     status = status if report.status == ACTIVE else report.status
@@ -5803,7 +5803,7 @@ def details_lines(details: dict[str, str], **links: str) -> list[SummaryLine]:
 
 
 def write_check_counts(page: SummaryWriter, overview: Overview, sheets: Sheets) -> None:
-    """Writes a row of counts for each check, below a row for accounts not opened, and a total."""
+    """Writes rows of counts: accounts not opened, if any; each check; a total of an overview."""
     counts = {one: check_tally(overview, one, lines) for one, lines in sheets.items()}
     unopened = Counter(report.status for report in overview.reports if report.error)
     names = ["Check", *next(iter(counts.values()), {NOT_CHECKED: 0})]
@@ -5933,7 +5933,7 @@ def to_csv(table: Table) -> bytes:
 # https://schema.ocsf.io/1.5.0/classes/compliance_finding
 
 OCSF_VERSION, OCSF_CLASS = "1.5.0", 2003
-OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # a blank one is 0, Unknown
+OCSF_SEVERITIES = {CRITICAL: 5, HIGH: 4, MEDIUM: 3, LOW: 2, "": 0}  # blank severity is 0, Unknown
 OCSF_STATUSES = {"New": (1, 1), "In Progress": (2, 2), "Suppressed": (3, 2), "Resolved": (4, 3)}
 OCSF_ACTIVITIES = {1: "Create", 2: "Update", 3: "Close"}
 OCSF_COMPLIANCE = {1: "Pass", 2: "Warning", 3: "Fail"}  # NOT CHECKED is a Warning in OCSF
@@ -6070,7 +6070,7 @@ def print_result(text: str) -> None:
 
 
 def print_line(text: str, stream: TextIO) -> None:
-    """Prints text and flushes; a letter that the encoding lacks becomes a question mark."""
+    """Prints and flushes text, with ? for what the encoding lacks; an error mutes the stream."""
     encoding = stream.encoding or "utf-8"
     try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
@@ -6117,7 +6117,7 @@ def log_calls(wanted: bool) -> None:
 
 # --- arguments ------------------------------------------------------------------------
 
-DEFAULT_ROLE = "security-check"  # name of the role to assume in other accounts without --role
+DEFAULT_ROLE = "security-check"  # name of the role to assume in other accounts, if no --role
 EPILOG = """\
 (*) takes several, and may be repeated. @FILE is a file of options.
 
@@ -6164,7 +6164,7 @@ NOT_TOGETHER = {
 
 
 def path_type(*own: str) -> Callable[[str], str]:
-    """A type for argparse: a file name not promising a format outside `own`; if empty, a folder.
+    """A type for argparse: a folder, or a file whose ending, if one of FORMATS, is in `own`.
 
     A folder if `own` is empty. The name is here or in S3. Endings outside FORMATS are allowed
     too; the name `-`, standard output, only if it is in `own`.
@@ -6358,7 +6358,7 @@ def assume_role(caller: Account, role: str, number: str, external_id: str | None
 def role_session(
     caller: Account, role: str, number: str, external_id: str | None
 ) -> tuple[boto3.Session, str]:
-    """A session with a role in another account, renewed before it expires; the session's ARN."""
+    """A read-only session with a role in another account, renewed in time; the session's ARN."""
     from botocore.credentials import RefreshableCredentials
 
     partition, who = caller.arn.split(":")[1], re.split("[/:]", caller.arn)[-1]
@@ -6420,7 +6420,7 @@ class Run:
 
     @property
     def multi_account(self) -> bool:
-        """Whether the run is over several accounts, and so ends in an overview."""
+        """Whether there is an overview: --organization, --merge, several accounts or profiles."""
         options = self.options
         named = max(len(set(options.account)), len(set(options.profile)))
         return bool(options.organization or options.merge) or named > 1
@@ -6484,7 +6484,7 @@ class Run:
             warn(f"{folder} also has {in_words(old)} of an earlier run")
 
     def acceptances(self, account: str) -> list[Acceptance]:
-        """All lines of the accept file whose name, with {account} filled in, is this account's."""
+        """All lines of an account's accept file, whose name may have {account}; read once."""
         if not self.options.accept:
             return []
         file = self.file(self.options.accept, account)
@@ -6583,7 +6583,7 @@ def csv_name(folder: str, title: str) -> str:
 
 
 def check_before_start(run: Run) -> None:
-    """Raises CannotRun if a file of an option is shared or unusable, before accounts are opened.
+    """Raises CannotRun if two options name one file or a file is unusable, before the audit.
 
     Files in S3 come last: for them AWS is called.
     """
@@ -6682,7 +6682,7 @@ def account_job(caller: Account, options: argparse.Namespace, about: dict[str, A
 
 
 def organization_jobs(run: Run, caller: Account) -> list[AccountJob]:
-    """The jobs for the organization's accounts, or for --account; also for those that left it.
+    """The jobs for --account (an error if not listed), or for all accounts and those that left.
 
     Accounts that the state knows and that are not listed any more have left the organization.
     """
@@ -6815,7 +6815,7 @@ def unaudited_report(run: Run, job: AccountJob, error: AwsError | None) -> Repor
 
 
 def note_lost_account(run: Run, job: AccountJob) -> AwsError | None:
-    """Notes in the state that an account left or closed; an error if that is new, with findings."""
+    """Notes for the state that an account left or closed; an error if it is news, with findings."""
     state = run.state(job.account)
     if job.error or job.account_status == ACTIVE or not state:
         return None
@@ -6881,7 +6881,7 @@ def not_merged_report(report: Report, why: str) -> Report:
 
 
 def reject_stale(run: Run, report: Report) -> Report:
-    """The report if it is of this run, else an error: an old one must not hide a failed audit."""
+    """The report; if too old to be of this run, or of the future, one with an error instead."""
     if report.started > run.started + CLOCK_TOLERANCE:
         return not_merged_report(report, f"is of {report.started:%Y-%m-%d %H:%M}, in the future")
     if run.started - report.started > MAX_RUN_DURATION:
