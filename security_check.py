@@ -367,7 +367,7 @@ class Row:
 
     @property
     def status(self) -> str:
-        """The status of the row: OK, FINDING, NOT CHECKED or ACCEPTED."""
+        """The status: ACCEPTED while an acceptance holds, else NOT CHECKED, FINDING or OK."""
         if self.acceptance and not self.acceptance_ended:
             return ACCEPTED
         return NOT_CHECKED if self.error else FINDING if self.severity else OK
@@ -1315,7 +1315,7 @@ def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
 
 
 def most_exposed(rules: Rules, ports: PortRange) -> tuple[Exposure, PortRange, Rules]:
-    """The exposure of the rule for `ports`, which ports have it, and other rules adding to it.
+    """The greatest exposure of a rule, alone or with others; the ports that have it; the others.
 
     Other rules may add to it for some of its ports only; the greatest exposure is returned.
     """
@@ -3309,7 +3309,7 @@ class Account:
             return self.clients[service, region]
 
     def close(self) -> None:
-        """Closes the connections; no thread makes another call after this."""
+        """Closes the connections; a call that a thread still makes fails with the error Closed."""
         with self.lock:
             self.fatal_error = AwsError("Closed")
             for client in self.clients.values():
@@ -3755,7 +3755,7 @@ def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = Fa
 
 
 def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], today: str) -> Row:
-    """The finding in place of `vanished` ones, with their first day; WORSE if not only renamed.
+    """The finding in place of `vanished` ones, with their first day: WORSE, unless just renamed.
 
     For example, ports 22-30 replace 22; of a renamed user only the name differs.
     """
@@ -3934,7 +3934,7 @@ def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
 
 
 def merge_statuses(reports: Iterable[Report]) -> dict[str, ControlStatus]:
-    """The worst status of each control over all accounts, unopened ones too; numbers are added."""
+    """The worst status of each control over active accounts, unopened too; numbers are added."""
     audited = [one for one in reports if one.account_status == ACTIVE]
     merged = {}
     for name in (name for definition in CHECKS for name in definition.controls):
@@ -4217,7 +4217,7 @@ class S3Object:
         return str(self)
 
     def ensure_writable(self) -> None:
-        """Raises CannotRun if the object cannot be written: tries a PUT that must not succeed.
+        """Raises CannotRun if the object cannot be written: a PUT beside it must be refused.
 
         S3 refuses it for another reason if the bucket is missing or writing is not allowed.
         """
@@ -5586,7 +5586,7 @@ class SummaryWriter(SheetWriter):
         """Writes text into merged columns and ends the row; `close` fits the height."""
         row = self.next_row
         self.sheet.write_merge(row, row, first, last, to_xls(text), xls_style(style))
-        if style != "code":  # a row with a command has one line, so `close` need not fit it
+        if style != "code":  # a command is one line high: its row need not be fitted
             self.merged[row] = text, first, last
         self.end_row(CODE_HEIGHT if style == "code" else LINE_HEIGHT)
 
@@ -6070,7 +6070,7 @@ def print_result(text: str) -> None:
 
 
 def print_line(text: str, stream: TextIO) -> None:
-    """Prints and flushes text, with ? for what the encoding lacks; an error mutes the stream."""
+    """Prints and flushes text, ? for what the encoding lacks; an OSError mutes the stream first."""
     encoding = stream.encoding or "utf-8"
     try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
@@ -6859,7 +6859,7 @@ def audit_all(run: Run, jobs: list[AccountJob], progress: Progress) -> list[Repo
 
 # --- merging reports ------------------------------------------------------------------
 
-MAX_RUN_DURATION = timedelta(hours=12)  # an older report is of an earlier run, so it is rejected
+MAX_RUN_DURATION = timedelta(hours=12)  # a report that began longer ago is of an earlier run
 CLOCK_TOLERANCE = timedelta(minutes=10)  # the most by which clocks of two machines differ
 MERGE_THREADS = 32  # number of reports that are read at once: S3 takes a while for each
 
@@ -7009,7 +7009,7 @@ def run_program(argv: Sequence[str] | None) -> Outcome:
 
 
 def make_overview(run: Run, selection: Selection, reports: list[Report], began: float) -> Overview:
-    """The overview of a run's reports, whether made or merged, sorted with the worst first."""
+    """The overview of reports, worst first, without rows that belong to another audited account."""
     overview = Overview(
         reports=sorted(drop_repeated_rows(reports), key=Report.sort_key),
         started=run.started,
