@@ -1329,10 +1329,9 @@ def most_exposed(rules: Rules, ports: PortRange) -> tuple[Exposure, PortRange, R
 
 
 def exposure_rank(found: tuple[Exposure, PortRange, Rules]) -> tuple[Any, ...]:
-    """The sort key of exposures, the worst last: the whole Internet, then the worst ports."""
+    """The sort key, the worst last: the whole Internet by ports, else by size, then by ports."""
     (whole, *_, levels), ports, _ = found
     severity = -SEVERITIES.index(port_severity(ports))
-    # for a part of the Internet, its size ranks before the ports
     return whole, severity if whole else 0, levels, severity
 
 
@@ -1357,7 +1356,7 @@ def read_sources(aws: Account, region: str, names: Iterable[str]) -> Sources:
 
 
 def open_rules(aws: Account, region: str, group: dict[str, Any]) -> Iterator[OpenRule]:
-    """The rules of a group that are open to the Internet, or that have an unread prefix list."""
+    """The rules by port range that, alone or together, are open, or have an unread prefix list."""
     names: dict[PortRange, list[str]] = defaultdict(list)
     for rule in group["IpPermissions"]:
         for kind, name in SOURCE_FIELDS.items():
@@ -1525,7 +1524,7 @@ def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
 
 
 def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
-    """The use of one group and what blocks it; NOT CHECKED where AWS gave no answer."""
+    """The use of a group and what blocks traffic to it; NOT CHECKED where AWS gave no answer."""
     if isinstance(usage.interfaces, AwsError):
         return GroupUsage(NOT_CHECKED, NOT_CHECKED)
     if not (vpc := group.get("VpcId")):
@@ -2314,7 +2313,7 @@ def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
 
 
 def shown_trails(found: Sequence[Trail], records: Recording) -> list[Trail]:
-    """The trails to show: one that records as much as all, else all that record, else the best."""
+    """The trails to show: one recording as much as all, else all that surely do, else the best."""
     by_rank = sorted(found, key=Trail.rank)
     certain = [trail for trail in by_rank if trail.certain_recordings()]
     alone = [trail for trail in certain if trail.records == records]
@@ -3740,7 +3739,7 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
 
 
 def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = False) -> Row:
-    """The row of a known finding with its first day, and whether it is new, worse or better."""
+    """The row with its first day; new if that is today, else worse (or uncovered) or better."""
     change, was = "", before.result
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
     if uncovered or is_worse(row, before.severity, before.control, before.extent):
@@ -3755,7 +3754,7 @@ def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = Fa
 
 
 def moved_row(result: CheckResult, row: Row, vanished: dict[str, KnownFinding], today: str) -> Row:
-    """The finding in place of `vanished` ones, with their first day: WORSE, unless just renamed.
+    """The finding in place of `vanished` ones, with their first day: WORSE; if renamed, compared.
 
     For example, ports 22-30 replace 22; of a renamed user only the name differs.
     """
@@ -4724,7 +4723,7 @@ def rows_by_check(reports: Iterable[Report], with_ok: bool = True) -> Sheets:
 
 
 def seriousness_key(row: Row) -> tuple[int, int]:
-    """The sort key of a row, smaller if more serious: by level, then by the highest priority."""
+    """The sort key of a row, smaller if more serious: by level, then by the greatest priority."""
     return ROW_ORDER.index(row.level), -row.priority
 
 
@@ -6164,10 +6163,10 @@ NOT_TOGETHER = {
 
 
 def path_type(*own: str) -> Callable[[str], str]:
-    """A type for argparse: a folder, or a file whose ending, if one of FORMATS, is in `own`.
+    """A type for argparse: a file, not of a format outside `own`; a folder if `own` is empty.
 
-    A folder if `own` is empty. The name is here or in S3. Endings outside FORMATS are allowed
-    too; the name `-`, standard output, only if it is in `own`.
+    The name is here or in S3. Endings outside FORMATS are allowed too; the name `-`, standard
+    output, only if it is in `own`.
     """
 
     def parse(text: str) -> str:
@@ -6806,7 +6805,7 @@ def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
 
 
 def unaudited_report(run: Run, job: AccountJob, error: AwsError | None) -> Report:
-    """The report of an account that was not audited, with history, acceptance, and any error."""
+    """The report of an account not audited: its history, and any error with its acceptance."""
     report, history = job.report(run.started, error), list[HistoryEntry]()
     with contextlib.suppress(CannotRun):  # the history is empty if the state cannot be read
         history += (run.state(job.account) or AccountState()).history
@@ -6874,7 +6873,7 @@ def read_report_file(file: File, keep_ok_rows: bool) -> list[Report]:
 
 def not_merged_report(report: Report, why: str) -> Report:
     """Warns why a report cannot be merged; returns it with that error and its history, no rows."""
-    named = report.name in why  # an error that names its file already: the name is not repeated
+    named = report.name in why  # then the warning does not repeat the name of the file
     warn(f"{report.account} {why}".strip() if named else f"{report.account or report.name} {why}")
     error = AwsError("NotMerged", detail=why)
     return Report(report.account, report.started, report.name, error=error, history=report.history)
