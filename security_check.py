@@ -532,7 +532,7 @@ class CheckResult:
     complete: bool = True  # False if options limited the check's regions
     evaluated: int = 0  # number of resources looked at; of rows, if the check counts no resources
 
-    # the next fields are for diff_with_state and evaluate_control, not for the JSON report
+    # these fields of a result are for diff_with_state and evaluate_control, not for JSON
     regions: Collection[str] = field(default=(), compare=False)  # regions that were looked at
     failed_targets: Collection[str] = field(default=(), compare=False)
     targets_complete: bool = field(default=True, compare=False)  # False if targets were not listed
@@ -738,7 +738,7 @@ class Overview:
         return max(report.exit_code() for report in self.reports) if audited else 3
 
     def needs_attention(self) -> bool:
-        """Whether a person should look at any of the accounts."""
+        """Whether any account has errors, ended acceptances, or new or worse findings."""
         return any(report.needs_attention() for report in self.reports)
 
 
@@ -1921,7 +1921,7 @@ def check_mfa(aws: Account, user: str) -> Rows:
 
 
 def user_mfa_row(aws: Account, user: str, mfa: bool, password: bool | None) -> Row:
-    """The row of an IAM user: OK with an MFA device, a Medium finding without."""
+    """The row of an IAM user, by MFA alone: OK or Medium; `password` is None if unread."""
     about = users_by_name(aws).get(user, {})
     last = about.get("PasswordLastUsed", "never" if password else "")
     # UserId is the ID of the user, which a renaming does not change
@@ -2770,7 +2770,7 @@ READ_OPERATIONS = {"CreateSession"}
 
 @functools.cache
 def read_only_loader(data_path: str | None, writes: tuple[str, ...]) -> Any:
-    """A loader of botocore whose descriptions of AWS's services lack the operations that write.
+    """A loader of botocore whose descriptions of services lack all writes but those in `writes`.
 
     So our clients have no method that writes. Sessions with the same permitted writes share
     the loader: descriptions are read once for all accounts, because that is slow.
@@ -2839,7 +2839,7 @@ def client_config() -> Any:
 
 
 def core_session(profile: str | None) -> Any:
-    """A session of botocore with the configuration that the AWS CLI would use."""
+    """A session of botocore for a profile; as in the AWS CLI, AWS_REGION sets the region."""
     import botocore.session
 
     core: Any = botocore.session.Session(profile=profile)
@@ -3266,7 +3266,7 @@ class Account:
         sent = [time.monotonic()]  # times of submission (no thread may be free) and of each attempt
 
         def run() -> T:
-            """The result of `send`; each of its attempts adds the time of sending to `sent`."""
+            """The result of `send`; note_start adds the time of each attempt to `sent`."""
             IN_CALL.sent = sent
             return send()
 
@@ -3318,9 +3318,10 @@ class Account:
             self.callers.shutdown(wait=False)
 
     def _on_attempt(self, region: str, pace: Pace, **event: Any) -> float | bool | None:
-        """The seconds to wait before another attempt, False for none, None if botocore decides.
+        """The seconds before another attempt, False for none, None to leave it to botocore.
 
-        The pace learns from the attempt. A time-out is raised if no other attempt is to be made.
+        The pace learns from the attempt. A malformed answer is asked for again after a pause, and
+        credentials refused at first are renewed. A time-out is raised if no attempt is to follow.
         """
         from botocore.retries import standard
 
@@ -3739,7 +3740,7 @@ def apply_state(result: CheckResult, state: AccountState, today: str) -> CheckRe
 
 
 def changed_row(row: Row, before: KnownFinding, today: str, first_run: bool = False) -> Row:
-    """The row with its first day; new if that is today, else worse (or uncovered) or better."""
+    """The row with its first day: worse (or no longer accepted), else new today, else better."""
     change, was = "", before.result
     uncovered = before.accepted and row.status == FINDING and not row.acceptance_ended
     if uncovered or is_worse(row, before.severity, before.control, before.extent):
@@ -4378,7 +4379,7 @@ def current_id(id: str) -> str:
 
 REPORT_SCHEMA = 5
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
-MAX_NUMBER = 10**15  # smaller numbers are exact in all readers of JSON and in the .xls format
+MAX_NUMBER = 10**15  # numbers from here on are refused: not exact in all readers, nor .xls
 
 
 def encode(value: Any) -> Any:
@@ -4463,7 +4464,7 @@ def decode_choice(choices: Any, data: Any) -> Any:
 
 
 def require_type(types: Collection[type], data: Any) -> Any:
-    """The data itself; TypeError if not of the types or too large, ValueError for bad Unicode."""
+    """The data itself; TypeError for another type or a huge number, ValueError for bad Unicode."""
     if type(data) not in types or (isinstance(data, (int, float)) and not abs(data) < MAX_NUMBER):
         raise TypeError(f"{data!r} is not of {types}")
     if isinstance(data, str):
@@ -4760,7 +4761,7 @@ def describe_result(row: Row) -> str:
 
 
 def describe_change(row: Row) -> str:
-    """The text ` (was: ...)` for a finding that is worse or better; else blank."""
+    """The text ` (was: ...)` with the last run's sentence, if worse or better; else blank."""
     return f" (was: {row.was})" if row.was and row.status == FINDING else ""
 
 
@@ -5243,7 +5244,7 @@ LETTER_WIDTHS = {
 DATE_WIDTH = 10  # the width of a date such as 2030-12-31, in digits
 PAGE_WIDTH_PT = 785  # points between the margins of a landscape A4 page, less a little
 MIN_SCALE = 70  # the least scale of a print in per cent: letters of 10 points get 7 points
-SUMMARY_LAST_COLUMN = 12  # last column of the Summary: it is as wide as a portrait page
+SUMMARY_LAST_COLUMN = 12  # last column of the Summary, which is one portrait page wide
 SUMMARY_GAPS, SUMMARY_WORST = 2, 10  # lines of gaps and of findings that fit the first screen
 COMMAND_LETTERS = 105  # most letters of a command that fit one line of the Summary, in small type
 
@@ -6170,7 +6171,7 @@ def path_type(*own: str) -> Callable[[str], str]:
     """
 
     def parse(text: str) -> str:
-        """The text, if it may be a name; argparse prints the error if it may not."""
+        """The text, if it may name such a file or folder: fields, ending and `-` are checked."""
         path, match = Path(text), S3_NAME.fullmatch(text)
         ending = (path.suffix or f".{path.name}").lower()
         no_name = not text or "\0" in text or (text[:3].lower() == "s3:" and not match)
@@ -6546,7 +6547,7 @@ class Run:
         return failures
 
     def with_question(self, report: Report) -> Report:
-        """The report with its question completed: the accounts and limits that options name."""
+        """The report with its question completed by options: accounts, regions and --fail-on."""
         options, question = self.options, report.question
         if not question:
             return report
@@ -6965,7 +6966,7 @@ def missing_report(run: Run, job: AccountJob) -> Report:
 
 
 def merged_overview(overview: Overview) -> Overview:
-    """The overview of merged reports, with the time from the first start to the last end."""
+    """The overview of merged reports: start, end, auditors and comparison come from the reports."""
     audited = [report for report in overview.reports if report.auditor_arn or report.results]
     began = min((report.started for report in audited), default=overview.started)
     ends = (report.started + timedelta(seconds=report.seconds) for report in audited)
@@ -7133,7 +7134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def event_arguments(event: object) -> list[str]:
-    """The arguments in an event of AWS Lambda; raises CannotRun if they are not a list of text."""
+    """The arguments in an event of AWS Lambda; CannotRun if missing or not a list of text."""
     arguments = event.get("arguments") if isinstance(event, dict) else None
     if isinstance(arguments, list) and all(isinstance(one, str) for one in arguments):
         return arguments
@@ -7149,7 +7150,7 @@ def lambda_handler(event: dict[str, Any], context: object) -> dict[str, Any]:  #
     """
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # AWS Lambda lets a function write only under /tmp
+        os.chdir(folder)  # for relative names: AWS Lambda lets us write only under /tmp
         try:
             outcome = run_program(event_arguments(event))
         except SystemExit:
