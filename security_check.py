@@ -2305,8 +2305,9 @@ def region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
 
 
 def unread_region_row(aws: Account, region: str, found: Sequence[Trail]) -> Row:
-    """The row NOT CHECKED of a region, with the error of the best trail that was not fully read."""
-    unread = min((trail for trail in found if trail.error), key=Trail.rank)
+    """The row NOT CHECKED of a region, with the error of the best unread trail that may record."""
+    may_record = (trail for trail in found if trail.error and not trail.problems())
+    unread = min(may_record, key=Trail.rank)
     undecided = ControlFinding("CloudTrail.1", aws.number, NOT_CHECKED)
     cells = trail_cells(region, [unread])
     return Row(region, "", cells, error=unread.error, control_findings=(undecided,))

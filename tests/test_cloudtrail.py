@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ from making import finding, fine, not_checked, run_check, seen
 
 from security_check import (
     AwsCallFailed,
+    AwsError,
     check_cloudtrail,
     describe_recording,
     evaluate_trail,
     recorded_together,
+    region_row,
     selector_recordings,
     trail_flaws,
 )
@@ -356,3 +359,15 @@ def test_denied_everywhere(aws: Canned) -> None:
         aws.refuse("cloudtrail", "DescribeTrails", "AccessDeniedException", region)
     with pytest.raises(AwsCallFailed, match="AccessDeniedException"):
         list(check_cloudtrail(aws, REGION))
+
+
+def test_a_region_that_is_not_checked_shows_the_trail_that_may_record_it(aws: Canned) -> None:
+    error = AwsError("AccessDenied", "cloudtrail", "GetEventSelectors")
+    without_kms = {"EventSelectors": [{
+        "ReadWriteType": "All", "IncludeManagementEvents": True,
+        "ExcludeManagementEventSources": ["kms.amazonaws.com"],
+    }]}  # fmt: skip
+    stopped = evaluate_trail(trail("stopped"), {"IsLogging": False}, None, error)
+    works = evaluate_trail(trail("works"), None, without_kms, replace(error, code="Throttling"))
+    row = region_row(aws, REGION, [stopped, works])
+    assert (row.cells["Trail"], str(row.error)[:10]) == ("works", "Throttling")
