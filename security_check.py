@@ -410,7 +410,7 @@ class TargetKind(NamedTuple):
     noun: str  # plural noun for the targets in messages, such as `users`
     names: Callable[[Account], Iterable[str]]
     regional: bool = False  # True if --region limits these targets: they are regions, or <account>
-    arn: Callable[[Account, str], str] | None = None  # a target's ARN, if Check.arn cannot tell it
+    arn: Callable[[Account, str], str] | None = None  # makes a target's ARN, if Check.arn cannot
 
 
 @dataclass(frozen=True, eq=False)
@@ -653,14 +653,14 @@ class Report:
         return [row for row in found if not status or row.status == status]
 
     def errors(self) -> list[AwsError]:
-        """The errors that make the report incomplete, also of files; accepted ones are left out."""
+        """The errors that make the report incomplete, also in writing files; not accepted ones."""
         own = [self.error] if self.error and not self.error_acceptance else []
         files = [AwsError("NotWritten", detail=why) for why in self.file_errors]
         return [*own, *files, *(row.error for row in self.rows(NOT_CHECKED) if row.error)]
 
     @property
     def status(self) -> str:
-        """NOT CHECKED or ACCEPTED if the account could not be opened, else its account_status."""
+        """NOT CHECKED or ACCEPTED if the account was not opened, else its organization status."""
         if self.error:
             return ACCEPTED if self.error_acceptance else NOT_CHECKED
         return self.account_status
@@ -1257,7 +1257,7 @@ class OpenRule(NamedTuple):
     ports: PortRange
     sources: Sources
     exposure: Exposure
-    reached: PortRange  # ports so exposed: all of the rule, or a part to which other rules add
+    reached: PortRange  # ports with the exposure: all, or a part that other rules widen
     partners: dict[PortRange, list[str]]  # CIDRs of other rules that add to the exposure
 
 
@@ -1303,7 +1303,7 @@ Rules = dict[PortRange, list[str]]  # CIDRs of a group's inbound rules, by port 
 
 
 def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
-    """The exposure of the rules together, and the widest of them that suffice to make it."""
+    """The fewest of the widest rules that reach as far as all together, after their exposure."""
     together = exposure(*rules.values())
     widest = sorted(rules, key=lambda ports: -max(share_of(rules[ports], v) for v in (4, 6)))
     for number in range(1, len(rules) + 1) if together.versions else ():
@@ -1315,7 +1315,7 @@ def exposed_together(rules: Rules) -> tuple[Exposure, Rules]:
 
 
 def most_exposed(rules: Rules, ports: PortRange) -> tuple[Exposure, PortRange, Rules]:
-    """The greatest exposure of a rule, alone or with others; the ports that have it; the others.
+    """The greatest exposure of the rule of `ports`, alone or with others; its ports; the others.
 
     Other rules may add to it for some of its ports only; the greatest exposure is returned.
     """
@@ -1524,7 +1524,7 @@ def read_usage(aws: Account, region: str, group_ids: set[str]) -> Usage:
 
 
 def usage_of(group: dict[str, Any], usage: Usage) -> GroupUsage:
-    """The use of a group and what blocks traffic to it; NOT CHECKED where AWS gave no answer."""
+    """The use of a group; if VPC block public access stops traffic to it; NOT CHECKED if unread."""
     if isinstance(usage.interfaces, AwsError):
         return GroupUsage(NOT_CHECKED, NOT_CHECKED)
     if not (vpc := group.get("VpcId")):
@@ -1658,7 +1658,7 @@ def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
 
 
 def open_to(rule: OpenRule) -> str:
-    """The text of the column Open to, such as `0.0.0.0/0, ::/0 (pl-1)`."""
+    """The text of the column Open to: the open CIDRs, then prefix lists that the exposure needs."""
     lists = ", ".join(lists_in(rule))
     return ", ".join(rule.exposure.open_to) + (f" ({lists})" if lists else "")
 
@@ -2272,7 +2272,7 @@ def account_rows(aws: Account) -> Iterator[Row]:
 
 
 def describe_trail(trail: Trail) -> str:
-    """The reason why a trail does not record everything, such as `main records read only`."""
+    """Why a trail does not record everything: `main is stopped` or `main records read only`."""
     stopped, records = trail.logging is False, f"records {describe_recording(trail.records)}"
     return f"{trail.description['Name']} {'is stopped' if stopped else records}"
 
@@ -2341,7 +2341,7 @@ def start_trail(aws: Account, found: Sequence[Trail]) -> Remediation:
 
 
 def complete_trail(aws: Account, shown: Sequence[Trail], left_out: set[str]) -> Remediation:
-    """The command to record global services if only they are left out, else a task by hand."""
+    """The command to record global services, if only they are left out of this account's trail."""
     first = shown[0]
     if left_out != {GLOBAL_SERVICES} or first.owner != aws.number:
         return trail_by_hand(aws, shown)
@@ -2579,7 +2579,7 @@ def grant_cells(aws: Account, bucket: str) -> dict[str, Cell]:
 
 
 def grant_rows(aws: Account, bucket: str, grant: dict[str, Any]) -> Iterator[Row]:
-    """The rows of a grant: OK, or a finding; also NOT CHECKED if an access block cannot be read."""
+    """The rows of an ACL grant: OK if no control fails, else a finding, maybe also NOT CHECKED."""
     grantee, permission = grant["Grantee"], grant["Permission"]
     owner, uri = bucket_acl(aws, bucket)["Owner"]["ID"], grantee.get("URI", "")
     id, name = grantee_names(grantee, owner)
@@ -2678,7 +2678,7 @@ MAX_FAILURES = 3  # time-outs or throttlings in a row, then a call is not made a
 # Calls that are for another account or file each time: a failure says nothing of the next one
 NEVER_GIVEN_UP = {"AssumeRole", "GetObject", "PutObject"}
 CONNECTIONS = 32  # connections of a client: as many as a check has threads
-CALLERS = 128  # threads for calls: of a check, of all prefetch calls, and some for slow calls
+CALLERS = 128  # threads of the pool for calls: of a check, of prefetching, and for slow calls
 
 # A pace for a throttled client, in seconds between calls. AWS's limits for IAM and EC2 are
 # about 20 calls a second. Slower by a fifth after each volley of refusals, faster by half a
@@ -3005,7 +3005,7 @@ def check_body(
     page = WEB_PAGE.match(body)
     if not page and not is_cut_off(body, response_dict["headers"]):
         return
-    if response_dict["status_code"] < 500:  # AWS's load balancer may send a web page with 5xx
+    if response_dict["status_code"] < 500:  # with 5xx it may be of AWS's load balancer
         code = "NotAws" if page else "MalformedResponse"
         customized_response_dict["Error"] = {"Code": code, "Message": ""}
         response_dict["status_code"] = 503
@@ -3925,7 +3925,7 @@ def evaluate_control(result: CheckResult, name: str) -> ControlStatus:
 
 
 def is_target_lost(definition: Check, row: Row, scope: str) -> bool:
-    """Whether a row says that a whole target is unread, so controls of this scope are undecided.
+    """Whether a row says a whole target is unread: the target `scope`, or if blank, any other.
 
     A row that is NOT CHECKED for another reason names the controls that it is about.
     """
@@ -4809,7 +4809,7 @@ def needed_permission(error: AwsError | None) -> str:
 
 
 def headline(overview: Overview) -> str:
-    """A line with the number of findings, the number of NOT CHECKED, and the audit's limits."""
+    """A line: findings (new, worse, resolved, with --state), NOT CHECKED, accepted gaps, limits."""
     reports = overview.reports
     found = [row for report in reports for row in report.rows(FINDING)]
     findings = counted(len(found), "finding")
@@ -6786,7 +6786,7 @@ def cannot_open(error: AwsError) -> str:
 
 
 def audit_safely(run: Run, job: AccountJob, progress: Progress) -> Report:
-    """Audits an account; if there are several, a failure is not raised but is in the report.
+    """Audits an account and writes its files; if there are several, a failure is put in the report.
 
     The failure of a single account is raised, unless a call failed and --json can say so.
     """
@@ -6957,7 +6957,7 @@ def merge_reports(run: Run, jobs: list[AccountJob]) -> list[Report]:
 
 
 def missing_report(run: Run, job: AccountJob) -> Report:
-    """A report for an account that --merge has none for; with an error if one was expected."""
+    """A report for an account without one in --merge; notes in the state that it left or closed."""
     if job.account_status == ACTIVE and not job.error:
         return unaudited_report(run, job, AwsError("NoReport", detail="of this run"))
     try:
