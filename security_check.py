@@ -24,9 +24,9 @@ it, and of these only what they offer (tests/test_structure.py holds the file to
     aws           the only code that calls AWS
                   offers: LIMITS_USED_UP, READ_POLICY, CALL_LOG, SIGN_IN, sign_in, new_session,
                     describe_failure, Account, Account.ask, Account.fetch, Account.close,
-                    Account.number, Account.session, Account.now, Account.only_regions,
-                    Account.excluded_regions, Account.max_key_age, Account.fatal_error,
-                    Account.cache
+                    Account.number, Account.partition, Account.session, Account.now,
+                    Account.only_regions, Account.excluded_regions, Account.max_key_age,
+                    Account.fatal_error, Account.cache
     audit         runs the checks on one account, compares with the state, applies acceptances
                   offers: AuditInput, audit, print_traceback, to_aws_error, rank_of, StateChange,
                     apply_change, merge_history, merge_statuses, drop_ok_rows,
@@ -451,7 +451,7 @@ class Check:
         if self.targets.arn:
             return replace(row, arn=self.targets.arn(aws, row.target))
         names = {name: str(row.cells.get(name) or "") for name in self.columns}
-        names |= {"account": aws.number, "partition": aws.arn.split(":")[1]}
+        names |= {"account": aws.number, "partition": aws.partition}
         known = all(names[name] for name in template_fields(self.arn))
         return replace(row, arn=self.arn.format_map(names) if known else "")
 
@@ -903,7 +903,7 @@ def users(aws: Account) -> Iterator[str]:
 
 def user_arn(aws: Account, user: str) -> str:
     """The ARN of an IAM user, with its path, or of root; blank if there is no such user."""
-    root = f"arn:{aws.arn.split(':')[1]}:iam::{aws.number}:root"
+    root = f"arn:{aws.partition}:iam::{aws.number}:root"
     return root if user == ROOT else str(users_by_name(aws).get(user, {}).get("Arn", ""))
 
 
@@ -1649,10 +1649,10 @@ def rule_facts(rule: OpenRule, usage: Usage) -> dict[str, Fact]:
 
 def foreign_rule_row(aws: Account, row: Row, rule: OpenRule) -> Row:
     """The row as the finding that a rule in another account's group is open: always Low."""
-    owner, partition = owner_of(aws, rule.group), aws.arn.split(":")[1]
+    owner = owner_of(aws, rule.group)
     message = describe_rule(rule, f"; account {owner} owns the group")
     fix = Remediation(manual=f"account {owner} must close it")
-    arn = f"arn:{partition}:ec2:{row.target}:{owner}:security-group/{rule.group['GroupId']}"
+    arn = f"arn:{aws.partition}:ec2:{row.target}:{owner}:security-group/{rule.group['GroupId']}"
     kind = f"{row.kind}, by another account"
     return replace(row, message=message, severity=LOW, remediation=fix, kind=kind, arn=arn)
 
@@ -3196,6 +3196,11 @@ class Account:
     def home_region(self) -> str:
         """The region for global services: the configured one, else one of --region's partition."""
         return self.session.region_name or default_region(self.session, self.only_regions)
+
+    @property
+    def partition(self) -> str:
+        """The AWS partition of the account, such as aws-cn, which is a part of every ARN."""
+        return self.arn.split(":")[1]
 
     def ask(
         self, service: str, operation: str, region: str = "",
@@ -6362,9 +6367,9 @@ def role_session(
     """A read-only session with a role in another account, renewed in time; the session's ARN."""
     from botocore.credentials import RefreshableCredentials
 
-    partition, who = caller.arn.split(":")[1], re.split("[/:]", caller.arn)[-1]
+    who = re.split("[/:]", caller.arn)[-1]
     name = re.sub(r"[^A-Za-z0-9_+=,.@-]", "-", f"security-check-{who}")[:64]
-    wanted = f"arn:{partition}:iam::{number}:role/{role.lstrip('/')}"
+    wanted = f"arn:{caller.partition}:iam::{number}:role/{role.lstrip('/')}"
     params = {"RoleArn": wanted, "RoleSessionName": name}
     params["Policy"] = json.dumps(READ_POLICY, separators=(",", ":"))
     params |= {"ExternalId": external_id} if external_id else {}
