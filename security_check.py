@@ -967,9 +967,10 @@ def check_ec2_classic(aws: Account, region: str) -> Rows:
         evaluated += len(reservation["Instances"])
         for instance in filter(is_classic, reservation["Instances"]):
             id, state = instance["InstanceId"], instance["State"]["Name"]
-            cells: dict[str, Cell] = {"Region": region, "Instance ID": id}
-            cells |= {"Name": name_tag(instance), "State": state}
-            cells |= {"Launched": instance["LaunchTime"]}
+            cells: dict[str, Cell] = {
+                "Region": region, "Instance ID": id, "Name": name_tag(instance),
+                "State": state, "Launched": instance["LaunchTime"],
+            }  # fmt: skip
             yield Row(
                 region, id, cells, Message(f"is {state} outside a VPC"), HIGH,
                 remediation=Remediation(manual="move it by hand"),
@@ -1594,9 +1595,10 @@ def rule_rows(aws: Account, region: str, rule: OpenRule, usage: Usage) -> Iterat
     """The rows of a rule: a finding if it is open, and NOT CHECKED if a prefix list is unread."""
     group, ports, id = rule.group, rule.ports, rule.group["GroupId"]
     item = f"{id}/{ports.protocol}/{ports.numbers().replace(' ', '-')}"
-    cells: dict[str, Cell] = {"Region": region, "Group ID": id}
-    cells |= {"Group name": group.get("GroupName", ""), "VPC": group.get("VpcId", "")}
-    cells |= {"Protocol": ports.protocol, "Ports": ports.cell()}
+    cells: dict[str, Cell] = {
+        "Region": region, "Group ID": id, "Group name": group.get("GroupName", ""),
+        "VPC": group.get("VpcId", ""), "Protocol": ports.protocol, "Ports": ports.cell(),
+    }  # fmt: skip
     row = Row(region, item, cells, resource=f"{region}/{id}")
     foreign = owner_of(aws, group) != aws.number
     failed = [] if foreign else failed_group_controls(ports, rule.sources.all_cidrs())
@@ -1746,10 +1748,11 @@ def check_access_keys(aws: Account, user: str) -> Rows:
 
 def root_key_row(aws: Account) -> Row:
     """The finding that root has access keys."""
-    message, fix = Message("has access keys"), root_remediation(aws)
-    row = Row(ROOT, "keys", {"User": ROOT}, message, CRITICAL, remediation=fix, priority=4)
-    failed = (ControlFinding("IAM.4", ROOT),)
-    return replace(row, kind="Root has access keys", control_findings=failed)
+    return Row(
+        ROOT, "keys", {"User": ROOT}, Message("has access keys"), CRITICAL,
+        remediation=root_remediation(aws), control_findings=(ControlFinding("IAM.4", ROOT),),
+        kind="Root has access keys", priority=4,
+    )  # fmt: skip
 
 
 # Regions in which root neither signs in nor has MFA:
@@ -1768,8 +1771,10 @@ def key_rows(aws: Account, user: str, key: dict[str, Any]) -> Iterator[Row]:
     """The rows of a key: OK or too old, and NOT CHECKED if an old key's last use is unread."""
     id, created, active = key["AccessKeyId"], key["CreateDate"], key["Status"] == "Active"
     age = key_age(created, aws.now)
-    cells: dict[str, Cell] = {"User": user, "Access key ID": id, "Key status": key["Status"]}
-    cells |= {"Created": created, "Age (days)": age, "Last used": ""}
+    cells: dict[str, Cell] = {
+        "User": user, "Access key ID": id, "Key status": key["Status"],
+        "Created": created, "Age (days)": age, "Last used": "",
+    }  # fmt: skip
     # IAM.3 is about 90 days; it is undecided for keys that a longer --max-key-age lets pass
     status = FAILED if age > aws.max_key_age else NOT_CHECKED
     findings = (ControlFinding("IAM.3", id, status),) if active and age > MAX_KEY_AGE else ()
@@ -1952,9 +1957,10 @@ def root_mfa_row(aws: Account) -> Row:
 def mfa_row(user: str, password: bool | None, last: Cell, mfa: bool) -> Row:
     """The row of a user or root without severity; without MFA it names the controls that fail."""
     known = password is not None
-    cells: dict[str, Cell] = {"User": user}
-    cells |= {"Console password": yes_no(password) if known else NOT_CHECKED}
-    cells |= {"Last sign-in": last, "MFA": yes_no(mfa)}
+    cells: dict[str, Cell] = {
+        "User": user, "Console password": yes_no(password) if known else NOT_CHECKED,
+        "Last sign-in": last, "MFA": yes_no(mfa),
+    }  # fmt: skip
     facts: dict[str, Fact] = {"console_password": password, "mfa": mfa}
     row = Row(user, "", cells, Message("Enabled"), fully_read=known, facts=facts)
     if mfa:
@@ -2264,11 +2270,12 @@ def account_rows(aws: Account) -> Iterator[Row]:
             raise AwsCallFailed(answer)
     why = f": {in_words(map(describe_trail, trails))}" if trails else ""
     sentence = "the account has no multi-region trail that records all management events"
-    row = Row(ACCOUNT_TARGET, "", {"Region": ACCOUNT_TARGET}, Message(sentence, after=why), HIGH)
-    kind = "No multi-region trail records all management events"
-    fix = Remediation(manual="create a multi-region trail, or complete one by hand")
-    failed = (ControlFinding("CloudTrail.1", aws.number),)
-    yield replace(row, kind=kind, priority=2, remediation=fix, control_findings=failed)
+    yield Row(
+        ACCOUNT_TARGET, "", {"Region": ACCOUNT_TARGET}, Message(sentence, after=why), HIGH,
+        remediation=Remediation(manual="create a multi-region trail, or complete one by hand"),
+        control_findings=(ControlFinding("CloudTrail.1", aws.number),),
+        kind="No multi-region trail records all management events", priority=2,
+    )  # fmt: skip
 
 
 def describe_trail(trail: Trail) -> str:
@@ -2374,8 +2381,10 @@ def trail_row(aws: Account, trail: Trail) -> Row:
     """The finding that a trail of this account has flaws."""
     flaws, arn, read = trail_flaws(trail), trail.arn, trail.logging is not None
     text, cells = in_words(flaws.values()), trail_cells(trail.home, [trail])
-    row = Row(trail.home, trail.description["Name"], cells, Message("", text), LOW, fully_read=read)
-    row = replace(row, extent=frozenset(flaws), kind=f"A trail {text}", resource=arn, arn=arn)
+    row = Row(
+        trail.home, trail.description["Name"], cells, Message("", text), LOW, fully_read=read,
+        extent=frozenset(flaws), kind=f"A trail {text}", resource=arn, arn=arn,
+    )  # fmt: skip
     if trail.validates():
         fix = Remediation(manual="mend its bucket, or the policy of the bucket")
         return replace(row, remediation=fix)
@@ -2589,8 +2598,8 @@ def grant_rows(aws: Account, bucket: str, grant: dict[str, Any]) -> Iterator[Row
     other = f"the group {name}" if "URI" in grantee else "another AWS account"
     message = Message(f"{PUBLIC_GRANTEES.get(uri, other)} may ", may)
     findings = tuple(ControlFinding(control, bucket) for control in failed)
-    row = Row(bucket, f"{id}/{permission}", cells, message, control_findings=findings)
-    row = replace(row, kind=f"Bucket: {''.join(message)}")
+    kind = f"Bucket: {''.join(message)}"
+    row = Row(bucket, f"{id}/{permission}", cells, message, control_findings=findings, kind=kind)
     if not failed:
         yield replace(row, message=Message(f"{name} has {permission}"))
     elif uri in PUBLIC_GRANTEES:
@@ -2642,12 +2651,14 @@ def policy_row(aws: Account, bucket: str) -> Row:
 
     AWS does not say whether the policy lets the public read (S3.2) or write (S3.3).
     """
-    cells = grant_cells(aws, bucket)
-    cells |= {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
+    who: dict[str, Cell] = {"Grantee": "Everyone (bucket policy)", "Permission": "policy"}
+    cells = grant_cells(aws, bucket) | who
     message = Message(f"its policy lets in {PUBLIC_GRANTEES[EVERYONE]}")
     undecided = tuple(ControlFinding(name, bucket, NOT_CHECKED) for name in ("S3.2", "S3.3"))
-    row = Row(bucket, "policy", cells, message, control_findings=undecided, priority=4)
-    row = replace(row, kind=f"Bucket: {''.join(message)}")
+    row = Row(
+        bucket, "policy", cells, message, control_findings=undecided,
+        kind=f"Bucket: {''.join(message)}", priority=4,
+    )  # fmt: skip
     try:
         if blocked := blocked_by(aws, bucket, "RestrictPublicBuckets"):
             fix = Remediation(manual="void now: make the policy private by hand")
@@ -3804,9 +3815,9 @@ def known_finding(row: Row, before: KnownFinding | None, today: str) -> KnownFin
     If it was not read completely, the severity and the extent of last time are kept.
     """
     now = KnownFinding(
-        row.first_seen, row.result, row.target, row.severity, row.control, row.extent, row.resource
-    )
-    now = now._replace(accepted=row.status == ACCEPTED)
+        row.first_seen, row.result, row.target, row.severity, row.control, row.extent, row.resource,
+        accepted=row.status == ACCEPTED,
+    )  # fmt: skip
     if row.change == WORSE:
         now = now._replace(worse_since=today, was=row.was)
     if row.fully_read or before is None:
